@@ -1,0 +1,109 @@
+"""What travels with an event: who asked, why, and until when."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from ksi_common.clock import format_time
+from ksi_common.messages import Message
+
+OWNER = "owner"
+"""The actor of every connection of the user whom the daemon belongs to."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventMetadata:
+    """Facts of an event that are not its data."""
+
+    event_id: str
+    correlation_id: str
+    """Shared by everything that one request led to."""
+    causation_id: str | None
+    """The event id of what directly led to this one."""
+    actor: str
+    hop: int
+    """How many events led to this one; 32 is the limit."""
+    traceparent: str | None
+    """W3C trace context, as the caller gave it."""
+
+
+@dataclass(slots=True, eq=False)
+class EventEnvelope:
+    """An event on its way to a handler. A handler may take one as a parameter."""
+
+    event: str
+    data: Mapping[str, Any]
+    """The JSON object as it came; empty where ``message`` was given in process."""
+    event_id: str
+    correlation_id: str
+    causation_id: str | None = None
+    actor: str = OWNER
+    hop: int = 0
+    timeout_s: float | None = None
+    """Seconds that the caller gives; None: the default of the daemon."""
+    deadline: float | None = None
+    """Monotonic seconds; what an event leads to has no later one."""
+    idempotency_key: str | None = None
+    traceparent: str | None = None
+    message: Message | None = None
+    """The event as its class, once it is validated."""
+    abandon: Callable[[], None] | None = None
+    """How to answer and stop at the deadline; set by what awaits the answer."""
+    recorded: bool = False
+    """Its row in the log is part of a unit of work already."""
+
+    @property
+    def metadata(self) -> EventMetadata:
+        """Give the facts apart from the data."""
+        return EventMetadata(
+            self.event_id, self.correlation_id, self.causation_id, self.actor, self.hop, self.traceparent
+        )
+
+
+_current: ContextVar[EventEnvelope | None] = ContextVar("ksi_envelope", default=None)
+
+set_current = _current.set
+reset_current = _current.reset
+
+
+def current_envelope() -> EventEnvelope | None:
+    """Give the event that the running code works for, if any; also in threads that handlers start."""
+    return _current.get()
+
+
+@contextmanager
+def event_context(envelope: EventEnvelope) -> Iterator[EventEnvelope]:
+    """Work for ``envelope``: log lines carry its ids, and what is told or asked has it as its cause."""
+    token = _current.set(envelope)
+    try:
+        yield envelope
+    finally:
+        _current.reset(token)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """An event of the log, or an ephemeral one as it passes."""
+
+    event: str
+    data: bytes
+    """JSON."""
+    event_id: str
+    correlation_id: str
+    causation_id: str | None
+    actor: str
+    hop: int
+    time_us: int
+    seq: int | None = None
+    """Position in the log of this node, gapless from 1; None: ephemeral."""
+    stream: str | None = None
+    version: int | None = None
+    """Position in the stream: 1, 2, 3, …"""
+    kind: str = "notification"
+
+    @property
+    def time(self) -> str:
+        """The time, RFC 3339."""
+        return format_time(self.time_us)

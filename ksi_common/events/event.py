@@ -1,0 +1,187 @@
+"""``event:*``: tell, append, read, query and follow events."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue, StringConstraints
+
+from ksi_common.errors import AlreadyExists, FailedPrecondition, NotFound
+from ksi_common.events.types import EventName, EventPattern, StreamName, Time
+from ksi_common.messages import Message, Request, Stream, renamed_from
+
+EventId = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")]
+Limit = Annotated[int, Field(ge=1, le=10_000)]
+ExpectedVersion = Literal["any", "none", "exists"] | Annotated[int, Field(ge=0)]
+
+
+class Published(Message):
+    """Where the event is. ``seq`` and ``cursor`` are of this node's log; None where it is ephemeral."""
+
+    event_id: str
+    seq: int | None
+    cursor: str | None
+    deduplicated: bool = False
+    """The same event was stored before; nothing was added."""
+
+
+class Publish(Request[Published], event="event:publish", recorded=False, raises=(AlreadyExists,)):
+    """Tell an event to everyone who follows it; answered once it is on disk."""
+
+    event: EventName = Field(description="Its name; not one that a plugin declares.", examples=["demo:told"])
+    data: dict[str, JsonValue] = Field(default_factory=dict, description="What it says.", examples=[{"n": 1}])
+    event_id: EventId | None = Field(None, description="Its id: the same one twice is stored once.")
+    stream: StreamName | None = Field(None, description="The stream that it belongs to, if any.")
+    ephemeral: bool = Field(default=False, description="Tell it to those who listen now and do not store it.")
+
+
+class NewEvent(Message):
+    """An event to append."""
+
+    event: EventName = Field(description="Its name.", examples=["demo:told"])
+    data: dict[str, JsonValue] = Field(default_factory=dict, description="What it says.")
+    event_id: EventId | None = Field(None, description="Its id: the same one twice is stored once.")
+
+
+class Appended(Message):
+    """Where the events are. ``version``: the stream's, after the last of them."""
+
+    stream: str
+    version: int
+    event_ids: list[str]
+    seq: int
+    """Of the last of them."""
+    cursor: str
+    deduplicated: bool = False
+
+
+class Append(
+    Request[Appended], event="event:append", recorded=False, raises=(AlreadyExists, FailedPrecondition)
+):
+    """Append events to a stream, all or none, if it is at the version expected."""
+
+    stream: StreamName = Field(description="Where to.", examples=["demo/1"])
+    events: Annotated[list[NewEvent], Field(min_length=1, max_length=1000)] = Field(
+        description="In order.", examples=[[{"event": "demo:told", "data": {"n": 1}}]]
+    )
+    expected_version: ExpectedVersion = Field(
+        "any", description="The stream's version before: a number, or any, none (it is empty), exists."
+    )
+
+
+class Event(Message):
+    """An event as the log has it."""
+
+    event: str
+    data: JsonValue
+    event_id: str
+    kind: Literal["notification", "request"]
+    seq: int
+    cursor: str
+    stream: str | None
+    version: int | None
+    correlation_id: str
+    causation_id: str | None
+    actor: str
+    time: str
+
+
+class Events(Message):
+    """A page of events."""
+
+    events: list[Event]
+    count: int
+    """How many events this reply has."""
+    next: str | None = None
+    """Give it as ``cursor`` (query) to read on; None at the end."""
+
+
+class StreamEvents(Message):
+    """A page of one stream."""
+
+    stream: str
+    events: list[Event]
+    count: int
+    next_version: int | None = None
+    """Give it as ``from_version`` to read on; None at the end."""
+
+
+class Read(Request[StreamEvents], event="event:read", safe=True):
+    """Read a stream, forwards or backwards."""
+
+    stream: StreamName = Field(description="Which one.", examples=["demo/1"])
+    from_version: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Where to begin, included; default: the first, or the last when backwards."
+    )
+    direction: Literal["forwards", "backwards"] = Field("forwards", description="Which way to read.")
+    limit: Limit = Field(1000, description="Events at most.")
+
+
+class Query(Request[Events], event="event:query", safe=True):
+    """Search the log: notifications, and the requests that changed something."""
+
+    patterns: list[EventPattern] = Field(
+        default_factory=list, description="Names or beginnings of names; none: all.", examples=[["state:*"]]
+    )
+    stream: StreamName | None = Field(None, description="Of this stream only.")
+    correlation_id: str | None = Field(None, description="With this correlation id only.")
+    agent_id: str | None = renamed_from(
+        "client_id", "agent_id", None, description="Told or asked by this actor only."
+    )
+    kind: Literal["notification", "request"] | None = Field(None, description="Of this kind only.")
+    since: Time | None = Field(None, description="Not before this time.")
+    until: Time | None = Field(None, description="Before this time.")
+    cursor: str | None = Field(None, description="After this one: the ``next`` of the page before.")
+    reverse: bool = Field(default=True, description="Newest first.")
+    limit: Limit = Field(100, description="Events at most.")
+
+
+class Get(Request[Event], event="event:get", safe=True, raises=(NotFound,)):
+    """Read one event by its id."""
+
+    event_id: EventId = Field(description="Its id.", examples=["0190a1b2c3d4e5f6000000001"])
+
+
+class FromCursor(Message):
+    """After the event that this cursor came with."""
+
+    cursor: str
+
+
+class FromTime(Message):
+    """From the first event at or after this time."""
+
+    time: Time
+
+
+class Subscribed(Message):
+    """One event as a subscriber gets it."""
+
+    event: str
+    data: JsonValue
+    event_id: str
+    stream: str | None
+    version: int | None
+    correlation_id: str
+    causation_id: str | None
+    actor: str
+    time: str
+
+
+class Subscribe(Stream[Subscribed], event="event:subscribe", safe=True):
+    """Follow events: those stored from ``start`` on, then live, in one order, with no gap and no duplicate.
+
+    Between the items come marks: ``caught_up`` once, ``heartbeat`` every ten seconds, and ``gap`` where
+    events cannot be had any more. Each item and mark has the ``cursor`` to resume from.
+    """
+
+    patterns: Annotated[list[EventPattern], Field(min_length=1, max_length=256)] = Field(
+        description="Names or beginnings of names.", examples=[["state:*"]]
+    )
+    stream: StreamName | None = Field(None, description="Of this stream only.")
+    start: Literal["now", "beginning"] | FromCursor | FromTime = Field("now", description="Where to begin.")
+    overflow: Literal["log", "drop_oldest", "latest_per_key"] = Field(
+        "log",
+        description=(
+            "When you do not keep up: log reads on from the log, so nothing durable is missed; drop_oldest "
+            "and latest_per_key (by stream, else by name) skip, and say so with a gap."
+        ),
+    )

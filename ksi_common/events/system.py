@@ -1,0 +1,211 @@
+"""``system:*`` and ``plugin:*``: what the daemon is, can do and how it fares."""
+
+from typing import Any, Literal
+
+from pydantic import Field, JsonValue
+
+from ksi_common.errors import NotFound
+from ksi_common.events.types import EventName
+from ksi_common.messages import Message, Notification, Request
+
+Status = Literal["healthy", "degraded", "unhealthy"]
+
+
+class Check(Message):
+    """One part's health. ``detail``: figures, by name with their units."""
+
+    status: Status
+    detail: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class Checks(Message):
+    """Every part's health."""
+
+    database: Check
+    disk_space: Check
+    message_queue: Check
+    plugins: Check
+    providers: Check
+
+
+class Healthy(Message):
+    """The daemon answers; ``status`` is that of its worst part."""
+
+    status: Status
+    version: str
+    pid: int
+    uptime_s: float
+    active_connections: int
+    checks: Checks
+
+
+class Health(Request[Healthy], event="system:health", safe=True):
+    """Tell how the daemon fares; the checks are at most one second old."""
+
+
+class Parameter(Message):
+    """A field of an event."""
+
+    type: str
+    required: bool
+    default: JsonValue = None
+    description: str = ""
+    allowed_values: list[JsonValue] | None = None
+
+
+class EventHelp(Message):
+    """What there is to know about an event."""
+
+    event: str
+    namespace: str
+    kind: Literal["request", "stream", "notification", "unrouted"]
+    summary: str
+    description: str
+    plugin: str
+    version: int
+    safe: bool
+    idempotent: bool
+    parameters: dict[str, Parameter]
+    reply: dict[str, JsonValue] | None
+    """JSON Schema of the reply, or of an item of a stream."""
+    schema_: dict[str, JsonValue] = Field(alias="schema")
+    """JSON Schema of the data."""
+    errors: list[str]
+    """Codes that the handler itself answers with."""
+    examples: list[dict[str, JsonValue]]
+    """Lines to send, as they are."""
+
+
+class Discovered(Message):
+    """Every event that is handled now, and nothing else."""
+
+    namespaces: list[str]
+    events: dict[str, list[EventHelp]]
+    """By namespace, in order."""
+    notifications: dict[str, list[EventHelp]]
+    """What is told, by namespace: to be subscribed to, not sent."""
+    total_events: int
+
+
+class Discover(Request[Discovered], event="system:discover", safe=True):
+    """List every event that can be sent, and every one that can be followed."""
+
+    namespace: str | None = Field(None, description="Of this namespace only.", examples=["state"])
+
+
+class Help(Request[EventHelp], event="system:help", safe=True, raises=(NotFound,)):
+    """Explain one event."""
+
+    event: EventName = Field(description="Its name.", examples=["state:set"])
+
+
+class Info(Message):
+    """Facts that do not change while the daemon runs."""
+
+    version: str
+    wire_version: int
+    python: str
+    sqlite: str
+    pid: int
+    node: str
+    started: str
+    paths: dict[str, str]
+    limits: dict[str, int | float]
+    plugins: dict[str, str]
+    """Versions by name."""
+    log: dict[str, Any]
+
+
+class GetInfo(Request[Info], event="system:info", safe=True):
+    """Tell versions, paths and limits."""
+
+
+class ShuttingDown(Message):
+    """The daemon takes no new work, finishes what runs, and exits."""
+
+    status: Literal["shutting_down"] = "shutting_down"
+    grace_s: float
+
+
+class Shutdown(Request[ShuttingDown], event="system:shutdown", idempotent=True):
+    """Drain and stop the daemon."""
+
+    grace_s: float | None = Field(
+        None, ge=0, le=3600, description="Seconds for running work; default: the setting."
+    )
+
+
+class Started(Notification, event="system:started"):
+    """The daemon serves."""
+
+    version: str
+    pid: int
+    recovered: bool
+    """The run before this one ended without saying so."""
+
+
+class Stopping(Notification, event="system:stopping"):
+    """The daemon drains."""
+
+    reason: str
+    grace_s: float
+
+
+class PluginSummary(Message):
+    """A plugin, loaded or refused."""
+
+    name: str
+    version: str
+    status: Literal["loaded", "refused", "quarantined"]
+    origin: str
+    events: int
+    error: str | None = None
+    failures: int = 0
+    """Errors that were bugs, since the start."""
+
+
+class PluginList(Message):
+    """Every plugin that was found."""
+
+    plugins: list[PluginSummary]
+    count: int
+
+
+class ListPlugins(Request[PluginList], event="plugin:list", safe=True):
+    """List plugins, the refused ones too, with the reason."""
+
+
+class PluginDetails(PluginSummary):
+    """What a plugin contributes."""
+
+    handlers: list[str]
+    subscribers: list[str]
+    services: list[str]
+    hooks: list[str]
+    middleware: list[str]
+
+
+class InspectPlugin(Request[PluginDetails], event="plugin:inspect", safe=True, raises=(NotFound,)):
+    """Tell what a plugin contributes."""
+
+    plugin_name: str = Field(description="Its name.", examples=["state"])
+
+
+class Hook(Message):
+    """A hook and who implements it."""
+
+    name: str
+    summary: str
+    parameters: list[str]
+    plugins: list[str]
+
+
+class Hooks(Message):
+    """Every hook."""
+
+    hooks: list[Hook]
+    count: int
+
+
+class ListHooks(Request[Hooks], event="plugin:hooks", safe=True):
+    """List the hooks that plugins may implement."""

@@ -1,0 +1,170 @@
+"""The records of the wire, version 1: one JSON object a line.
+
+What a client sends is a Call or a Cancel; what it receives is a Reply, Item, Mark, End or Failure.
+``id`` is the caller's, echoed unchanged; ids of the two directions are apart.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ksi_common.errors import KSIError, error_from_wire
+from ksi_common.strict_json import dumps
+
+FrameId = str | int
+
+MarkKind = Literal["caught_up", "heartbeat", "gap"]
+MARKS: frozenset[str] = frozenset(("caught_up", "heartbeat", "gap"))
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """Ask for an event to be handled. Only ``event`` is needed."""
+
+    event: str
+    data: Mapping[str, Any]
+    id: FrameId | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    timeout_s: float | None = None
+    idempotency_key: str | None = None
+    traceparent: str | None = None
+
+    def encode(self) -> bytes:
+        """Render as a line."""
+        frame: dict[str, Any] = {"event": self.event, "data": self.data}
+        for name in _OPTIONAL:
+            value = getattr(self, name)
+            if value is not None:
+                frame[name] = value
+        return dumps(frame) + b"\n"
+
+
+_OPTIONAL = ("id", "correlation_id", "causation_id", "timeout_s", "idempotency_key", "traceparent")
+
+
+@dataclass(slots=True, eq=False)
+class Cancel:
+    """Stop a call or a stream of this connection."""
+
+    id: FrameId
+
+    def encode(self) -> bytes:
+        """Render as a line."""
+        return dumps({"type": "cancel", "id": self.id}) + b"\n"
+
+
+@dataclass(slots=True, eq=False)
+class Reply:
+    """Answer a request; terminal."""
+
+    id: FrameId | None
+    event: str
+    data: dict[str, Any]
+    correlation_id: str | None = None
+    timestamp: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One of a stream's many. ``cursor``: where to resume after it, in a subscription."""
+
+    id: FrameId | None
+    data: dict[str, Any]
+    cursor: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Mark:
+    """A point within a subscription: caught up, alive, or a gap in what can be had."""
+
+    id: FrameId | None
+    kind: MarkKind
+    cursor: str | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class End:
+    """A stream's end; terminal."""
+
+    id: FrameId | None
+
+
+@dataclass(slots=True, eq=False)
+class Failure:
+    """An error; terminal. ``id`` is None where the line could not be read."""
+
+    id: FrameId | None
+    error: KSIError
+    correlation_id: str | None = None
+
+
+Answer = Reply | Item | Mark | End | Failure
+
+
+def answer_from_wire(frame: Mapping[str, Any]) -> Answer:
+    """Make the record of a parsed line from the daemon; raise ValueError for a type not known."""
+    kind = frame.get("type")
+    ident = frame.get("id")
+    match kind:
+        case "reply":
+            return Reply(
+                ident, frame["event"], frame["data"], frame.get("correlation_id"), frame.get("timestamp")
+            )
+        case "item":
+            return Item(ident, frame["data"], frame.get("cursor"))
+        case "end":
+            return End(ident)
+        case "error":
+            return Failure(ident, error_from_wire(frame["error"]), frame.get("correlation_id"))
+        case "caught_up" | "heartbeat" | "gap":
+            fields = {name: value for name, value in frame.items() if name not in ("id", "type", "cursor")}
+            return Mark(ident, kind, frame.get("cursor"), fields)
+    raise ValueError(f"unknown frame type {kind!r}")
+
+
+# What the daemon writes, rendered from parts that are JSON already: no part is encoded twice.
+
+
+def reply_line(ident: bytes, event: bytes, data: bytes, correlation_id: bytes, timestamp: bytes) -> bytes:
+    """Render a reply; all but ``timestamp`` (plain text) are JSON."""
+    return b"".join(
+        (
+            b'{"id":',
+            ident,
+            b',"type":"reply","event":',
+            event,
+            b',"data":',
+            data,
+            b',"correlation_id":',
+            correlation_id,
+            b',"timestamp":"',
+            timestamp,
+            b'"}\n',
+        )
+    )
+
+
+def item_line(ident: bytes, data: bytes) -> bytes:
+    """Render an item of a plain stream; both parts are JSON."""
+    return b'{"id":%b,"type":"item","data":%b}\n' % (ident, data)
+
+
+def end_line(ident: bytes) -> bytes:
+    """Render the end of a stream."""
+    return b'{"id":%b,"type":"end"}\n' % ident
+
+
+def mark_line(ident: bytes, kind: MarkKind, cursor: str, fields: Mapping[str, Any]) -> bytes:
+    """Render a mark of a subscription."""
+    rest = dumps({"type": kind, "cursor": cursor, **fields})
+    return b'{"id":%b,%b\n' % (ident, rest[1:])
+
+
+def error_line(ident: bytes, error: KSIError, correlation_id: str | None = None) -> bytes:
+    """Render an error."""
+    frame: dict[str, Any] = {"type": "error", "error": error.to_wire()}
+    if correlation_id is not None:
+        frame["correlation_id"] = correlation_id
+    return b'{"id":%b,%b\n' % (ident, dumps(frame, default=str)[1:])

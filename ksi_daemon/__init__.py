@@ -1,0 +1,1 @@
+"""The daemon: a durable event router over a Unix socket."""
