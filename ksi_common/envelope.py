@@ -51,8 +51,10 @@ class EventEnvelope:
     """The event as its class, once it is validated."""
     abandon: Callable[[], None] | None = None
     """How to answer and stop at the deadline; set by what awaits the answer."""
+    to_record: bool = False
+    """It is a request that leaves a row in the log."""
     recorded: bool = False
-    """Its row in the log is part of a unit of work already."""
+    """Its row is part of a unit of work already."""
 
     @property
     def metadata(self) -> EventMetadata:
@@ -83,9 +85,9 @@ def event_context(envelope: EventEnvelope) -> Iterator[EventEnvelope]:
         _current.reset(token)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class StoredEvent:
-    """An event of the log, or an ephemeral one as it passes."""
+    """An event of the log, or an ephemeral one as it passes. Not to be changed by those who read it."""
 
     event: str
     data: bytes
@@ -102,6 +104,8 @@ class StoredEvent:
     version: int | None = None
     """Position in the stream: 1, 2, 3, …"""
     kind: str = "notification"
+    line: bytes | None = None
+    """The item frame without its id, rendered once for all subscribers."""
 
     @property
     def time(self) -> str:

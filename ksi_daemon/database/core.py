@@ -1,0 +1,236 @@
+"""The database, as handlers have it: units of work in, rows out."""
+
+import asyncio
+import secrets
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self, TypeVar
+
+from ksi_common.async_db import AsyncSQLiteDB, Parameters, pragmas
+from ksi_common.clock import Clock
+from ksi_common.envelope import EventEnvelope, StoredEvent, current_envelope
+from ksi_common.errors import FailedPrecondition, InternalError, ResourceExhausted
+from ksi_common.strict_json import dumps
+from ksi_daemon.database.migrations import CORE, migrate, scripts
+from ksi_daemon.database.transaction import Transaction
+from ksi_daemon.database.writer import Job, Writer
+
+T = TypeVar("T")
+
+MAX_WAITING: Final = 100_000
+"""Units that may wait for the writer."""
+READERS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseStatistics:
+    """Figures since the start."""
+
+    waiting: int
+    groups: int
+    units: int
+    head: int
+
+
+class Database:
+    """One SQLite file: ``write`` runs units of work in the one writer, ``read`` asks a pool of readers.
+
+    ``published`` is called on the loop with the events of each commit, in commit order, and the last seq
+    on disk, before anyone who waits for that commit goes on. ``failed`` is called once, when the disk
+    refuses to sync.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        backups: Path,
+        clock: Clock,
+        published: Callable[[Sequence[StoredEvent], int], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        self.path = path
+        self.log_id = ""
+        """Of this log; a cursor of another one is told apart by it."""
+        self._backups = backups
+        self._clock = clock
+        self._published = published
+        self._failed = failed
+        self._waiting: list[Job] = []
+        self._handed_over = 0
+        self._readers: asyncio.LifoQueue[AsyncSQLiteDB] = asyncio.LifoQueue()
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._exit = AsyncExitStack()
+        connection = self._open()
+        self._migrating = connection
+        self.log_id = _log_id(connection)
+        self._writer = Writer(
+            connection,
+            self._clock,
+            self.path.with_name(self.path.name + "-wal"),
+            deliver=self._deliver,
+            fail=lambda error: self._threadsafe(self._failed, error),
+        )
+        for _ in range(READERS):
+            reader = await self._exit.enter_async_context(AsyncSQLiteDB(self.path, read_only=True))
+            self._readers.put_nowait(reader)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._writer.is_alive():
+            self._hand_over()
+            self._writer.stop()
+            # The thread ends after what it has in hand; a hung disk holds it, and then holds us.
+            await self._loop.run_in_executor(None, self._writer.join)
+        else:
+            self._migrating.close()
+        await self._exit.aclose()
+
+    def migrate(self, component: str, migrations: Mapping[int, str]) -> int:
+        """Bring a plugin's tables to their newest schema; before ``start`` only."""
+        if self._writer.is_alive():
+            raise FailedPrecondition("schemas change before the daemon serves", reason="started")
+        return migrate(self._migrating, component, migrations, backups=self._backups)
+
+    def start(self) -> None:
+        """Let the writer write; no schema changes after this."""
+        self._writer.start()
+
+    @property
+    def head(self) -> int:
+        """The last seq on disk at the start; afterwards the hub knows what is published."""
+        return self._writer.head
+
+    @property
+    def statistics(self) -> DatabaseStatistics:
+        """Give figures since the start."""
+        writer = self._writer
+        return DatabaseStatistics(
+            self._handed_over + len(self._waiting), writer.groups, writer.units, writer.head
+        )
+
+    def write(self, unit: Callable[[Transaction], T]) -> "asyncio.Future[T]":
+        """Run ``unit`` in the writer; the awaitable gives what it returns, once that is on disk.
+
+        The unit is synchronous, does SQL and ``tell`` only, may be run twice, and is interrupted after
+        250 ms. Within a request that is not ``safe`` the request's own row joins the unit, and a second
+        ``write`` is refused. Cancelling the await does not take the unit back.
+        """
+        envelope = current_envelope()
+        data: bytes | None = None
+        if envelope is not None and envelope.to_record:
+            data = self._claim(envelope)
+        return self._submit(unit, envelope, data)
+
+    def record(self, envelope: EventEnvelope) -> "asyncio.Future[None]":
+        """Write the row of a request whose handler wrote nothing."""
+        return self._submit(lambda _: None, envelope, self._claim(envelope))
+
+    async def read(self, sql: str, parameters: Parameters = ()) -> Sequence[sqlite3.Row]:
+        """Run a query on a connection of the pool; it sees what is committed."""
+        async with self.reader() as reader:
+            return await reader.fetch(sql, parameters)
+
+    @asynccontextmanager
+    async def reader(self) -> AsyncIterator[AsyncSQLiteDB]:
+        """Borrow a connection that cannot write. Read by pages: an open snapshot stops checkpoints."""
+        reader = await self._readers.get()
+        try:
+            yield reader
+        finally:
+            self._readers.put_nowait(reader)
+
+    def _claim(self, envelope: EventEnvelope) -> bytes:
+        if envelope.recorded:
+            raise InternalError(
+                f"the handler of {envelope.event} writes a second time; a request has one unit"
+            )
+        envelope.recorded = True
+        message = envelope.message
+        if message is not None:
+            return message.__pydantic_serializer__.to_json(message, by_alias=True)
+        return dumps(envelope.data)
+
+    def _submit(
+        self, unit: Callable[[Transaction], T], envelope: EventEnvelope | None, data: bytes | None
+    ) -> "asyncio.Future[T]":
+        future = self._loop.create_future()
+        if self._handed_over + len(self._waiting) >= MAX_WAITING:
+            raise ResourceExhausted(
+                f"{MAX_WAITING} units wait for the disk", reason="writer_full", retry_after_s=1
+            )
+        if not self._waiting:
+            # Once per turn of the loop: what this turn still brings goes along.
+            self._loop.call_soon(self._hand_over)
+        self._waiting.append(Job(unit, envelope, data, future))
+        return future
+
+    def _hand_over(self) -> None:
+        if self._waiting:
+            self._handed_over += len(self._waiting)
+            self._writer.submit(self._waiting)
+            self._waiting = []
+
+    def _deliver(self, jobs: Sequence[Job], head: int) -> None:
+        self._threadsafe(self._resolve, jobs, head)
+
+    def _threadsafe(self, function: Callable[..., object], *arguments: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:  # the loop is closed: nobody is left to be told
+            if not self._loop.is_closed():
+                raise
+
+    def _resolve(self, jobs: Sequence[Job], head: int) -> None:
+        self._handed_over -= len(jobs)
+        told: list[StoredEvent] = []
+        for job in jobs:
+            for callback in job.after_commit:
+                callback()
+            told.extend(job.told)
+        self._published(told, head)
+        for job in jobs:
+            future = job.future
+            if future.done():
+                continue
+            if job.error is None:
+                future.set_result(job.value)
+            else:
+                future.set_exception(_for_future(job.error))
+
+    def _open(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # The writer's connection is made here and used by one thread at a time.
+        connection = sqlite3.connect(
+            self.path, isolation_level=None, check_same_thread=False, cached_statements=512, timeout=1.0
+        )
+        try:
+            self.path.chmod(0o600)
+            for pragma in pragmas(read_only=False):
+                connection.execute(pragma)
+            connection.execute("PRAGMA wal_autocheckpoint = 0")
+            migrate(connection, CORE, scripts(__package__ or ""), backups=self._backups)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def _log_id(connection: sqlite3.Connection) -> str:
+    connection.execute("INSERT OR IGNORE INTO meta VALUES ('log_id', ?)", (secrets.token_hex(4),))
+    row = connection.execute("SELECT value FROM meta WHERE name = 'log_id'").fetchone()
+    return str(row[0])
+
+
+def _for_future(error: BaseException) -> BaseException:
+    # A future cannot carry these; the unit that raised them has a bug all the same.
+    if isinstance(error, StopIteration | KeyboardInterrupt | SystemExit | asyncio.CancelledError):
+        wrapped = InternalError(f"a unit of work raised {type(error).__name__}")
+        wrapped.__cause__ = error
+        return wrapped
+    return error

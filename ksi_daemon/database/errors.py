@@ -1,0 +1,50 @@
+"""What SQLite says, in KSI's words."""
+
+import sqlite3
+
+from ksi_common.errors import DeadlineExceeded, OperationalError, Unavailable
+
+FSYNC_FAILED = frozenset((sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC))
+"""After these nobody knows what is on disk; a second fsync may lie. The daemon must stop."""
+
+_STORE = frozenset(
+    (
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+    )
+)
+
+
+class StoreUnavailable(Unavailable):
+    """Nothing can be stored at present."""
+
+
+class UnitInterrupted(DeadlineExceeded):
+    """A unit of work held the writer for too long."""
+
+
+def is_fsync_failure(error: BaseException) -> bool:
+    """Tell whether the disk refused to promise anything."""
+    return isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) in FSYNC_FAILED
+
+
+def translate(error: Exception) -> Exception:
+    """Give the KSIError for what SQLite refused to do; others (a bug in a unit's SQL) stay as they are."""
+    if not isinstance(error, sqlite3.Error):
+        return error
+    code = getattr(error, "sqlite_errorcode", 0)
+    translated: OperationalError
+    if code == sqlite3.SQLITE_INTERRUPT:
+        translated = UnitInterrupted("unit of work interrupted", reason="unit_interrupted")
+    elif code & 0xFF in _STORE:
+        hint = "free space on the disk of the database" if code == sqlite3.SQLITE_FULL else None
+        translated = StoreUnavailable(f"cannot store: {error}", reason="store_unavailable", hint=hint)
+    else:
+        return error
+    translated.__cause__ = error
+    return translated

@@ -1,0 +1,208 @@
+"""The log's end, as the writer thread sees it: numbers, versions, digests, rows not yet written."""
+
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Final, Literal
+
+from ksi_common.envelope import StoredEvent
+from ksi_common.errors import AlreadyExists, FailedPrecondition
+
+COLUMNS: Final = (
+    "seq, event_id, kind, name, stream, version, correlation_id, causation_id, actor, node, origin_id, hop, "
+    "time, data, reference, digest, chain"
+)
+KINDS: Final = ("notification", "request")
+EMPTY_CHAIN: Final = bytes(32)
+
+ExpectedVersion = Literal["any", "none", "exists"] | int
+
+_ROW = "(" + ",".join("?" * 17) + ")"
+_SIZES = (64, 16, 4, 1)
+_INSERT = {size: f"INSERT INTO log ({COLUMNS}) VALUES " + ",".join([_ROW] * size) for size in _SIZES}  # noqa: S608
+_KNOWN_STREAMS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A point that the rows of a failed unit are taken back to."""
+
+    rows: int
+    seq: int
+    chain: bytes
+
+
+class LogWriter:
+    """Number events and keep their rows until the end of the group, then write them in few statements.
+
+    Owned by the writer thread. Rows of one statement cost half of what rows of their own cost, and give
+    the GIL away once instead of once a row.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._rows: list[tuple[Any, ...]] = []
+        self._ids: dict[str, StoredEvent] = {}
+        self._versions: dict[str, int] = {}
+        self._touched: list[tuple[str, int | None]] = []
+        row = connection.execute("SELECT seq, chain FROM log ORDER BY seq DESC LIMIT 1").fetchone()
+        self.seq: int = row[0] if row else 0
+        self.chain: bytes = row[1] if row else EMPTY_CHAIN
+
+    def mark(self) -> Mark:
+        """Remember this point; versions are remembered from here on."""
+        self._touched.clear()
+        return Mark(len(self._rows), self.seq, self.chain)
+
+    def take_back(self, mark: Mark) -> None:
+        """Forget what was appended since ``mark``, which must be the last one."""
+        self.seq, self.chain = mark.seq, mark.chain
+        for row in self._rows[mark.rows :]:
+            self._ids.pop(row[1], None)
+        del self._rows[mark.rows :]
+        for stream, version in reversed(self._touched):
+            if version is None:
+                self._versions.pop(stream, None)
+            else:
+                self._versions[stream] = version
+        self._touched.clear()
+
+    def append(self, event: StoredEvent, *, named: bool = False) -> None:
+        """Give ``event`` its number and keep its row; ``named``: its id came from outside."""
+        if named:
+            self._ids[event.event_id] = event
+        self.seq += 1
+        event.seq = self.seq
+        digest = digest_of(event)
+        self.chain = sha256(self.chain + self.seq.to_bytes(8) + digest).digest()
+        self._rows.append(
+            (
+                self.seq,
+                event.event_id,
+                1 if event.kind == "request" else 0,
+                event.event,
+                event.stream,
+                event.version,
+                event.correlation_id,
+                event.causation_id,
+                event.actor,
+                None,
+                None,
+                event.hop,
+                event.time_us,
+                event.data if event.kind != "request" else None,
+                None,
+                digest,
+                self.chain,
+            )
+        )
+
+    def find(self, event: StoredEvent) -> StoredEvent | None:
+        """Give the event stored under the same id; raise AlreadyExists where it says something else."""
+        known = self._ids.get(event.event_id) or self._stored(event.event_id)
+        if known is None:
+            return None
+        if known.event != event.event or known.data != event.data or known.stream != event.stream:
+            raise AlreadyExists(
+                f"event id {event.event_id!r} is taken by an event with other content", reason="id_reused"
+            )
+        return known
+
+    def next_version(self, stream: str, expected: ExpectedVersion) -> int:
+        """Give the version that the next event of ``stream`` has; raise where it is not as expected."""
+        actual = self.version(stream)
+        fits = {"any": True, "none": actual == 0, "exists": actual > 0}.get(str(expected), actual == expected)
+        if not fits:
+            raise FailedPrecondition(
+                f"stream {stream!r} is at version {actual}, not {expected}",
+                reason="wrong_version",
+                expected=expected,
+                actual=actual,
+            )
+        self._touched.append((stream, actual))
+        self._versions[stream] = actual + 1
+        return actual + 1
+
+    def version(self, stream: str) -> int:
+        """Give the version of ``stream``: how many events it has had."""
+        version = self._versions.get(stream)
+        if version is None:
+            sql = "SELECT max(version) FROM log WHERE stream = ?"
+            version = int(self._connection.execute(sql, (stream,)).fetchone()[0] or 0)
+            self._versions[stream] = version
+        return version
+
+    def flush(self) -> None:
+        """Write the rows kept, within the transaction that is open."""
+        rows, start = self._rows, 0
+        for size in _SIZES:
+            while len(rows) - start >= size:
+                chunk = rows[start : start + size]
+                self._connection.execute(_INSERT[size], [value for row in chunk for value in row])
+                start += size
+
+    def committed(self) -> None:
+        """Forget the rows: they are on disk."""
+        self._rows.clear()
+        self._ids.clear()
+        if len(self._versions) > _KNOWN_STREAMS:
+            self._versions.clear()
+
+    def lost(self) -> None:
+        """Forget everything that the transaction held: SQLite has taken it back."""
+        self._rows.clear()
+        self._ids.clear()
+        self._versions.clear()
+        self._touched.clear()
+        row = self._connection.execute("SELECT seq, chain FROM log ORDER BY seq DESC LIMIT 1").fetchone()
+        self.seq, self.chain = (row[0], row[1]) if row else (0, EMPTY_CHAIN)
+
+    def _stored(self, event_id: str) -> StoredEvent | None:
+        sql = f"SELECT {COLUMNS} FROM log WHERE event_id = ?"  # noqa: S608
+        row = self._connection.execute(sql, (event_id,)).fetchone()
+        return from_row(row) if row else None
+
+
+def from_row(row: Iterable[Any]) -> StoredEvent:
+    """Make the event of a row of the log."""
+    (
+        seq,
+        event_id,
+        kind,
+        name,
+        stream,
+        version,
+        correlation,
+        causation,
+        actor,
+        _,
+        _,
+        hop,
+        time_us,
+        data,
+        *_,
+    ) = row
+    return StoredEvent(
+        event=name,
+        data=data if data is not None else b"null",
+        event_id=event_id,
+        correlation_id=correlation,
+        causation_id=causation,
+        actor=actor,
+        hop=hop,
+        time_us=time_us,
+        seq=seq,
+        stream=stream,
+        version=version,
+        kind=KINDS[kind],
+    )
+
+
+def digest_of(event: StoredEvent) -> bytes:
+    """Give the SHA-256 of what an event says; NUL parts what JSON and names cannot hold it."""
+    head = (
+        f"{event.kind}\0{event.event}\0{event.event_id}\0{event.stream}\0{event.version}\0"
+        f"{event.correlation_id}\0{event.causation_id}\0{event.actor}\0{event.time_us}\0"
+    )
+    return sha256(head.encode() + event.data).digest()

@@ -1,0 +1,160 @@
+"""What a unit of work may do: run SQL, tell events, and leave word for after the commit."""
+
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from ksi_common.clock import Clock
+from ksi_common.envelope import EventEnvelope, StoredEvent
+from ksi_common.errors import FailedPrecondition, InvalidArgument
+from ksi_common.ids import new_id
+from ksi_common.messages import Notification, spec_of
+from ksi_daemon.database.log_writer import ExpectedVersion, LogWriter
+
+MAX_EVENT_DATA: Final = 1024 * 1024 - 4096
+"""Bytes of one event's data."""
+MAX_HOPS: Final = 32
+
+
+class Transaction:
+    """One unit's view of the transaction of its group. Valid only while the unit runs."""
+
+    __slots__ = ("_after", "_clock", "_connection", "_correlation", "_envelope", "_log", "_saved", "_told")
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        log: LogWriter,
+        clock: Clock,
+        envelope: EventEnvelope | None,
+    ) -> None:
+        self._connection = connection
+        self._log = log
+        self._clock = clock
+        self._envelope = envelope
+        self._correlation = envelope.correlation_id if envelope else ""
+        self._told: list[StoredEvent] = []
+        self._after: list[Callable[[], None]] = []
+        self._saved = False
+
+    @property
+    def told(self) -> Sequence[StoredEvent]:
+        """What the unit told and the log did not have."""
+        return self._told
+
+    @property
+    def after_commit(self) -> Sequence[Callable[[], None]]:
+        """What the unit left to do."""
+        return self._after
+
+    def execute(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> sqlite3.Cursor:
+        """Run one statement. A unit that runs none pays for no savepoint."""
+        if not self._saved:
+            self._connection.execute("SAVEPOINT unit")
+            self._saved = True
+        return self._connection.execute(sql, parameters)
+
+    def on_commit(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` on the loop after the commit, in commit order, before anyone hears of it."""
+        self._after.append(callback)
+
+    def version(self, stream: str) -> int:
+        """Give the version of ``stream``: how many events it has had, those of this unit too."""
+        return self._log.version(stream)
+
+    def tell(
+        self,
+        notification: Notification,
+        *,
+        stream: str | None = None,
+        expected_version: ExpectedVersion = "any",
+    ) -> StoredEvent:
+        """Tell a declared, durable event, in this commit."""
+        spec = spec_of(type(notification))
+        if spec.ephemeral:
+            raise InvalidArgument(f"{spec.name} is ephemeral: tell it with bus.notify", reason="ephemeral")
+        data = notification.__pydantic_serializer__.to_json(notification, by_alias=True)
+        return self.tell_raw(spec.name, data, stream=stream, expected_version=expected_version)
+
+    def tell_raw(
+        self,
+        event: str,
+        data: bytes,
+        *,
+        event_id: str | None = None,
+        stream: str | None = None,
+        expected_version: ExpectedVersion = "any",
+        cause: bool = True,
+    ) -> StoredEvent:
+        """Tell an event by name; ``data``: JSON.
+
+        ``event_id``: the same one again gives the event stored before (its ``seq`` is set), and AlreadyExists
+        where that says something else. ``cause``: it was caused by the request at work, rather than being
+        the request itself.
+        """
+        if len(data) > MAX_EVENT_DATA:
+            raise InvalidArgument(
+                f"data of {event} has {len(data)} bytes", reason="too_large", limit=MAX_EVENT_DATA
+            )
+        told = self._event(event, data, event_id, cause=cause)
+        told.stream = stream
+        if event_id is not None:
+            known = self._log.find(told)
+            if known is not None:
+                return known
+        if stream is not None:
+            told.version = self._log.next_version(stream, expected_version)
+        self._log.append(told, named=event_id is not None)
+        self._told.append(told)
+        return told
+
+    def record(self, envelope: EventEnvelope, data: bytes) -> None:
+        """Write the row of a request: what was asked, by whom, and the digest of its data."""
+        row = StoredEvent(
+            envelope.event,
+            data,
+            envelope.event_id,
+            envelope.correlation_id,
+            envelope.causation_id,
+            envelope.actor,
+            envelope.hop,
+            self._clock.time_us(),
+            kind="request",
+        )
+        self._log.append(row)
+
+    def close(self, *, undo: bool) -> None:
+        """End the unit's savepoint, if it has one."""
+        if self._saved:
+            if undo:
+                self._connection.execute("ROLLBACK TO unit")
+            self._connection.execute("RELEASE unit")
+
+    def _event(self, event: str, data: bytes, event_id: str | None, *, cause: bool) -> StoredEvent:
+        envelope = self._envelope
+        if envelope is None:
+            ident = event_id or new_id()
+            self._correlation = self._correlation or ident
+            return StoredEvent(
+                event, data, ident, self._correlation, None, "system", 0, self._clock.time_us()
+            )
+        if not cause:
+            ident = event_id or envelope.event_id
+            causation, hop = envelope.causation_id, envelope.hop
+        else:
+            ident = event_id or new_id()
+            causation, hop = envelope.event_id, envelope.hop + 1
+            if hop > MAX_HOPS:
+                raise FailedPrecondition(
+                    f"{event} is {hop} events away from its origin", reason="too_many_hops", limit=MAX_HOPS
+                )
+        return StoredEvent(
+            event,
+            data,
+            ident,
+            envelope.correlation_id,
+            causation,
+            envelope.actor,
+            hop,
+            self._clock.time_us(),
+        )

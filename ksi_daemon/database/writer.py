@@ -1,0 +1,209 @@
+"""The writer thread: whatever waits when it is free is one group, and one commit."""
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, Final
+
+from ksi_common.clock import Clock
+from ksi_common.envelope import EventEnvelope, StoredEvent
+from ksi_daemon.database.errors import is_fsync_failure, translate
+from ksi_daemon.database.log_writer import LogWriter
+from ksi_daemon.database.transaction import Transaction
+
+MAX_GROUP: Final = 512
+UNIT_LIMIT_S: Final = 0.25
+_IDLE_S: Final = 0.2
+FORCED_CHECKPOINT_BYTES: Final = 64 * 1024 * 1024
+_FORCE_AGAIN_S: Final = 1.0
+_PROGRESS_STEPS: Final = 20_000
+
+Unit = Callable[[Transaction], Any]
+
+
+class TransactionLost(Exception):
+    """SQLite took the whole transaction back, with the units that did nothing wrong."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A unit of work on its way through the writer."""
+
+    unit: Unit
+    envelope: EventEnvelope | None
+    request_data: bytes | None
+    """JSON of the request at work whose row is to be written with the unit."""
+    future: Any
+    value: Any = None
+    error: BaseException | None = None
+    told: Sequence[StoredEvent] = ()
+    after_commit: Sequence[Callable[[], None]] = ()
+
+
+class Writer(threading.Thread):
+    """Own the one connection that writes, and that checkpoints.
+
+    ``deliver`` is called in this thread with each group that is done (committed, or refused unit by unit)
+    and the last seq on disk.
+    ``fail`` is called once, when the disk refuses to sync: nothing is written after that.
+    """
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        clock: Clock,
+        wal: Path,
+        *,
+        deliver: Callable[[Sequence[Job], int], None],
+        fail: Callable[[Exception], None],
+    ) -> None:
+        super().__init__(name="ksi-writer", daemon=True)
+        self._connection = connection
+        self._clock = clock
+        self._wal = wal
+        self._uncheckpointed = False
+        self._force_after = 0.0
+        self._deliver = deliver
+        self._fail = fail
+        self._queue: SimpleQueue[Sequence[Job] | None] = SimpleQueue()
+        self._unit_ends = float("inf")
+        self._log = LogWriter(connection)
+        self._broken: Exception | None = None
+        self.groups = 0
+        self.units = 0
+        connection.set_progress_handler(self._overdue, _PROGRESS_STEPS)
+
+    @property
+    def head(self) -> int:
+        """The last seq on disk; exact only where the writer is idle."""
+        return self._log.seq
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Hand jobs over; callable from any thread."""
+        self._queue.put(jobs)
+
+    def stop(self) -> None:
+        """Finish what was handed over, then end the thread."""
+        self._queue.put(None)
+
+    def run(self) -> None:
+        """Take what waits, commit it, deliver it; checkpoint when there is nothing to do."""
+        stopping = False
+        while not stopping:
+            jobs, stopping = self._take()
+            for start in range(0, len(jobs), MAX_GROUP):
+                group = jobs[start : start + MAX_GROUP]
+                self._commit(group)
+                self._deliver(group, self._log.seq)
+            if (
+                self._wal.stat().st_size > FORCED_CHECKPOINT_BYTES
+                and self._clock.monotonic() > self._force_after
+            ):
+                self._force_after = self._clock.monotonic() + _FORCE_AGAIN_S
+                self._checkpoint("TRUNCATE")
+        self._checkpoint("PASSIVE")
+        self._connection.close()
+
+    def _take(self) -> tuple[list[Job], bool]:
+        jobs: list[Job] = []
+        more = self._wait()
+        while more is not None:
+            jobs.extend(more)
+            try:
+                more = self._queue.get_nowait()
+            except Empty:
+                return jobs, False
+        return jobs, True
+
+    def _wait(self) -> Sequence[Job] | None:
+        if self._uncheckpointed:
+            try:
+                return self._queue.get(timeout=_IDLE_S)
+            except Empty:
+                self._checkpoint("PASSIVE")
+        return self._queue.get()
+
+    def _commit(self, group: Sequence[Job]) -> None:
+        if self._broken is not None:
+            for job in group:
+                job.error = self._broken
+            return
+        self.groups += 1
+        self.units += len(group)
+        try:
+            self._transact(group)
+        except TransactionLost:
+            for job in group:
+                self._commit_alone(job)
+
+    def _commit_alone(self, job: Job) -> None:
+        """Run one unit in a transaction of its own: now what goes wrong is its own fault."""
+        job.value = job.error = None
+        try:
+            self._transact([job])
+        except TransactionLost as lost:
+            job.told = job.after_commit = ()
+            if job.error is None:
+                job.error = translate(lost.__cause__) if isinstance(lost.__cause__, Exception) else lost
+
+    def _transact(self, group: Sequence[Job]) -> None:
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            for job in group:
+                self._run_unit(job)
+            self._log.flush()
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._give_up(error)
+            raise TransactionLost from error
+        except TransactionLost as lost:
+            self._give_up(lost.__cause__)
+            raise
+        self._log.committed()
+        self._uncheckpointed = True
+
+    def _give_up(self, error: BaseException | None) -> None:
+        self._stop_if_unsynced(error)
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+        self._log.lost()
+
+    def _run_unit(self, job: Job) -> None:
+        mark = self._log.mark()
+        transaction = Transaction(self._connection, self._log, self._clock, job.envelope)
+        self._unit_ends = time.monotonic() + UNIT_LIMIT_S
+        try:
+            if job.request_data is not None and job.envelope is not None:
+                transaction.record(job.envelope, job.request_data)
+            job.value = job.unit(transaction)
+            transaction.close(undo=False)
+        except BaseException as error:  # of whatever kind, it is its caller's
+            job.error = translate(error) if isinstance(error, Exception) else error
+            if not self._connection.in_transaction:
+                raise TransactionLost from error
+            self._log.take_back(mark)
+            transaction.close(undo=True)
+        else:
+            job.told = transaction.told
+            job.after_commit = transaction.after_commit
+        finally:
+            self._unit_ends = float("inf")
+
+    def _overdue(self) -> int:
+        return time.monotonic() > self._unit_ends
+
+    def _checkpoint(self, mode: str) -> None:
+        self._uncheckpointed = False
+        try:
+            self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+        except sqlite3.Error as error:
+            self._stop_if_unsynced(error)
+
+    def _stop_if_unsynced(self, error: BaseException | None) -> None:
+        if isinstance(error, sqlite3.Error) and is_fsync_failure(error) and self._broken is None:
+            self._broken = translate(error)
+            self._fail(self._broken)

@@ -1,0 +1,280 @@
+"""Subscribers: from the log, then live, and back to the log where they do not keep up.
+
+One ordered stream with no gap and no duplicate. The log is the buffer: a subscriber that lags costs
+no memory beyond its own bounded one, and nobody else notices.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol
+
+from ksi_common.clock import parse_time
+from ksi_common.envelope import StoredEvent
+from ksi_common.frames import MarkKind
+from ksi_daemon.cursors import parse_cursor
+from ksi_daemon.eventlog import PAGE, EventLog
+from ksi_daemon.hub import Batch, Hub
+
+MAX_EVENTS: Final = 10_000
+MAX_BYTES: Final = 8 * 1024 * 1024
+HEARTBEAT_S: Final = 10.0
+
+Overflow = Literal["log", "drop_oldest", "latest_per_key"]
+
+
+class Sink(Protocol):
+    """Where a subscriber's events go: a connection, or a queue in the process."""
+
+    @property
+    def full(self) -> bool:
+        """Tell whether it holds as much unread as it may."""
+        ...
+
+    def deliver(self, batch: Batch) -> None:
+        """Take events; never waits."""
+        ...
+
+    def mark(self, kind: MarkKind, cursor: str, fields: Mapping[str, Any]) -> None:
+        """Take a mark."""
+        ...
+
+    async def wait_drained(self) -> None:
+        """Return when it may be filled again."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Interest:
+    """What a subscriber wants. ``start``: "now", "beginning", {"cursor": …} or {"time": …}."""
+
+    patterns: Sequence[str]
+    stream: str | None = None
+    start: str | Mapping[str, Any] = "now"
+    overflow: Overflow = "log"
+
+
+class Subscriptions:
+    """Make feeds: one for each subscriber."""
+
+    def __init__(self, hub: Hub, log: EventLog, *, heartbeat_s: float = HEARTBEAT_S) -> None:
+        self.hub = hub
+        self.log = log
+        self.heartbeat_s = heartbeat_s
+
+    async def follow(self, interest: Interest, sink: Sink) -> None:
+        """Feed ``sink`` until cancelled."""
+        feed = _Feed(self, interest, sink)
+        try:
+            await feed.run()
+        finally:
+            feed.stop()
+
+
+class _Feed:
+    """One subscriber's way through the log; its position is the last seq that its sink has, or needs not."""
+
+    def __init__(self, subscriptions: Subscriptions, interest: Interest, sink: Sink) -> None:
+        self._hub = subscriptions.hub
+        self._log = subscriptions.log
+        self._heartbeat_s = subscriptions.heartbeat_s
+        self._interest = interest
+        self._sink = sink
+        self._position = 0
+        self._state: Literal["behind", "holding", "live"] = "behind"
+        self._held: list[Batch] = []
+        self._held_bytes = 0
+        self._missed = 0
+        self._caught_up = False
+        self._overflowed = asyncio.Event()
+        self._skipped = _skipping(interest.overflow)
+        self._channel = self._hub.attach(self, interest.patterns, interest.stream)
+
+    def stop(self) -> None:
+        """Take no more; may be called twice."""
+        self._hub.detach(self, self._channel)
+
+    async def run(self) -> None:
+        """Catch up, go live, and begin again after each overflow."""
+        await self._find_start()
+        while True:
+            await self._catch_up()
+            if not self._caught_up:
+                self._caught_up = True
+                self._mark("caught_up")
+            await self._wait_overflow()
+            await self._sink.wait_drained()
+            if self._skipped is not None:
+                self._deliver_skipped(self._skipped)
+
+    def deliver(self, batch: Batch) -> None:
+        """Take a batch of the hub, according to where this subscriber is."""
+        if self._state == "live":
+            if self._sink.full:
+                self._overflow(batch)
+            else:
+                self._position = batch.head
+                self._sink.deliver(batch)
+        elif self._state == "holding":
+            self._held.append(batch)
+            self._held_bytes += batch.size
+            if self._held_bytes > MAX_BYTES or len(self._held) > MAX_EVENTS:
+                self._let_go()
+        else:
+            self._pass_by(batch)
+
+    def _let_go(self) -> None:
+        held, self._held = self._held, []
+        self._state = "behind"
+        for batch in held:
+            self._pass_by(batch)
+
+    def _overflow(self, batch: Batch) -> None:
+        self._state = "behind"
+        self._overflowed.set()
+        self._pass_by(batch)
+
+    def _pass_by(self, batch: Batch) -> None:
+        if self._skipped is not None and self._caught_up:
+            self._skipped.add(batch)
+        elif self._caught_up:
+            self._missed += sum(event.seq is None for event in batch.events)
+
+    async def _find_start(self) -> None:
+        match self._interest.start:
+            case "now":
+                self._position = self._hub.head
+            case "beginning":
+                self._position = 0
+            case {"cursor": str(text)}:
+                self._resume(text)
+            case {"time": str(text)}:
+                self._position = await self._log.position_at(parse_time(text))
+
+    def _resume(self, text: str) -> None:
+        cursor = parse_cursor(text)
+        if cursor.log_id != self._log.log_id:
+            self._mark("gap", reason="other_log")
+        elif cursor.seq > self._hub.head:
+            self._position = self._hub.head
+            self._mark("gap", reason="beyond_the_log", lost=cursor.seq - self._hub.head)
+        else:
+            self._position = cursor.seq
+
+    async def _catch_up(self) -> None:
+        """Read the log to its head: once that is near, hold what is published meanwhile, then let it go."""
+        while self._state != "live":
+            if self._hub.head - self._position <= PAGE:
+                self._hold()
+            target = self._hub.head
+            await self._read_to(target)
+            if self._state == "holding":
+                self._release()
+
+    def _hold(self) -> None:
+        self._hub.settle(self._channel)
+        self._held, self._held_bytes = [], 0
+        self._state = "holding"
+
+    def _release(self) -> None:
+        held, self._held = self._held, []
+        self._state = "live"
+        self._overflowed.clear()
+        if self._missed:
+            self._mark("gap", reason="ephemeral_missed", missed=self._missed)
+            self._missed = 0
+        for batch in held:
+            self.deliver(batch)
+
+    async def _read_to(self, target: int) -> None:
+        beat = asyncio.get_running_loop().time() + self._heartbeat_s
+        while self._position < target:
+            page = await self._log.page(
+                self._position, target, self._interest.patterns, self._interest.stream
+            )
+            self._position = page.last
+            if page.events:
+                self._sink.deliver(Batch(page.events, page.last, self._log.log_id))
+            elif asyncio.get_running_loop().time() > beat:
+                beat += self._heartbeat_s
+                self._mark("heartbeat")
+            if self._sink.full:
+                await self._sink.wait_drained()
+
+    async def _wait_overflow(self) -> None:
+        while not self._overflowed.is_set():
+            try:
+                async with asyncio.timeout(self._heartbeat_s):
+                    await self._overflowed.wait()
+            except TimeoutError:
+                self._hub.settle(self._channel)
+                if self._state == "live" and not self._sink.full:
+                    self._position = self._hub.head
+                    self._mark("heartbeat")
+
+    def _deliver_skipped(self, skipped: "_Skipping") -> None:
+        self._hub.settle(self._channel)
+        events, dropped = skipped.take()
+        self._position = self._hub.head
+        if dropped:
+            self._mark("gap", reason="overflow", dropped=dropped)
+        if events:
+            self._sink.deliver(Batch(events, self._position, self._log.log_id))
+
+    def _mark(self, kind: MarkKind, **fields: Any) -> None:
+        self._sink.mark(kind, self._log.cursor(self._position), fields)
+
+
+class _Skipping(Protocol):
+    """What to keep for a subscriber that wants the newest rather than all."""
+
+    def add(self, batch: Batch) -> None: ...
+
+    def take(self) -> tuple[Sequence[StoredEvent], int]: ...
+
+
+class _DropOldest:
+    def __init__(self) -> None:
+        self._events: deque[StoredEvent] = deque()
+        self._bytes = 0
+        self._dropped = 0
+
+    def add(self, batch: Batch) -> None:
+        for event in batch.events:
+            self._events.append(event)
+            self._bytes += len(event.data)
+            while len(self._events) > MAX_EVENTS or self._bytes > MAX_BYTES:
+                self._bytes -= len(self._events.popleft().data)
+                self._dropped += 1
+
+    def take(self) -> tuple[Sequence[StoredEvent], int]:
+        taken = tuple(self._events), self._dropped
+        self.__init__()  # type: ignore[misc]  # empty again, as it was made
+        return taken
+
+
+class _LatestPerKey:
+    """The last event of each stream, or of each name where there is none."""
+
+    def __init__(self) -> None:
+        self._latest: dict[str, StoredEvent] = {}
+        self._dropped = 0
+
+    def add(self, batch: Batch) -> None:
+        for event in batch.events:
+            key = event.stream or event.event
+            self._dropped += self._latest.pop(key, None) is not None
+            self._latest[key] = event
+            if len(self._latest) > MAX_EVENTS:
+                del self._latest[next(iter(self._latest))]
+                self._dropped += 1
+
+    def take(self) -> tuple[Sequence[StoredEvent], int]:
+        taken = tuple(self._latest.values()), self._dropped
+        self._latest, self._dropped = {}, 0
+        return taken
+
+
+def _skipping(overflow: Overflow) -> _Skipping | None:
+    return {"log": None, "drop_oldest": _DropOldest(), "latest_per_key": _LatestPerKey()}[overflow]
