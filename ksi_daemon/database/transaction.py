@@ -38,6 +38,11 @@ class Transaction:
         self._saved = False
 
     @property
+    def envelope(self) -> EventEnvelope | None:
+        """The event that the unit works for, as it was when ``write`` was called; threads have none."""
+        return self._envelope
+
+    @property
     def told(self) -> Sequence[StoredEvent]:
         """What the unit told and the log did not have."""
         return self._told
@@ -139,7 +144,7 @@ class Transaction:
                 event, data, ident, self._correlation, None, "system", 0, self._clock.time_us()
             )
         if not cause:
-            ident = event_id or envelope.event_id
+            ident = event_id or (new_id() if self._told else envelope.event_id)
             causation, hop = envelope.causation_id, envelope.hop
         else:
             ident = event_id or new_id()
