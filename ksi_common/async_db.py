@@ -159,3 +159,8 @@ def statements(script: str) -> Iterable[str]:
 
 
 _HAS_SQL = re.compile(r"\S")
+
+
+def sqlite_version() -> str:
+    """Give the version of the SQLite library."""
+    return sqlite3.sqlite_version

@@ -1,13 +1,13 @@
 """What travels with an event: who asked, why, and until when."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ksi_common.clock import format_time
-from ksi_common.messages import Message
+from ksi_common.messages import EventSpec, Message
 
 OWNER = "owner"
 """The actor of every connection of the user whom the daemon belongs to."""
@@ -27,6 +27,14 @@ class EventMetadata:
     """How many events led to this one; 32 is the limit."""
     traceparent: str | None
     """W3C trace context, as the caller gave it."""
+
+
+class Caller(Protocol):
+    """Who awaits the answer, where that is not a coroutine of this process."""
+
+    def abandon(self) -> None:
+        """Answer that the deadline has passed, and stop the work."""
+        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -49,8 +57,10 @@ class EventEnvelope:
     traceparent: str | None = None
     message: Message | None = None
     """The event as its class, once it is validated."""
-    abandon: Callable[[], None] | None = None
-    """How to answer and stop at the deadline; set by what awaits the answer."""
+    spec: EventSpec | None = None
+    """What is declared of the event; None: nothing is."""
+    caller: "Caller | None" = None
+    """What awaits the answer elsewhere; None: a caller in this process."""
     to_record: bool = False
     """It is a request that leaves a row in the log."""
     recorded: bool = False

@@ -1,6 +1,5 @@
 """The log, read: by position, by stream, by id, by question."""
 
-import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -96,7 +95,7 @@ class EventLog:
         where, parameters = _where(query)
         order = "DESC" if query.reverse else "ASC"
         sql = f"SELECT {COLUMNS} FROM log WHERE {where} ORDER BY seq {order} LIMIT ?"  # noqa: S608
-        rows: Sequence[sqlite3.Row] = await self._database.read(sql, (*parameters, query.limit))
+        rows = await self._database.read(sql, (*parameters, query.limit))
         return [from_row(row) for row in rows]
 
     async def position_at(self, time_us: int) -> int:

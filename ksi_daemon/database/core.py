@@ -127,6 +127,10 @@ class Database:
             data = self._claim(envelope)
         return self._submit(unit, envelope, data)
 
+    def write_apart(self, unit: Callable[[Transaction], T]) -> "asyncio.Future[T]":
+        """Run ``unit`` in a commit that is not the one of the request at work: what it does stands alone."""
+        return self._submit(unit, current_envelope(), None)
+
     def record(self, envelope: EventEnvelope) -> "asyncio.Future[None]":
         """Write the row of a request whose handler wrote nothing."""
         return self._submit(lambda _: None, envelope, self._claim(envelope))

@@ -1,0 +1,5 @@
+"""``state:*``: values by namespace and key, for users."""
+
+from ksi_state.handlers import clear, delete, get, ksi_migrations, ksi_services, list_, set_
+
+__all__ = ["clear", "delete", "get", "ksi_migrations", "ksi_services", "list_", "set_"]

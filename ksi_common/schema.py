@@ -1,0 +1,115 @@
+"""Event classes, described: the discovery document, from which help and examples are made."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from ksi_common.errors import KSIError
+from ksi_common.events.system import EventHelp, Parameter
+from ksi_common.messages import Message, public_name, spec_of
+
+
+def describe(cls: type[Message], plugin: str) -> EventHelp:
+    """Say everything about an event that its class says."""
+    spec = spec_of(cls)
+    doc = inspect.getdoc(cls) or ""
+    return EventHelp(
+        event=spec.name,
+        namespace=spec.namespace,
+        kind=spec.kind,
+        summary=doc.partition("\n")[0],
+        description=doc,
+        plugin=plugin,
+        version=spec.version,
+        safe=spec.safe,
+        idempotent=spec.idempotent,
+        parameters=parameters(cls),
+        reply=spec.reply.model_json_schema(mode="serialization") if spec.reply else None,
+        schema_=cls.model_json_schema(),
+        errors=[error.code for error in _errors(cls)],
+        examples=[{"event": spec.name, "data": example(cls)}],
+    )
+
+
+def parameters(cls: type[BaseModel]) -> Mapping[str, Parameter]:
+    """Describe the fields of an event, by their names on the wire."""
+    schema = cls.model_json_schema()
+    definitions: Mapping[str, Any] = schema.get("$defs", {})
+    described = {}
+    for name, info in cls.model_fields.items():
+        public = public_name(name, info)
+        field: Mapping[str, Any] = schema["properties"][public]
+        described[public] = Parameter(
+            type=type_name(field, definitions),
+            required=info.is_required(),
+            default=_default(info),
+            description=info.description or "",
+            allowed_values=_allowed(field),
+        )
+    return described
+
+
+def example(cls: type[BaseModel]) -> dict[str, Any]:
+    """Give data that the event can be sent with: the first example of each field that needs one."""
+    data = {}
+    for name, info in cls.model_fields.items():
+        if info.is_required():
+            schema = cls.model_json_schema()["properties"][public_name(name, info)]
+            data[public_name(name, info)] = _example(info, schema)
+    return data
+
+
+def type_name(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
+    """Name the JSON type of a field, as a person would."""
+    if "$ref" in field:
+        name = str(field["$ref"]).rpartition("/")[2]
+        return type_name(definitions[name], {}) if name != "JsonValue" and name in definitions else "any"
+    if "anyOf" in field:
+        return " | ".join(dict.fromkeys(type_name(option, definitions) for option in field["anyOf"]))
+    if "const" in field or "enum" in field:
+        return "string"
+    kind = str(field.get("type", "any"))
+    if kind == "array":
+        return f"array of {type_name(field.get('items', {}), definitions)}"
+    return kind
+
+
+def _errors(cls: type[Message]) -> Sequence[type[KSIError]]:
+    return spec_of(cls).raises
+
+
+def _default(info: FieldInfo) -> Any:
+    if info.is_required():
+        return None
+    value = info.get_default(call_default_factory=True)
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+
+
+def _allowed(field: Mapping[str, Any]) -> list[Any] | None:
+    options = field.get("anyOf", [field])
+    values = [value for option in options for value in _literals(option)]
+    return values or None
+
+
+def _literals(option: Mapping[str, Any]) -> Sequence[Any]:
+    return [option["const"]] if "const" in option else list(option.get("enum", ()))
+
+
+_EXAMPLES: Mapping[str, Any] = {
+    "string": "example",
+    "integer": 1,
+    "number": 1.0,
+    "boolean": True,
+    "array": [],
+    "object": {},
+}
+
+
+def _example(info: FieldInfo, field: Mapping[str, Any]) -> Any:
+    if info.examples:
+        return info.examples[0]
+    literals = _allowed(field)
+    return literals[0] if literals else _EXAMPLES.get(str(field.get("type")), "example")

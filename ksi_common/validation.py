@@ -1,0 +1,85 @@
+"""From JSON to a message, once, at the edge; and what to say where that fails."""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from ksi_common.errors import InvalidArgument
+from ksi_common.messages import Message, accepted_names, spec_of
+from ksi_common.protocol import MAX_DATA
+from ksi_common.strict_json import dumps
+
+M = TypeVar("M", bound=Message)
+
+
+def parser(cls: type[M]) -> Callable[[Mapping[str, Any]], M]:
+    """Make the function that reads a request's data: strict JSON types, no unknown field at any depth.
+
+    It raises InvalidArgument with ``field`` (a path), and a guess where a name is nearly right.
+    """
+    validate = cls.__pydantic_validator__.validate_json
+    name = spec_of(cls).name
+    # Messages are frozen: one that says nothing can be shared by all who say nothing.
+    empty = None if any(info.is_required() for info in cls.model_fields.values()) else cls()
+
+    def parse(data: Mapping[str, Any]) -> M:
+        if not data and empty is not None:
+            return empty
+        text = dumps(data)
+        if len(text) > MAX_DATA:
+            raise InvalidArgument(
+                f"data of {name} has {len(text)} bytes", reason="too_large", limit=MAX_DATA, field="data"
+            )
+        try:
+            message: M = validate(text, strict=True, extra="forbid")
+        except ValidationError as error:
+            raise refusal(error, cls, name) from None
+        return message
+
+    return parse
+
+
+def refusal(error: ValidationError, cls: type[BaseModel], event: str) -> InvalidArgument:
+    """Say what is wrong with the first field that is, and list the others in ``details.problems``."""
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    problems.sort(
+        key=lambda problem: problem["type"] != "extra_forbidden"
+    )  # a misspelt field is missing, too
+    texts = [_describe(problem, cls, event) for problem in problems[:20]]
+    message, hint = texts[0]
+    fields = [_path(problem) for problem in problems[:20]]
+    return InvalidArgument(
+        message,
+        hint=hint or f"system:help {{event: {event}}} shows its fields",
+        reason=_REASONS.get(problems[0]["type"], "invalid_field"),
+        field=fields[0],
+        problems=[{"field": field, "message": text} for field, (text, _) in zip(fields, texts, strict=True)],
+    )
+
+
+_REASONS = {"extra_forbidden": "unknown_field", "missing": "missing"}
+
+
+def _describe(problem: ErrorDetails, cls: type[BaseModel], event: str) -> tuple[str, str | None]:
+    path = _path(problem)
+    match problem["type"]:
+        case "extra_forbidden":
+            near = difflib.get_close_matches(str(problem["loc"][-1]), _siblings(cls, problem), n=1)
+            return f'{event} has no field "{path}"', f'did you mean "{near[0]}"?' if near else None
+        case "missing":
+            return f"{event} needs the field {path}", None
+    reason = problem["msg"]
+    return f"{path or 'data'}: {reason[:1].lower()}{reason[1:]}", None
+
+
+def _siblings(cls: type[BaseModel], problem: ErrorDetails) -> Sequence[str]:
+    if len(problem["loc"]) == 1:
+        return accepted_names(cls)
+    return ()
+
+
+def _path(problem: ErrorDetails) -> str:
+    return ".".join(str(part)[:128] for part in problem["loc"])

@@ -1,0 +1,133 @@
+"""Run the daemon in the foreground: ``python -m ksi_daemon``.
+
+Exit codes: 0 stopped as asked, 1 cannot start or had to end, 4 another daemon has the home,
+7 the database was made by a newer version.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from ksi_common.async_db import SchemaTooNew
+from ksi_common.errors import KSIError
+from ksi_common.paths import Paths, default_home
+from ksi_daemon.daemon import Daemon
+from ksi_daemon.lock import HomeLocked, home_lock
+from ksi_daemon.logs import logging_to
+from ksi_daemon.notify import notify
+from ksi_daemon.settings import Settings, load_settings
+
+log = structlog.get_logger()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read the settings, take the home, serve; give the exit code."""
+    options = _options(arguments)
+    paths = Paths(default_home())
+    try:
+        settings = load_settings(paths)
+        if options.check:
+            return _check(paths, settings)
+        with home_lock(paths) as recovered, logging_to(paths.log, settings.log, echo=options.echo):
+            return _serve(paths, settings, recovered=recovered)
+    except KSIError as error:
+        _say(error)
+        return _exit_code(error)
+
+
+def _serve(paths: Paths, settings: Settings, *, recovered: bool) -> int:
+    daemon = Daemon(paths, settings)
+    log.info("daemon.starting", home=str(paths.home), recovered=recovered)
+    error: BaseException | None = None
+    try:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(_run(daemon, recovered=recovered))
+    except* Exception as group:
+        error = _first(group)
+        log.exception("daemon.failed")
+    if error is None:
+        log.info("daemon.stopped")
+        return 0
+    if isinstance(error, KSIError):
+        _say(error)
+        return _exit_code(error)
+    _print(f"KSI had to end: {error!r}; the log has the traceback: {paths.log}")
+    return 1
+
+
+async def _run(daemon: Daemon, *, recovered: bool) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_log_unhandled)
+
+    def ready(daemon: Daemon) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            grace_s = daemon.settings.limits.drain_s
+            loop.add_signal_handler(number, daemon.lifecycle.stop, signal.Signals(number).name, grace_s)
+        log.info("daemon.ready", socket=str(daemon.paths.socket), plugins=len(daemon.assembly.loaded))
+        notify("READY=1", f"STATUS=serving on {daemon.paths.socket}")
+
+    await daemon.serve(recovered=recovered, ready=ready)
+    notify("STOPPING=1")
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Give uvloop's loop; None, for asyncio's, where it is not installed."""
+    try:
+        import uvloop  # noqa: PLC0415 -- optional: not on every platform
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def _check(paths: Paths, settings: Settings) -> int:
+    daemon = Daemon(paths, settings)
+    with contextlib.redirect_stdout(sys.stderr):  # log lines of refused plugins
+        daemon.load()
+    refused = [plugin for plugin in daemon.catalog.plugins.values() if plugin.status == "refused"]
+    for plugin in refused:
+        _print(f"plugin {plugin.name} ({plugin.origin}): {plugin.error}")
+    return 1 if any(plugin.builtin for plugin in refused) else 0
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m ksi_daemon", description="Run the KSI daemon.")
+    parser.add_argument("--check", action="store_true", help="read settings, import plugins, and exit")
+    parser.add_argument("--echo", action="store_true", help="write the log to stderr as well")
+    return parser.parse_args(arguments)
+
+
+def _log_unhandled(_: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+    error = context.get("exception")
+    log.error("loop.unhandled", message=context.get("message"), error=repr(error))
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _exit_code(error: KSIError) -> int:
+    if isinstance(error, HomeLocked):
+        return 4
+    return 7 if isinstance(error, SchemaTooNew) else 1
+
+
+def _say(error: KSIError) -> None:
+    hint = f"\n  {error.hint}" if error.hint else ""
+    _print(f"KSI cannot run: {error.message}{hint}")
+
+
+def _print(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""From loaded plugins to one table: what of a plugin does not fit refuses that plugin, and no other."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ksi_common.errors import AlreadyExists
+from ksi_common.messages import Notification, spec_of
+from ksi_daemon.catalog import Catalog, Plugin
+from ksi_daemon.database import Database
+from ksi_daemon.handlers import Compiler
+from ksi_daemon.hooks import Relay
+from ksi_daemon.marks import HANDLER, SUBSCRIBER
+from ksi_daemon.middleware.observation import Observer
+from ksi_daemon.outcomes import Middleware
+from ksi_daemon.plugins import declared, modules_of, notifications_of, refuse
+from ksi_daemon.router import Route
+from ksi_daemon.services import Service, Services
+from ksi_daemon.supervisor import attempt, attempt_async
+
+
+@dataclass(frozen=True, slots=True)
+class Subscriber:
+    """A function of a plugin that hears a notification."""
+
+    name: str
+    plugin: str
+    event: type[Notification]
+    call: Callable[..., Awaitable[Any]]
+
+
+@dataclass(slots=True)
+class Assembly:
+    """Take plugins through the stages of loading, in order; what a stage refuses is not in the next."""
+
+    catalog: Catalog
+    relay: Relay
+    middleware: list[Middleware] = field(default_factory=list)
+    observers: list[Observer] = field(default_factory=list)
+    subscribers: list[Subscriber] = field(default_factory=list)
+    _layers: dict[str, Sequence[Middleware]] = field(default_factory=dict)
+
+    @property
+    def loaded(self) -> Sequence[Plugin]:
+        """Give the plugins that take part, in the order loaded."""
+        return [plugin for plugin in self.catalog.plugins.values() if plugin.status == "loaded"]
+
+    def migrate(self, database: Database) -> None:
+        """Bring every plugin's tables to their newest schema."""
+        for plugin in self.loaded:
+            scripts = attempt(lambda plugin=plugin: self.relay.migrations(plugin.name))  # type: ignore[misc]
+            if not isinstance(scripts, BaseException) and scripts:
+                done = attempt(lambda p=plugin, s=scripts: database.migrate(p.name, s))  # type: ignore[misc]
+                scripts = done if isinstance(done, BaseException) else {}
+            self._refuse_if_failed(plugin, scripts)
+
+    async def open_services(self, services: Services) -> None:
+        """Open what plugins offer, in order of need."""
+        offered: dict[str, Sequence[Service[Any]]] = {}
+        for plugin in self.loaded:
+            several = attempt(lambda plugin=plugin: self.relay.services(plugin.name))  # type: ignore[misc]
+            if isinstance(several, BaseException):
+                self._refuse(plugin, several)
+            else:
+                offered[plugin.name] = several
+                plugin.services = [service.interface.__name__ for service in several]
+        for name, error in (await services.open(offered)).items():
+            self._refuse(self.catalog.plugins[name], error)
+
+    def compile(self, compiler: Compiler) -> None:
+        """Make routes, subscribers, layers and observers."""
+        for plugin in self.loaded:
+            done = attempt(lambda plugin=plugin: self._compile(plugin, compiler))  # type: ignore[misc]
+            self._refuse_if_failed(plugin, done)
+
+    async def start(self, **arguments: Any) -> None:
+        """Await every plugin's preparation; one that raises is refused, with all that it handles."""
+        for plugin in self.loaded:
+            done = await attempt_async(lambda p=plugin: self.relay.startup(p.name, **arguments))  # type: ignore[misc]
+            self._refuse_if_failed(plugin, done)
+
+    def _compile(self, plugin: Plugin, compiler: Compiler) -> None:
+        made = self.relay.handlers(plugin.name)
+        routes: dict[str, Route] = {}
+        for function in (*declared(plugin.module, HANDLER), *made):
+            if getattr(function, SUBSCRIBER, False):
+                continue
+            route = compiler.handler(function, plugin.name)
+            self._check_free(route, routes)
+            routes[route.spec.name] = route
+        subscribers = []
+        for function in declared(plugin.module, SUBSCRIBER):
+            event, call = compiler.subscriber(function)
+            subscribers.append(Subscriber(function.__qualname__, plugin.name, event, call))
+        middleware = self.relay.middleware(plugin.name)
+        self._take_in(plugin, routes, subscribers, middleware)
+
+    def _take_in(
+        self,
+        plugin: Plugin,
+        routes: dict[str, Route],
+        subscribers: Sequence[Subscriber],
+        middleware: Sequence[Middleware],
+    ) -> None:
+        self.catalog.routes.update(routes)
+        self.subscribers.extend(subscribers)
+        self.middleware.extend(middleware)
+        self._layers[plugin.name] = middleware
+        self.observers.extend(self.relay.observers(plugin.name))
+        plugin.handled = sorted(routes)
+        plugin.subscribed = [
+            f"{subscriber.name}({spec_of(subscriber.event).name})" for subscriber in subscribers
+        ]
+        plugin.middleware = [getattr(layer, "__name__", type(layer).__name__) for layer in middleware]
+        events = [*(route.message for route in routes.values()), *(heard.event for heard in subscribers)]
+        for notification in notifications_of(modules_of(plugin.module, events)):
+            self.catalog.notifications.setdefault(spec_of(notification).name, notification)
+
+    def _check_free(self, route: Route, own: dict[str, Route]) -> None:
+        taken = self.catalog.routes.get(route.spec.name) or own.get(route.spec.name)
+        if taken is not None:
+            raise AlreadyExists(f"{route.spec.name} is handled by plugin {taken.plugin} already")
+
+    def _refuse_if_failed(self, plugin: Plugin, outcome: object) -> None:
+        if isinstance(outcome, BaseException):
+            self._refuse(plugin, outcome)
+
+    def _refuse(self, plugin: Plugin, error: BaseException) -> None:
+        refuse(plugin, error)
+        self.relay.unregister(plugin.name)
+        for name in plugin.handled:
+            self.catalog.routes.pop(name, None)
+        plugin.handled, plugin.subscribed = [], []
+        lost = self._layers.pop(plugin.name, ())
+        self.middleware[:] = [layer for layer in self.middleware if layer not in lost]
+        self.subscribers[:] = [heard for heard in self.subscribers if heard.plugin != plugin.name]

@@ -1,0 +1,179 @@
+"""The bus in the process: the same way through the middleware as over the socket, with no bytes between."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from ksi_common.bus import Delivered
+from ksi_common.clock import Clock
+from ksi_common.envelope import EventEnvelope, StoredEvent, current_envelope
+from ksi_common.errors import FailedPrecondition, InternalError
+from ksi_common.ids import new_id
+from ksi_common.messages import Message, Notification, Request, Stream, spec_of
+from ksi_common.strict_json import loads
+from ksi_daemon.database import Database
+from ksi_daemon.database.transaction import MAX_HOPS
+from ksi_daemon.hub import Hub
+from ksi_daemon.outcomes import Endpoint, Failed, Outcome, Replied, Yielded
+from ksi_daemon.queue_sink import following
+from ksi_daemon.subscriptions import Interest, Subscriptions
+
+R = TypeVar("R", bound=Message)
+
+SYSTEM = "system"
+"""The actor of what the daemon does on its own."""
+_STREAM_BUFFER = 16
+
+
+class LocalBus:
+    """The Bus that plugins have. What they ask and tell has the event at work as its cause."""
+
+    def __init__(
+        self,
+        dispatch: Callable[[], Endpoint],
+        *,
+        database: Database,
+        hub: Hub,
+        subscriptions: Subscriptions,
+        clock: Clock,
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        self._dispatch = dispatch
+        self._database = database
+        self._hub = hub
+        self._subscriptions = subscriptions
+        self._clock = clock
+        self._tasks = tasks
+
+    async def call(self, request: Request[R], *, timeout_s: float | None = None) -> R:
+        """Ask for one reply; raise the KSIError that the handler, or the way to it, gives."""
+        outcomes: list[Outcome] = []
+
+        async def send(outcome: Outcome) -> None:
+            outcomes.append(outcome)
+
+        await self._dispatch()(envelope_of(request, timeout_s), send)
+        return self._reply(request, outcomes)
+
+    async def stream(self, request: Stream[R], *, timeout_s: float | None = None) -> AsyncIterator[R]:
+        """Ask for many items; closing the iterator stops the handler."""
+        queue: asyncio.Queue[Outcome] = asyncio.Queue(_STREAM_BUFFER)
+        work = self._tasks.create_task(self._fill(envelope_of(request, timeout_s), queue))
+        try:
+            while isinstance(outcome := await queue.get(), Yielded):
+                yield outcome.value  # type: ignore[misc]  # the route checks what its handler yields
+            if isinstance(outcome, Failed):
+                raise outcome.error
+        finally:
+            work.cancel()
+
+    async def notify(self, notification: Notification) -> None:
+        """Tell what happened; returns once it is stored (unless ephemeral) and handed to subscribers."""
+        spec = spec_of(type(notification))
+        if not spec.ephemeral:
+            await self._database.write_apart(lambda tx: tx.tell(notification))
+            return
+        data = notification.__pydantic_serializer__.to_json(notification, by_alias=True)
+        self.pass_on(spec.name, data)
+
+    def pass_on(
+        self,
+        event: str,
+        data: bytes,
+        *,
+        event_id: str | None = None,
+        stream: str | None = None,
+        cause: bool = True,
+    ) -> StoredEvent:
+        """Tell an ephemeral event by name; ``data``: JSON. ``cause``: as for ``Transaction.tell_raw``."""
+        origin = current_envelope()
+        ident = event_id or new_id()
+        if origin is None:
+            correlation, causation, actor, hop = ident, None, SYSTEM, 0
+        elif cause:
+            correlation, causation = origin.correlation_id, origin.event_id
+            actor, hop = origin.actor, _hop(origin, event)
+        else:
+            ident = event_id or origin.event_id
+            correlation, causation = origin.correlation_id, origin.causation_id
+            actor, hop = origin.actor, origin.hop
+        told = StoredEvent(
+            event, data, ident, correlation, causation, actor, hop, self._clock.time_us(), stream=stream
+        )
+        self._hub.publish((told,), self._hub.head)
+        return told
+
+    async def subscribe(
+        self, patterns: str | Sequence[str], *, start: str | Mapping[str, Any] = "now"
+    ) -> AsyncIterator[Delivered]:
+        """Follow events that match, in order."""
+        wanted = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+        async with following(self._subscriptions, Interest(wanted, start=start), self._tasks) as sink:
+            while True:
+                event, position = await sink.take()
+                yield delivered(event, self._subscriptions.log.cursor(position))
+
+    async def _fill(self, envelope: EventEnvelope, queue: "asyncio.Queue[Outcome]") -> None:
+        await self._dispatch()(envelope, queue.put)
+
+    @staticmethod
+    def _reply(request: Request[R], outcomes: Sequence[Outcome]) -> R:
+        if not outcomes:
+            raise InternalError(f"{spec_of(type(request)).name} was not answered")
+        outcome = outcomes[-1]
+        if isinstance(outcome, Failed):
+            raise outcome.error
+        if isinstance(outcome, Replied):
+            return outcome.value  # type: ignore[return-value]  # the route checks what its handler returns
+        raise InternalError(f"{spec_of(type(request)).name} was answered with a stream")
+
+
+def envelope_of(message: Message, timeout_s: float | None = None) -> EventEnvelope:
+    """Make the envelope of what the code at work asks: caused by the current event, no later than it."""
+    spec = spec_of(type(message))
+    event = spec.name
+    cause = current_envelope()
+    ident = new_id()
+    if cause is None:
+        return EventEnvelope(
+            event, {}, ident, ident, actor=SYSTEM, timeout_s=timeout_s, message=message, spec=spec
+        )
+    return EventEnvelope(
+        event,
+        {},
+        ident,
+        cause.correlation_id,
+        cause.event_id,
+        cause.actor,
+        _hop(cause, event),
+        timeout_s,
+        cause.deadline,
+        traceparent=cause.traceparent,
+        message=message,
+        spec=spec,
+    )
+
+
+def _hop(cause: EventEnvelope | None, event: str) -> int:
+    hop = cause.hop + 1 if cause else 0
+    if hop > MAX_HOPS:
+        raise FailedPrecondition(
+            f"{event} is {hop} events away from its origin", reason="too_many_hops", limit=MAX_HOPS
+        )
+    return hop
+
+
+def delivered(event: StoredEvent, cursor: str) -> Delivered:
+    """Make what a subscriber gets of an event."""
+    return Delivered(
+        event.event,
+        loads(event.data),
+        event.event_id,
+        cursor,
+        event.correlation_id,
+        event.causation_id,
+        event.actor,
+        event.time,
+        event.stream,
+        event.version,
+    )

@@ -1,0 +1,76 @@
+"""What is loaded: plugins, the events they handle, and the events they tell."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ksi_common.messages import Message, Notification
+from ksi_daemon.router import Route
+
+Status = Literal["loaded", "refused", "quarantined"]
+
+
+@dataclass(slots=True, eq=False)
+class Plugin:
+    """A plugin that was found, and what became of it."""
+
+    name: str
+    origin: str
+    version: str = "0"
+    builtin: bool = False
+    """Shipped with the daemon, which does not do without it."""
+    status: Status = "loaded"
+    error: str | None = None
+    failures: int = 0
+    """Errors that were bugs."""
+    module: object = None
+    handled: list[str] = field(default_factory=list)
+    subscribed: list[str] = field(default_factory=list)
+    services: list[str] = field(default_factory=list)
+    middleware: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class Catalog:
+    """Filled while the daemon loads; read-only afterwards, but for what plugins come to."""
+
+    plugins: dict[str, Plugin] = field(default_factory=dict)
+    routes: dict[str, Route] = field(default_factory=dict)
+    notifications: dict[str, type[Notification]] = field(default_factory=dict)
+    """Declared events by name: only the plugins that declare them tell them."""
+
+    def message_class(self, event: str) -> type[Message] | None:
+        """Find the class of a declared event."""
+        route = self.routes.get(event)
+        return route.message if route else self.notifications.get(event)
+
+    def nearest(self, event: str) -> list[str]:
+        """Guess which event was meant."""
+        return difflib.get_close_matches(event, [*self.routes, *self.notifications], n=3)
+
+    def plugin_telling(self, event: str) -> str:
+        """Give the plugin whose namespace a told event is in."""
+        namespace = event.partition(":")[0]
+        for route in self.routes.values():
+            if route.spec.namespace == namespace:
+                return route.plugin
+        return namespace
+
+    def blame(self, event: str) -> str:
+        """Count a bug against the plugin that handles an event; give its name."""
+        route = self.routes.get(event)
+        name = route.plugin if route else "unknown"
+        plugin = self.plugins.get(name)
+        if plugin is not None:
+            plugin.failures += 1
+        return name
+
+    def by_namespace(self, namespace: str | None = None) -> Mapping[str, Sequence[Route]]:
+        """Give routes that clients may ask for, in order."""
+        found: dict[str, list[Route]] = {}
+        for name in sorted(self.routes):
+            route = self.routes[name]
+            if route.spec.expose and namespace in (None, route.spec.namespace):
+                found.setdefault(route.spec.namespace, []).append(route)
+        return found

@@ -1,0 +1,413 @@
+"""One client: bytes to frames, frames to work, outcomes to bytes. One write per turn of the loop."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, cast
+
+from ksi_common.clock import Clock, format_time
+from ksi_common.envelope import EventEnvelope
+from ksi_common.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    InternalError,
+    KSIError,
+    ResourceExhausted,
+    Unavailable,
+)
+from ksi_common.frames import (
+    Call,
+    Cancel,
+    FrameId,
+    MarkKind,
+    end_line,
+    error_line,
+    item_line,
+    mark_line,
+    reply_line,
+)
+from ksi_common.ids import new_id
+from ksi_common.messages import Message
+from ksi_common.protocol import MAX_ANSWER, Malformed, ServerConnection
+from ksi_common.strict_json import dumps
+from ksi_daemon.hub import Batch
+from ksi_daemon.outcomes import Ended, Endpoint, Failed, Outcome, Replied, Yielded
+from ksi_daemon.router import Route
+
+HIGH_WATER: Final = 1024 * 1024
+"""Bytes unread by a client, above which it gets no more; the log keeps the rest for it."""
+LOW_WATER: Final = 256 * 1024
+
+
+class Served(Protocol):
+    """What a connection needs of the server it belongs to."""
+
+    clock: Clock
+    dispatch: Endpoint
+    routes: Mapping[str, Route]
+    limits: "ConnectionLimits"
+    closing: bool
+
+    def crashed(self, error: BaseException) -> None:
+        """Hear of an error that must end the daemon."""
+        ...
+
+    def closed(self, connection: "Connection") -> None:
+        """Hear that the client is gone."""
+        ...
+
+    def progressed(self) -> None:
+        """Hear, while it closes, that a request has ended."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """Where one connection has to stop."""
+
+    in_flight: int = 128
+    streams: int = 1024
+    partial_line_s: float = 10.0
+    unwritable_s: float = 10.0
+
+
+class Connection(asyncio.Protocol):
+    """A client of the Unix socket. All of it runs on the loop."""
+
+    def __init__(self, server: Served) -> None:
+        self._server = server
+        self._frames = ServerConnection()
+        self._loop = asyncio.get_running_loop()
+        self._out: list[bytes] = []
+        self._exchanges: dict[FrameId, Exchange] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._streams = 0
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._cut_timer: asyncio.TimerHandle | None = None
+        self._partial_timer: asyncio.TimerHandle | None = None
+        self._unread = 0
+        self._ending = False
+        self.transport: asyncio.Transport | None = None
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin. What may be unread is bounded."""
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but its bases
+        self.transport.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what the client sent; the work that it asks for begins in the order sent."""
+        if self._ending:
+            return
+        for frame in self._frames.receive(data):
+            if type(frame) is Call:
+                self._call(frame)
+            elif type(frame) is Malformed:
+                self._malformed(frame)
+            elif type(frame) is Cancel:
+                self._cancel(frame.id)
+        if self._frames.partial is not (self._partial_timer is not None):
+            self._watch_partial_line()
+
+    def pause_writing(self) -> None:
+        """Stop taking requests of a client that does not take answers."""
+        self._writable.clear()
+        if self.transport is not None:
+            self.transport.pause_reading()
+            self._unread = self.transport.get_write_buffer_size()
+        self._cut_timer = self._loop.call_later(self._server.limits.unwritable_s, self._cut_if_stuck)
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        self._writable.set()
+        if self._cut_timer is not None:
+            self._cut_timer.cancel()
+            self._cut_timer = None
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop what only this client could read; requests go on to their end."""
+        del exc
+        self.transport = None
+        self._writable.set()
+        for timer in (self._cut_timer, self._partial_timer):
+            if timer is not None:
+                timer.cancel()
+        for exchange in self._exchanges.values():
+            if exchange.stream:
+                exchange.cancel()
+        self._server.closed(self)
+
+    # What the rest of the daemon calls.
+
+    @property
+    def idle(self) -> bool:
+        """Tell whether no request is at work; streams do not count, they never end."""
+        return len(self._exchanges) == self._streams
+
+    @property
+    def full(self) -> bool:
+        """Tell whether the client has as much unread as it may."""
+        return not self._writable.is_set()
+
+    async def wait_writable(self) -> None:
+        """Return when the client has read enough, or is gone."""
+        await self._writable.wait()
+
+    def write(self, line: bytes) -> None:
+        """Send a frame, with whatever else this turn of the loop brings."""
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(line)
+
+    def refuse(self, error: KSIError) -> None:
+        """Say why there is no service, and close."""
+        self.write(error_line(b"null", error))
+        self.end()
+
+    def end(self) -> None:
+        """Close after what is written; streams are told that the daemon is going."""
+        self._ending = True
+        for exchange in tuple(self._exchanges.values()):
+            if exchange.stream:
+                exchange.fail(Unavailable("the daemon is stopping", reason="shutting_down"))
+                exchange.cancel()
+        self._flush()
+        if self.transport is not None:
+            self.transport.close()
+
+    def abort(self) -> None:
+        """Close without a word, and stop the work."""
+        for task in self._tasks:
+            task.cancel()
+        if self.transport is not None:
+            self.transport.abort()
+
+    # The way of a call.
+
+    def _call(self, call: Call) -> None:
+        ident = call.id if call.id is not None else new_id()
+        route = self._server.routes.get(call.event)
+        stream = route is not None and route.spec.kind == "stream"
+        refusal = self._refusal(ident, stream=stream)
+        if refusal is not None:
+            self.write(error_line(dumps(ident), refusal))
+            return
+        exchange = Exchange(self, call, ident, route, stream=stream)
+        self._exchanges[ident] = exchange
+        self._streams += stream
+        task = self._loop.create_task(self._run(exchange))
+        exchange.task = task
+        # No TaskGroup here: it would cost as much as the request. This set is awaited by the server instead.
+        self._tasks.add(task)
+
+    async def _run(self, exchange: "Exchange") -> None:
+        try:
+            await self._server.dispatch(exchange.envelope, exchange.send)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 -- strict mode only: it ends the daemon, not the loop
+            self._server.crashed(error)
+        finally:
+            if not exchange.answered:
+                exchange.fail(InternalError(f"{exchange.envelope.event} was not answered"))
+            self._tasks.discard(exchange.task)
+
+    def finished(self, exchange: "Exchange") -> None:
+        """Free the id of an exchange that has its answer."""
+        self._exchanges.pop(exchange.ident, None)
+        self._streams -= exchange.stream
+        if self._server.closing:
+            self._server.progressed()
+
+    def _refusal(self, ident: FrameId, *, stream: bool) -> KSIError | None:
+        if ident in self._exchanges:
+            return AlreadyExists(f"id {ident!r} is in use on this connection", reason="id_in_use")
+        if self._server.closing:
+            return Unavailable("the daemon is stopping", reason="shutting_down", retry_after_s=1)
+        limits = self._server.limits
+        if stream:
+            if self._streams >= limits.streams:
+                return ResourceExhausted(f"{limits.streams} streams on this connection", retry_after_s=1)
+        elif len(self._exchanges) - self._streams >= limits.in_flight:
+            return ResourceExhausted(
+                f"{limits.in_flight} requests in flight on this connection",
+                reason="in_flight",
+                limit=limits.in_flight,
+                retry_after_s=0.05,
+            )
+        return None
+
+    def _cancel(self, ident: FrameId) -> None:
+        exchange = self._exchanges.get(ident)
+        if exchange is not None:
+            exchange.cancel()
+
+    def _malformed(self, frame: Malformed) -> None:
+        self.write(error_line(dumps(frame.id), frame.error))
+        if frame.fatal:
+            self.end()
+
+    # Limits.
+
+    def _watch_partial_line(self) -> None:
+        if self._partial_timer is not None:
+            self._partial_timer.cancel()
+            self._partial_timer = None
+        if self._frames.partial:
+            self._partial_timer = self._loop.call_later(self._server.limits.partial_line_s, self._cut_partial)
+
+    def _cut_partial(self) -> None:
+        limit = self._server.limits.partial_line_s
+        self.refuse(DeadlineExceeded(f"a line did not end within {limit:g} s", reason="partial_line"))
+
+    def _cut_if_stuck(self) -> None:
+        transport = self.transport
+        if transport is None:
+            return
+        unread = transport.get_write_buffer_size()
+        if unread < self._unread:  # it reads, if slowly
+            self._unread = unread
+            self._cut_timer = self._loop.call_later(self._server.limits.unwritable_s, self._cut_if_stuck)
+        else:
+            self.abort()
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if out and self.transport is not None:
+            self.transport.write(b"".join(out) if len(out) > 1 else out[0])
+
+
+class Exchange:
+    """One call of a client, from its frame to its answer. Exactly one terminal frame is sent."""
+
+    __slots__ = ("_connection", "_route", "answered", "envelope", "ident", "stream", "task", "wire_id")
+
+    def __init__(
+        self, connection: Connection, call: Call, ident: FrameId, route: Route | None, *, stream: bool
+    ) -> None:
+        event_id = new_id()
+        self._connection = connection
+        self._route = route
+        self.ident = ident
+        self.wire_id = dumps(ident)
+        self.stream = stream
+        self.answered = False
+        self.task: asyncio.Task[None] | None = None
+        self.envelope = EventEnvelope(
+            call.event,
+            call.data,
+            event_id,
+            call.correlation_id or event_id,
+            call.causation_id,
+            timeout_s=call.timeout_s,
+            idempotency_key=call.idempotency_key,
+            traceparent=call.traceparent,
+            spec=route.spec if route is not None else None,
+            caller=self,
+        )
+
+    async def send(self, outcome: Outcome) -> None:
+        """Take what the handler gives; wait while the client does not read."""
+        if self.answered:
+            return
+        kind = type(outcome)
+        if kind is Replied:
+            self._reply(outcome.value)  # type: ignore[union-attr]
+        elif kind is Yielded:
+            await self._item(outcome.value)  # type: ignore[union-attr, arg-type]
+        elif kind is Failed:
+            self.fail(outcome.error)  # type: ignore[union-attr]
+        elif kind is Ended:
+            self._finish(end_line(self.wire_id))
+
+    def fail(self, error: KSIError) -> None:
+        """Answer with an error, unless there is an answer."""
+        if not self.answered:
+            self._finish(error_line(self.wire_id, error, self.envelope.correlation_id))
+
+    def abandon(self) -> None:
+        """Answer that the deadline has passed, and stop the work."""
+        self.fail(DeadlineExceeded(f"{self.envelope.event} took too long", reason="deadline"))
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Stop the work; its end is answered by the middleware."""
+        if self.task is not None:
+            self.task.cancel()
+
+    def sink(self) -> "ConnectionSink":
+        """Give the way for frames that are rendered already."""
+        return ConnectionSink(self._connection, self)
+
+    def _reply(self, value: Message | Mapping[str, Any]) -> None:
+        data = _encode(value)
+        if len(data) > MAX_ANSWER - 4096:
+            self.fail(
+                ResourceExhausted(
+                    f"the reply has {len(data)} bytes", reason="too_large", limit=MAX_ANSWER, retryable=False
+                )
+            )
+            return
+        envelope = self.envelope
+        clock = self._connection._server.clock  # noqa: SLF001 -- an exchange is part of its connection
+        self._finish(
+            reply_line(
+                self.wire_id,
+                dumps(envelope.event),
+                data,
+                dumps(envelope.correlation_id),
+                format_time(clock.time_us()).encode(),
+            )
+        )
+
+    async def _item(self, value: Message) -> None:
+        if self._connection.full:
+            await self._connection.wait_writable()
+        self._connection.write(item_line(self.wire_id, _encode(value)))
+
+    def _finish(self, line: bytes) -> None:
+        self.answered = True
+        self._connection.write(line)
+        self._connection.finished(self)
+
+
+class ConnectionSink:
+    """Where a subscription of a client goes: item frames rendered once for all who get them."""
+
+    __slots__ = ("_connection", "_exchange")
+
+    def __init__(self, connection: Connection, exchange: Exchange) -> None:
+        self._connection = connection
+        self._exchange = exchange
+
+    @property
+    def full(self) -> bool:
+        """Tell whether the client has as much unread as it may."""
+        return self._connection.full
+
+    def deliver(self, batch: Batch) -> None:
+        """Send items; never waits."""
+        if not self._exchange.answered:
+            self._connection.write(batch.lines(self._exchange.wire_id))
+
+    def mark(self, kind: MarkKind, cursor: str, fields: Mapping[str, Any]) -> None:
+        """Send a mark."""
+        if not self._exchange.answered:
+            self._connection.write(mark_line(self._exchange.wire_id, kind, cursor, fields))
+
+    async def wait_drained(self) -> None:
+        """Return when the client has read enough, or is gone."""
+        await self._connection.wait_writable()
+
+
+def _encode(value: Message | Mapping[str, Any]) -> bytes:
+    if isinstance(value, Message):
+        return value.__pydantic_serializer__.to_json(value, by_alias=True)
+    try:
+        return dumps(value)
+    except TypeError as error:
+        raise InternalError(f"the reply is no JSON: {error}") from error

@@ -1,0 +1,182 @@
+"""``system:*`` and ``plugin:*``: handled by the daemon itself, in the way of any plugin."""
+
+import os
+import platform
+from collections import defaultdict
+
+from ksi_common.async_db import sqlite_version
+from ksi_common.clock import Clock, format_time
+from ksi_common.errors import NotFound
+from ksi_common.events.system import (
+    Discover,
+    Discovered,
+    EventHelp,
+    GetInfo,
+    Health,
+    Healthy,
+    Help,
+    Hook,
+    Hooks,
+    Info,
+    InspectPlugin,
+    ListHooks,
+    ListPlugins,
+    PluginDetails,
+    PluginList,
+    PluginSummary,
+    Shutdown,
+    ShuttingDown,
+)
+from ksi_common.paths import Paths
+from ksi_common.schema import describe
+from ksi_daemon.catalog import Catalog, Plugin
+from ksi_daemon.eventlog import EventLog
+from ksi_daemon.health import Health as HealthMonitor
+from ksi_daemon.health import worst
+from ksi_daemon.hooks import Relay
+from ksi_daemon.lifecycle import Lifecycle
+from ksi_daemon.plugin import handler
+from ksi_daemon.settings import Settings
+from ksi_daemon.subscriptions import Subscriptions
+
+WIRE_VERSION = 1
+
+
+@handler
+async def health(_: Health, monitor: HealthMonitor, lifecycle: Lifecycle, clock: Clock) -> Healthy:
+    """Answer from checks that are at most a second old."""
+    checks = await monitor.checks()
+    return Healthy(
+        status=worst(checks),
+        version=lifecycle.version,
+        pid=lifecycle.pid,
+        uptime_s=round(clock.monotonic() - lifecycle.started, 3),
+        active_connections=lifecycle.connections(),
+        checks=checks,
+    )
+
+
+@handler
+async def discover(request: Discover, catalog: Catalog) -> Discovered:
+    """List what is in the table, and nothing else."""
+    events = {
+        namespace: [describe(route.message, route.plugin) for route in routes]
+        for namespace, routes in catalog.by_namespace(request.namespace).items()
+    }
+    told: dict[str, list[EventHelp]] = defaultdict(list)
+    for name, notification in sorted(catalog.notifications.items()):
+        namespace = name.partition(":")[0]
+        if request.namespace in {None, namespace}:
+            told[namespace].append(describe(notification, catalog.plugin_telling(name)))
+    return Discovered(
+        namespaces=sorted(events),
+        events=events,
+        notifications=dict(told),
+        total_events=sum(map(len, events.values())),
+    )
+
+
+@handler
+async def explain(request: Help, catalog: Catalog) -> EventHelp:
+    """Describe one event, asked or told."""
+    route = catalog.routes.get(request.event)
+    if route is not None:
+        return describe(route.message, route.plugin)
+    notification = catalog.notifications.get(request.event)
+    if notification is not None:
+        return describe(notification, catalog.plugin_telling(request.event))
+    raise NotFound(
+        f'no plugin handles or tells "{request.event}"',
+        reason="unknown_event",
+        nearest=catalog.nearest(request.event),
+        hint="system:discover lists what there is",
+    )
+
+
+@handler
+async def info(
+    _: GetInfo,
+    lifecycle: Lifecycle,
+    paths: Paths,
+    settings: Settings,
+    catalog: Catalog,
+    log: EventLog,
+    subscriptions: Subscriptions,
+) -> Info:
+    """Tell versions, paths and limits."""
+    return Info(
+        version=lifecycle.version,
+        wire_version=WIRE_VERSION,
+        python=platform.python_version(),
+        sqlite=sqlite_version(),
+        pid=lifecycle.pid,
+        node=os.uname().nodename,
+        started=format_time(lifecycle.started_us),
+        paths={
+            "home": str(paths.home),
+            "socket": str(paths.socket),
+            "database": str(paths.database),
+            "log": str(paths.log),
+            "plugins": str(paths.plugins),
+            "config": str(paths.config),
+        },
+        limits=settings.limits.model_dump(),
+        plugins={plugin.name: plugin.version for plugin in catalog.plugins.values()},
+        log={"id": log.log_id, "head": subscriptions.hub.head, "cursor": log.cursor(subscriptions.hub.head)},
+    )
+
+
+@handler
+async def shutdown(request: Shutdown, lifecycle: Lifecycle, settings: Settings) -> ShuttingDown:
+    """Answer first; the drain begins when the answer is on its way."""
+    grace_s = settings.limits.drain_s if request.grace_s is None else request.grace_s
+    lifecycle.stop("system:shutdown", grace_s)
+    return ShuttingDown(grace_s=grace_s)
+
+
+@handler
+async def list_plugins(_: ListPlugins, catalog: Catalog) -> PluginList:
+    """List plugins, the refused ones too."""
+    plugins = [PluginSummary(**_summary(plugin)) for _, plugin in sorted(catalog.plugins.items())]
+    return PluginList(plugins=plugins, count=len(plugins))
+
+
+@handler
+async def inspect_plugin(request: InspectPlugin, catalog: Catalog, relay: Relay) -> PluginDetails:
+    """Tell what one plugin contributes."""
+    plugin = catalog.plugins.get(request.plugin_name)
+    if plugin is None:
+        known = ", ".join(sorted(catalog.plugins))
+        raise NotFound(f'there is no plugin "{request.plugin_name}"', hint=f"there are {known}")
+    return PluginDetails(
+        **_summary(plugin),
+        handlers=plugin.handled,
+        subscribers=plugin.subscribed,
+        services=plugin.services,
+        middleware=plugin.middleware,
+        hooks=list(relay.hooks_of(plugin.name)),
+    )
+
+
+@handler
+async def list_hooks(_: ListHooks, relay: Relay) -> Hooks:
+    """List hooks and who implements them."""
+    hooks = [
+        Hook(
+            name=hook.name, summary=hook.summary, parameters=list(hook.parameters), plugins=list(hook.plugins)
+        )
+        for hook in relay.hooks()
+    ]
+    return Hooks(hooks=hooks, count=len(hooks))
+
+
+def _summary(plugin: Plugin) -> dict[str, object]:
+    return {
+        "name": plugin.name,
+        "version": plugin.version,
+        "status": plugin.status,
+        "origin": plugin.origin,
+        "events": len(plugin.handled),
+        "error": plugin.error,
+        "failures": plugin.failures,
+    }

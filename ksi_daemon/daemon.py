@@ -1,0 +1,218 @@
+"""The composition root: the parts, the order in which they come to life, and the way back."""
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from importlib.metadata import version
+from typing import Any
+
+import structlog
+
+from ksi_common.bus import Bus
+from ksi_common.clock import Clock, SystemClock
+from ksi_common.envelope import EventEnvelope
+from ksi_common.events.system import Started, Stopping
+from ksi_common.paths import Paths
+from ksi_daemon.assembly import Assembly
+from ksi_daemon.bus import LocalBus
+from ksi_daemon.catalog import Catalog
+from ksi_daemon.children import Children
+from ksi_daemon.connection import ConnectionLimits
+from ksi_daemon.database import Database
+from ksi_daemon.eventlog import EventLog
+from ksi_daemon.handlers import Compiler
+from ksi_daemon.health import Health
+from ksi_daemon.hooks import Relay
+from ksi_daemon.hub import Hub
+from ksi_daemon.lifecycle import Lifecycle, Stop
+from ksi_daemon.listeners import Listener
+from ksi_daemon.middleware import compose
+from ksi_daemon.middleware.correlation import correlation
+from ksi_daemon.middleware.deadline import Deadline
+from ksi_daemon.middleware.errors import Errors
+from ksi_daemon.middleware.observation import Observation
+from ksi_daemon.middleware.permissions import permissions
+from ksi_daemon.outcomes import Endpoint, Middleware
+from ksi_daemon.plugins import GROUP, Loader
+from ksi_daemon.router import Router
+from ksi_daemon.services import Services
+from ksi_daemon.settings import Settings
+from ksi_daemon.subscriptions import Subscriptions
+from ksi_daemon.supervisor import supervise
+from ksi_daemon.threads import Threads
+from ksi_daemon.transports.unix import UnixServer
+
+log = structlog.get_logger()
+
+
+class Daemon:
+    """Everything of one home. ``serve`` runs it from start to stop; the home's lock must be held."""
+
+    def __init__(self, paths: Paths, settings: Settings, *, clock: Clock | None = None) -> None:
+        self.paths = paths
+        self.settings = settings
+        self.clock: Clock = clock or SystemClock()
+        self.catalog = Catalog()
+        self.relay = Relay()
+        self.assembly = Assembly(self.catalog, self.relay)
+
+    def load(self) -> None:
+        """Import the plugins. May be called before ``serve``, to see what that would say."""
+        only = self.settings.load_plugins
+        names = [name.strip() for name in only.split(",")] if only is not None else None
+        folders = dict.fromkeys((self.paths.plugins, *self.settings.plugins_dir))
+        Loader(self.catalog, self.relay, only=names).load(folders)
+
+    async def serve(self, *, recovered: bool = False, ready: Callable[["Daemon"], None]) -> Stop:
+        """Come to life, call ``ready``, serve until stopped, drain; give why it stopped.
+
+        Raises what forces the end: a disk that does not sync, a part that cannot be done without.
+        """
+        loop = asyncio.get_running_loop()
+        self.lifecycle = Lifecycle(
+            version(GROUP), self.clock.monotonic(), self.clock.time_us(), loop.create_future()
+        )
+        self.hub = Hub(loop.call_soon)
+        async with AsyncExitStack() as stack:
+            self.tasks = await stack.enter_async_context(Children())
+            await self._open_database(stack)
+            await self._assemble(stack)
+            await self._start_children()
+            server = await stack.enter_async_context(self._server())
+            self.lifecycle.connections = lambda: len(server.connections)
+            await self.bus.notify(
+                Started(version=self.lifecycle.version, pid=os.getpid(), recovered=recovered)
+            )
+            ready(self)
+            stop = await self.lifecycle.stopping
+            await self._drain(server, stop)
+        return stop
+
+    async def _open_database(self, stack: AsyncExitStack) -> None:
+        self.database = await stack.enter_async_context(
+            Database(
+                self.paths.database,
+                backups=self.paths.backups,
+                clock=self.clock,
+                published=self.hub.publish,
+                failed=self.lifecycle.fail,
+            )
+        )
+        self.hub.log_id = self.database.log_id
+        self.hub.head = self.database.head
+        self.eventlog = EventLog(self.database)
+        self.subscriptions = Subscriptions(
+            self.hub, self.eventlog, heartbeat_s=self.settings.limits.heartbeat_s
+        )
+
+    async def _assemble(self, stack: AsyncExitStack) -> None:
+        if not self.catalog.plugins:
+            self.load()
+        self.assembly.migrate(self.database)
+        self.database.start()
+        self.services = await stack.enter_async_context(Services())
+        self.bus = LocalBus(
+            lambda: self.dispatch,
+            database=self.database,
+            hub=self.hub,
+            subscriptions=self.subscriptions,
+            clock=self.clock,
+            tasks=self.tasks.group,
+        )
+        self._offer_core()
+        await self.assembly.open_services(self.services)
+        self.assembly.compile(Compiler(self.services, Threads(), self.database))
+        self.observation = Observation(
+            log_requests=self.settings.log.requests, observers=self.assembly.observers
+        )
+        self.dispatch = self._chain()
+        await self.assembly.start(bus=self.bus, services=self.services)
+        self.dispatch = self._chain()  # without the layers of plugins that could not start
+
+    def _offer_core(self) -> None:
+        offer = self.services.offer
+        offer(Bus, self.bus)  # type: ignore[type-abstract]  # an interface is its own key
+        offer(LocalBus, self.bus)
+        offer(Clock, self.clock)  # type: ignore[type-abstract]
+        offer(Catalog, self.catalog)
+        offer(Database, self.database)
+        offer(EventLog, self.eventlog)
+        offer(Hub, self.hub)
+        offer(Lifecycle, self.lifecycle)
+        offer(Paths, self.paths)
+        offer(Relay, self.relay)
+        offer(Services, self.services)
+        offer(Settings, self.settings)
+        offer(Subscriptions, self.subscriptions)
+        offer(Health, Health(self.database, self.subscriptions, self.catalog, self.settings, self.clock))
+
+    def _chain(self) -> Endpoint:
+        layers: Sequence[Middleware] = (
+            correlation,
+            Errors(self.catalog.blame, strict=self.settings.strict),
+            self.observation,
+            Deadline(self.settings.limits.handler_s),
+            permissions,
+            *self.assembly.middleware,
+        )
+        return compose(layers, Router(self.catalog.routes, self._unrouted))
+
+    async def _unrouted(self, envelope: EventEnvelope) -> Mapping[str, Any] | None:
+        if not self.relay.handles_unrouted:
+            return None
+        envelope.to_record = True
+        reply: Mapping[str, Any] | None = await self.relay.handle_event(envelope)
+        if reply is not None and not envelope.recorded:
+            await self.database.record(envelope)
+        return reply
+
+    async def _start_children(self) -> None:
+        errors = Errors(self.catalog.blame, strict=self.settings.strict)
+        for subscriber in self.assembly.subscribers:
+            listener = Listener(subscriber, self.subscriptions, self.tasks.group, errors)
+            self.tasks.start(
+                supervise(f"{subscriber.plugin}.{subscriber.name}", listener.run, quarantine=None)
+            )
+        for plugin in self.assembly.loaded:
+            if self.relay.serves(plugin.name):
+                self.tasks.start(
+                    supervise(
+                        plugin.name,
+                        lambda name=plugin.name: self.relay.serve(name, bus=self.bus, services=self.services),  # type: ignore[misc]
+                        quarantine=None if plugin.builtin else self._quarantine,
+                    )
+                )
+
+    def _quarantine(self, name: str, error: Exception) -> None:
+        plugin = self.catalog.plugins[name]
+        plugin.status = "quarantined"
+        plugin.error = repr(error)
+        log.error("plugin.quarantined", plugin=name, error=plugin.error)
+
+    def _server(self) -> UnixServer:
+        limits = self.settings.limits
+        return UnixServer(
+            self.paths.socket,
+            dispatch=self.dispatch,
+            routes=self.catalog.routes,
+            clock=self.clock,
+            limits=ConnectionLimits(
+                in_flight=limits.in_flight,
+                streams=limits.streams,
+                partial_line_s=limits.partial_line_s,
+                unwritable_s=limits.unwritable_s,
+            ),
+            max_connections=limits.connections,
+            crashed=self.lifecycle.fail,
+        )
+
+    async def _drain(self, server: UnixServer, stop: Stop) -> None:
+        log.info("daemon.stopping", reason=stop.reason, grace_s=stop.grace_s)
+        await self.bus.notify(Stopping(reason=stop.reason, grace_s=stop.grace_s))
+        left = await server.drain(stop.grace_s)
+        if left:
+            log.warning("request.abandoned", connections=left)
+        for plugin in reversed(self.assembly.loaded):
+            await self.relay.shutdown(plugin.name)
+        self.tasks.cancel()

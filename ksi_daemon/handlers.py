@@ -1,0 +1,189 @@
+"""From a function to a route: everything that can be decided at load is decided here, once."""
+
+import functools
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, get_args, get_origin, get_type_hints
+
+from ksi_common.envelope import EventEnvelope, EventMetadata
+from ksi_common.errors import FailedPrecondition, InternalError, Unimplemented
+from ksi_common.messages import EventSpec, Message, Notification, Request, Stream, spec_of
+from ksi_common.validation import parser
+from ksi_daemon.database import Database
+from ksi_daemon.outcomes import Ended, Endpoint, Replied, Send, Yielded
+from ksi_daemon.router import Route
+from ksi_daemon.services import Services, needs_of
+from ksi_daemon.subscriptions import Sink
+from ksi_daemon.threads import Threads
+
+Function = Callable[..., Any]
+
+
+class HandlerError(FailedPrecondition):
+    """A handler is declared wrongly; the message says which and how."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compiler:
+    """What handlers are made with."""
+
+    services: Services
+    threads: Threads
+    database: Database
+
+    def handler(self, function: Function, plugin: str) -> Route:
+        """Make the route of a ``@handler`` function; raise HandlerError, ServiceError or TypeError."""
+        event = event_of(function)
+        if not issubclass(event, Request | Stream):
+            raise HandlerError(f"{function.__name__} takes a {event.__name__}; use @subscriber for it")
+        spec = spec_of(event)
+        _check_reply(function, spec)
+        bound = self._bind(function)
+        handle: Endpoint
+        if spec.kind == "request":
+            handle = _unary(bound, event, spec, self.database)
+        elif inspect.isasyncgenfunction(function):
+            handle = _streaming(bound, event, spec, self.database)
+        else:
+            handle = _sinking(bound, event, spec, self.database)
+        return Route(spec, event, plugin, handle)
+
+    def subscriber(self, function: Function) -> tuple[type[Notification], Callable[..., Awaitable[Any]]]:
+        """Make the callable of a ``@subscriber`` function: (notification, envelope)."""
+        event = event_of(function)
+        if not issubclass(event, Notification):
+            raise HandlerError(f"{function.__name__} takes a {event.__name__}; use @handler for it")
+        return event, self._bind(function)
+
+    def _bind(self, function: Function) -> Callable[[Message, EventEnvelope], Any]:
+        """Fix the services; what is left of the call is the event and its envelope."""
+        _, *others = needs_of(function).items()
+        services: dict[str, Any] = {}
+        dynamic: dict[str, Callable[[EventEnvelope], Any]] = {}
+        for name, kind in others:
+            if kind in _DYNAMIC:
+                dynamic[name] = _DYNAMIC[kind]
+            else:
+                services[name] = self.services.get(kind)
+        call = function
+        if not (inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)):
+            call = self.threads.wrap(function)
+        if services:
+            call = functools.partial(call, **services)
+        return _with_dynamic(call, dynamic)
+
+
+def event_of(function: Function) -> type[Message]:
+    """Give the event class that the first parameter is annotated with."""
+    name = f"{function.__module__}.{function.__qualname__}"
+    try:
+        hints = get_type_hints(function)
+    except NameError as error:
+        raise HandlerError(f"{name}: annotation not found at load: {error}") from error
+    parameters = list(inspect.signature(function).parameters)
+    first = hints.get(parameters[0]) if parameters else None
+    if not (isinstance(first, type) and issubclass(first, Message) and hasattr(first, "__ksi__")):
+        raise HandlerError(f"{name}: the first parameter must be annotated with the class of an event")
+    return first
+
+
+def _sink_of(envelope: EventEnvelope) -> Sink:
+    open_sink = getattr(envelope.caller, "sink", None)
+    if open_sink is None:
+        raise Unimplemented(
+            f"{envelope.event} feeds connections; in the daemon, use bus.subscribe", reason="no_sink"
+        )
+    sink: Sink = open_sink()
+    return sink
+
+
+_DYNAMIC: Mapping[Any, Callable[[EventEnvelope], Any]] = {
+    EventEnvelope: lambda envelope: envelope,
+    EventMetadata: lambda envelope: envelope.metadata,
+    Sink: _sink_of,
+}
+
+
+def _with_dynamic(
+    call: Function, dynamic: Mapping[str, Callable[[EventEnvelope], Any]]
+) -> Callable[[Message, EventEnvelope], Any]:
+    if not dynamic:
+        return lambda message, _: call(message)
+    return lambda message, envelope: call(message, **{name: give(envelope) for name, give in dynamic.items()})
+
+
+def _check_reply(function: Function, spec: EventSpec) -> None:
+    hints = get_type_hints(function)
+    if "return" not in hints:
+        raise HandlerError(f"{function.__qualname__} does not say what it returns")
+    returned = hints["return"]
+    if spec.kind == "stream":
+        item = get_args(returned)[0] if get_origin(returned) in _ITERATORS else returned
+        wanted = f"AsyncIterator[{spec.reply.__name__}]" if spec.reply else ""
+        fits = item is spec.reply or (returned is type(None) and not inspect.isasyncgenfunction(function))
+    else:
+        item, wanted = returned, spec.reply.__name__ if spec.reply else ""
+        fits = isinstance(item, type) and spec.reply is not None and issubclass(item, spec.reply)
+    if not fits:
+        name = getattr(returned, "__name__", returned)
+        raise HandlerError(
+            f"{function.__qualname__} returns {name}, but {spec.name} is answered with {wanted}"
+        )
+
+
+_ITERATORS = (AsyncIterator, AsyncGenerator, AsyncIterable)
+
+
+def _unary(call: Function, event: type[Message], spec: EventSpec, database: Database) -> Endpoint:
+    parse = parser(event)
+    to_record = spec.recorded and not spec.safe
+    reply_type = spec.reply or Message
+
+    async def handle(envelope: EventEnvelope, send: Send) -> None:
+        message = envelope.message
+        if message is None:
+            message = envelope.message = parse(envelope.data)
+        envelope.to_record = to_record
+        reply = await call(message, envelope)
+        if not isinstance(reply, reply_type):
+            raise InternalError(
+                f"the handler of {spec.name} returned {type(reply).__name__}, not {reply_type.__name__}"
+            )
+        if to_record and not envelope.recorded:
+            await database.record(envelope)
+        await send(Replied(reply))
+
+    return handle
+
+
+def _streaming(call: Function, event: type[Message], spec: EventSpec, database: Database) -> Endpoint:
+    parse = parser(event)
+
+    async def handle(envelope: EventEnvelope, send: Send) -> None:
+        message = envelope.message = envelope.message or parse(envelope.data)
+        if spec.recorded and not spec.safe:
+            await database.record(envelope)
+        items = call(message, envelope)
+        try:
+            async for item in items:
+                await send(Yielded(item))
+        finally:
+            await items.aclose()
+        await send(Ended())
+
+    return handle
+
+
+def _sinking(call: Function, event: type[Message], spec: EventSpec, database: Database) -> Endpoint:
+    """Serve a stream whose handler writes rendered frames itself, into a Sink that it takes."""
+    parse = parser(event)
+
+    async def handle(envelope: EventEnvelope, send: Send) -> None:
+        message = envelope.message = envelope.message or parse(envelope.data)
+        if spec.recorded and not spec.safe:
+            await database.record(envelope)
+        await call(message, envelope)
+        await send(Ended())
+
+    return handle

@@ -1,0 +1,95 @@
+"""How the daemon fares: looked at no more than once a second, however often it is asked."""
+
+import asyncio
+import os
+from typing import Final
+
+from ksi_common.clock import Clock
+from ksi_common.events.system import Check, Checks, Status
+from ksi_daemon.catalog import Catalog
+from ksi_daemon.database import Database
+from ksi_daemon.settings import Settings
+from ksi_daemon.subscriptions import Subscriptions
+
+FRESH_S: Final = 1.0
+CHECK_S: Final = 2.0
+"""A part that does not answer within this is unhealthy."""
+_RANK: Final[dict[Status, int]] = {"healthy": 0, "degraded": 1, "unhealthy": 2}
+
+
+class Health:
+    """Check the parts and keep the result for a second."""
+
+    def __init__(
+        self,
+        database: Database,
+        subscriptions: Subscriptions,
+        catalog: Catalog,
+        settings: Settings,
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._subscriptions = subscriptions
+        self._catalog = catalog
+        self._settings = settings
+        self._clock = clock
+        self._checked = float("-inf")
+        self._checks: Checks | None = None
+        self._turn = asyncio.Lock()
+
+    async def checks(self) -> Checks:
+        """Give every part's health, at most a second old."""
+        if self._checks is None or self._clock.monotonic() - self._checked > FRESH_S:
+            async with self._turn:
+                if self._checks is None or self._clock.monotonic() - self._checked > FRESH_S:
+                    self._checks = await self._check()
+                    self._checked = self._clock.monotonic()
+        return self._checks
+
+    async def _check(self) -> Checks:
+        return Checks(
+            database=await self._check_database(),
+            disk_space=await self._check_disk(),
+            message_queue=self._check_queue(),
+            plugins=self._check_plugins(),
+            providers=Check(status="healthy", detail={"configured": 0}),
+        )
+
+    async def _check_database(self) -> Check:
+        start = self._clock.monotonic()
+        try:
+            async with asyncio.timeout(CHECK_S):
+                await self._database.read("SELECT 1")
+        except TimeoutError:
+            return Check(status="unhealthy", detail={"error": f"no answer within {CHECK_S:g} s"})
+        took_ms = round((self._clock.monotonic() - start) * 1000, 3)
+        return Check(status="healthy", detail={"read_ms": took_ms, "head": self._subscriptions.hub.head})
+
+    async def _check_disk(self) -> Check:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(CHECK_S):
+                disk = await loop.run_in_executor(None, os.statvfs, self._database.path)
+        except (TimeoutError, OSError) as error:
+            return Check(status="unhealthy", detail={"error": str(error) or "the disk does not answer"})
+        free = disk.f_bavail * disk.f_frsize
+        enough = free >= self._settings.limits.disk_free_bytes
+        return Check(status="healthy" if enough else "degraded", detail={"free_bytes": free})
+
+    def _check_queue(self) -> Check:
+        waiting = self._database.statistics.waiting
+        detail = {"waiting": waiting, "subscriptions": self._subscriptions.hub.subscriptions}
+        return Check(status="healthy" if waiting < 10_000 else "degraded", detail=dict(detail))
+
+    def _check_plugins(self) -> Check:
+        bad = [plugin.name for plugin in self._catalog.plugins.values() if plugin.status != "loaded"]
+        loaded = len(self._catalog.plugins) - len(bad)
+        return Check(
+            status="degraded" if bad else "healthy", detail={"loaded": loaded, "not_loaded": list(bad)}
+        )
+
+
+def worst(checks: Checks) -> Status:
+    """Give the status of the part that fares worst."""
+    parts = (checks.database, checks.disk_space, checks.message_queue, checks.plugins, checks.providers)
+    return max((part.status for part in parts), key=_RANK.__getitem__)

@@ -1,0 +1,49 @@
+"""One daemon to a home: a lock that ends with the process, however that ends."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ksi_common.errors import AlreadyExists, FailedPrecondition
+from ksi_common.paths import Paths
+
+
+class HomeLocked(AlreadyExists):
+    """Another daemon has the home."""
+
+
+@contextmanager
+def home_lock(paths: Paths) -> Iterator[bool]:
+    """Hold the home; give whether the daemon before ended without cleaning up. Raises HomeLocked.
+
+    Taken before the socket is touched: asyncio would take a live daemon's socket without a word.
+    """
+    try:
+        for folder in (paths.home, paths.run):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise FailedPrecondition(f"cannot use {paths.home}: {error.strerror}", hint="set KSI_HOME") from error
+    try:
+        _lock(descriptor, paths)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        recovered = paths.pid_file.exists()
+        paths.pid_file.write_text(f"{os.getpid()}\n")
+        try:
+            yield recovered
+        finally:
+            paths.pid_file.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, paths: Paths) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+        raise HomeLocked(
+            f"another KSI (pid {holder}) uses {paths.home}", reason="home_locked", pid=holder
+        ) from None

@@ -1,0 +1,115 @@
+"""The daemon's log: JSON lines, written beside the loop, with the correlation id unasked."""
+
+import logging
+import logging.handlers
+import queue
+import re
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from ksi_common.envelope import current_envelope
+from ksi_daemon.settings import LogSettings
+
+_SECRET = re.compile(r"(api_?key|secret|password|authorization|credential|(^|_)token$)", re.IGNORECASE)
+
+
+@contextmanager
+def logging_to(path: Path, settings: LogSettings, *, echo: bool = False) -> Iterator[None]:
+    """Write the log to ``path``, rotated, for as long as the block runs; ``echo``: to stderr as well.
+
+    Lines are rendered where they are logged and written by a thread of their own: a slow disk stops nobody.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    file = logging.handlers.RotatingFileHandler(
+        path, maxBytes=settings.max_bytes, backupCount=settings.files, encoding="utf-8"
+    )
+    sinks: list[logging.Handler] = [file]
+    if echo:
+        sinks.append(logging.StreamHandler())
+    lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    entry = _Rendered(lines)
+    entry.setFormatter(_formatter())
+    listener = logging.handlers.QueueListener(lines, *sinks)
+    root = logging.getLogger()
+    before = root.level, root.handlers[:]
+    root.handlers[:] = [entry]
+    root.setLevel(settings.level.upper())
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    logging.getLogger("aiosqlite").setLevel(logging.WARNING)
+    _configure()
+    listener.start()
+    try:
+        yield
+    finally:
+        root.setLevel(before[0])
+        root.handlers[:] = before[1]
+        listener.stop()
+        for sink in sinks:
+            sink.close()
+        structlog.reset_defaults()
+
+
+class _Rendered(logging.handlers.QueueHandler):
+    """Render a record where it is made: the context it needs is there, not in the thread that writes."""
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        record.msg = self.format(record)
+        record.args = record.exc_info = record.exc_text = record.stack_info = None
+        return record
+
+
+def _shared() -> list[Any]:
+    return [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _add_envelope,
+        structlog.processors.format_exc_info,
+        _redact,
+    ]
+
+
+def _configure() -> None:
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *_shared(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+
+
+def _formatter() -> logging.Formatter:
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=_shared(),
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.processors.JSONRenderer(default=str, ensure_ascii=False),
+        ],
+    )
+
+
+def _add_envelope(_: Any, __: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    envelope = current_envelope()
+    if envelope is not None:
+        line.setdefault("correlation_id", envelope.correlation_id)
+        line.setdefault("event_id", envelope.event_id)
+        line.setdefault("request", envelope.event)
+        if envelope.traceparent is not None:
+            line.setdefault("traceparent", envelope.traceparent)
+    return line
+
+
+def _redact(_: Any, __: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for name in line:
+        if _SECRET.search(name):
+            line[name] = "[redacted]"
+    return line

@@ -1,0 +1,6 @@
+"""How decorated functions are recognised."""
+
+from typing import Final
+
+HANDLER: Final = "__ksi_handler__"
+SUBSCRIBER: Final = "__ksi_subscriber__"

@@ -1,0 +1,20 @@
+"""The layers around every handler, outermost first.
+
+correlation -> errors -> observation -> deadline -> permissions -> plugins' -> router
+"""
+
+from collections.abc import Sequence
+
+from ksi_daemon.outcomes import Endpoint, Middleware
+
+
+def compose(middleware: Sequence[Middleware], innermost: Endpoint) -> Endpoint:
+    """Wrap ``innermost`` in ``middleware``, the first one outermost. Done once, at load."""
+    endpoint = innermost
+    for layer in reversed(middleware):
+        endpoint = _around(layer, endpoint)
+    return endpoint
+
+
+def _around(layer: Middleware, inner: Endpoint) -> Endpoint:
+    return lambda envelope, send: layer(envelope, send, inner)

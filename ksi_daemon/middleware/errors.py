@@ -1,0 +1,78 @@
+"""What a handler raises becomes an answer; only what is a bug becomes a traceback."""
+
+import asyncio
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from ksi_common.envelope import EventEnvelope
+from ksi_common.errors import Cancelled, InternalError, OperationalError
+from ksi_daemon.outcomes import Endpoint, Failed, Send
+
+log = structlog.get_logger()
+
+
+class ReportedError(InternalError):
+    """A bug that is in the log already: passed on from call to call, it is not logged again."""
+
+
+class Errors:
+    """Answer errors. ``strict``: bugs are raised on, which ends the daemon (tests want that).
+
+    ``blame`` is told of each bug: it gives the name of the plugin that handles an event, and counts.
+    """
+
+    def __init__(self, blame: Callable[[str], str], *, strict: bool = False) -> None:
+        self._blame = blame
+        self._strict = strict
+
+    async def __call__(self, envelope: EventEnvelope, send: Send, call_next: Endpoint) -> None:
+        """Catch everything: SystemExit or a CancelledError that nobody asked for would stop the loop."""
+        try:
+            await call_next(envelope, send)
+        except (OperationalError, ReportedError) as error:
+            await send(Failed(error))
+        except asyncio.CancelledError as error:
+            if _asked_for():
+                await send(Failed(Cancelled(f"{envelope.event} was cancelled")))
+                raise
+            await self._bug(envelope, error, send)
+        except BaseException as error:
+            await self._bug(envelope, error, send)
+
+    async def _bug(self, envelope: EventEnvelope, error: BaseException, send: Send) -> None:
+        plugin = self._blame(envelope.event)
+        where = _origin(error)
+        log.error(
+            "handler.crashed",
+            handled=envelope.event,
+            plugin=plugin,
+            error=f"{type(error).__name__}: {error}"[:500],
+            where=where,
+            exception="".join(traceback.format_exception(error, limit=-20)),
+        )
+        if self._strict:
+            raise error
+        await send(
+            Failed(
+                ReportedError(
+                    f"plugin {plugin} failed in {envelope.event}: {type(error).__name__} ({where})",
+                    hint="the daemon is fine; its log has the traceback",
+                    plugin=plugin,
+                )
+            )
+        )
+
+
+def _asked_for() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _origin(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return "unknown"
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}"

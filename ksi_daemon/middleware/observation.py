@@ -1,0 +1,84 @@
+"""Count and time what is handled; a line of log each only where that is asked for."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import structlog
+
+from ksi_common.envelope import EventEnvelope
+from ksi_daemon.outcomes import Endpoint, Failed, Outcome, Send
+
+log = structlog.get_logger()
+
+Observer = Callable[[EventEnvelope, float, str], None]
+"""Told of each event after its answer: the envelope, seconds taken, and the error code or "OK"."""
+
+
+@dataclass(slots=True)
+class EventStatistics:
+    """Figures of one event name since the start."""
+
+    handled: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+
+
+class Observation:
+    """Keep figures by event name. Only declared names are kept, so they cannot grow without bound."""
+
+    def __init__(self, *, log_requests: bool, observers: Sequence[Observer] = ()) -> None:
+        self._observers = (*observers, _log_line) if log_requests else tuple(observers)
+        self._by_event: dict[str, EventStatistics] = {}
+
+    @property
+    def statistics(self) -> dict[str, EventStatistics]:
+        """Give the figures by event name."""
+        return self._by_event
+
+    async def __call__(self, envelope: EventEnvelope, send: Send, call_next: Endpoint) -> None:
+        """Measure the rest of the way."""
+        start = perf_counter()
+        if self._observers:
+            await self._observed(envelope, send, call_next, start)
+        else:
+            try:
+                await call_next(envelope, send)
+            except BaseException:
+                self._count(envelope, perf_counter() - start, failed=True)
+                raise
+            self._count(envelope, perf_counter() - start, failed=False)
+
+    async def _observed(self, envelope: EventEnvelope, send: Send, call_next: Endpoint, start: float) -> None:
+        code = "OK"
+
+        async def watch(outcome: Outcome) -> None:
+            nonlocal code
+            if type(outcome) is Failed:
+                code = outcome.error.code
+            await send(outcome)
+
+        try:
+            await call_next(envelope, watch)
+        except BaseException as error:
+            code = getattr(error, "code", "INTERNAL")
+            raise
+        finally:
+            took = perf_counter() - start
+            self._count(envelope, took, failed=code != "OK")
+            for observe in self._observers:
+                observe(envelope, took, code)
+
+    def _count(self, envelope: EventEnvelope, took: float, *, failed: bool) -> None:
+        if envelope.spec is None:
+            return
+        figures = self._by_event.get(envelope.event)
+        if figures is None:
+            figures = self._by_event[envelope.event] = EventStatistics()
+        figures.handled += 1
+        figures.failed += failed
+        figures.seconds += took
+
+
+def _log_line(envelope: EventEnvelope, took: float, code: str) -> None:
+    log.info("event.handled", handled=envelope.event, took_ms=round(took * 1000, 3), outcome=code)

@@ -1,0 +1,152 @@
+"""What a plugin is written with. Public: it changes by addition within a version of ``ksi_api``.
+
+from ksi_daemon.plugin import Message, Request, handler
+
+class Greeting(Message):
+    text: str
+
+class Greet(Request[Greeting], event="hello:greet"):
+    '''Say hello.'''
+    name: str = "world"
+
+@handler
+async def greet(request: Greet) -> Greeting:
+    return Greeting(text=f"Hello, {request.name}!")
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from pydantic import Field, JsonValue
+
+from ksi_common.async_db import AsyncSQLiteDB
+from ksi_common.bus import Bus, Delivered
+from ksi_common.clock import Clock, format_time, parse_time
+from ksi_common.envelope import (
+    EventEnvelope,
+    EventMetadata,
+    StoredEvent,
+    current_envelope,
+    event_context,
+)
+from ksi_common.errors import (
+    AlreadyExists,
+    Cancelled,
+    DataLoss,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    KSIError,
+    NotFound,
+    OperationalError,
+    PermissionDenied,
+    ResourceExhausted,
+    Unavailable,
+    Unimplemented,
+)
+from ksi_common.ids import is_name, new_id
+from ksi_common.messages import Message, Notification, Request, Stream, matches, renamed_from
+from ksi_daemon.bus import LocalBus
+from ksi_daemon.catalog import Catalog
+from ksi_daemon.cursors import parse_cursor
+from ksi_daemon.database import Database, Transaction
+from ksi_daemon.database.migrations import scripts
+from ksi_daemon.eventlog import EventLog, LogQuery
+from ksi_daemon.hookspecs import hookimpl
+from ksi_daemon.hub import Hub
+from ksi_daemon.marks import HANDLER, SUBSCRIBER
+from ksi_daemon.outcomes import Ended, Endpoint, Failed, Middleware, Outcome, Replied, Send, Yielded
+from ksi_daemon.services import Service, Services
+from ksi_daemon.settings import Settings
+from ksi_daemon.subscriptions import Interest, Sink, Subscriptions
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+KSI_API = "1"
+"""The version of everything here."""
+
+
+def handler(function: F) -> F:
+    """Handle the Request or Stream that the first parameter is annotated with.
+
+    Further parameters are services, resolved by type at load, or EventEnvelope, EventMetadata.
+    A Request's handler returns its reply; a Stream's is an async generator. A plain function runs in
+    a thread. Raise an OperationalError for what is expected; anything else is a bug, and logged.
+    """
+    setattr(function, HANDLER, True)
+    return function
+
+
+def subscriber(function: F) -> F:
+    """Hear the Notification that the first parameter is annotated with; parameters as for ``handler``.
+
+    Events come one after another, in the order of the log; other subscribers are not held up. What it
+    raises is logged and counted, and the next event is given.
+    """
+    setattr(function, SUBSCRIBER, True)
+    return function
+
+
+__all__ = [
+    "KSI_API",
+    "AlreadyExists",
+    "AsyncSQLiteDB",
+    "Bus",
+    "Cancelled",
+    "Catalog",
+    "Clock",
+    "DataLoss",
+    "Database",
+    "DeadlineExceeded",
+    "Delivered",
+    "Ended",
+    "Endpoint",
+    "EventEnvelope",
+    "EventLog",
+    "EventMetadata",
+    "Failed",
+    "FailedPrecondition",
+    "Field",
+    "Hub",
+    "Interest",
+    "InvalidArgument",
+    "JsonValue",
+    "KSIError",
+    "LocalBus",
+    "LogQuery",
+    "Message",
+    "Middleware",
+    "NotFound",
+    "Notification",
+    "OperationalError",
+    "Outcome",
+    "PermissionDenied",
+    "Replied",
+    "Request",
+    "ResourceExhausted",
+    "Send",
+    "Service",
+    "Services",
+    "Settings",
+    "Sink",
+    "StoredEvent",
+    "Stream",
+    "Subscriptions",
+    "Transaction",
+    "Unavailable",
+    "Unimplemented",
+    "Yielded",
+    "current_envelope",
+    "event_context",
+    "format_time",
+    "handler",
+    "hookimpl",
+    "is_name",
+    "matches",
+    "new_id",
+    "parse_cursor",
+    "parse_time",
+    "renamed_from",
+    "scripts",
+    "subscriber",
+]

@@ -1,0 +1,149 @@
+"""Find plugins and load them: one that cannot be loaded is refused with one line, the rest go on."""
+
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.metadata import entry_points, version
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+import structlog
+
+from ksi_common.errors import KSIError
+from ksi_common.messages import Message, Notification
+from ksi_daemon.catalog import Catalog, Plugin
+from ksi_daemon.hooks import Relay
+from ksi_daemon.supervisor import attempt
+
+log = structlog.get_logger()
+
+GROUP: Final = "ksi"
+"""The entry-point group, of built-in plugins and of anybody's."""
+CORE: Final = "system"
+
+_FILE = re.compile(r"^[a-z][a-z0-9_]*\.py$")
+
+Found = tuple[Plugin, Callable[[], ModuleType]]
+
+
+class Loader:
+    """Import plugins and register them with the relay."""
+
+    def __init__(self, catalog: Catalog, relay: Relay, *, only: Sequence[str] | None = None) -> None:
+        self._catalog = catalog
+        self._relay = relay
+        self._only = only
+
+    def load(self, folders: Iterable[Path]) -> None:
+        """Load the core, then packages by entry point, then single files of ``folders``."""
+        for plugin, load in (*_core(), *_packages(), *_files(folders)):
+            if plugin.builtin or self._only is None or plugin.name in self._only:
+                self._load_one(plugin, load)
+
+    def _load_one(self, plugin: Plugin, load: Callable[[], ModuleType]) -> None:
+        if plugin.name in self._catalog.plugins:
+            taken = self._catalog.plugins[plugin.name].origin
+            log.error(
+                "plugin.refused", plugin=plugin.name, origin=plugin.origin, error=f"name taken by {taken}"
+            )
+            return
+        self._catalog.plugins[plugin.name] = plugin
+        module = attempt(load)
+        if isinstance(module, BaseException):
+            refuse(plugin, module)
+            return
+        plugin.module = module
+        registered = attempt(lambda: self._relay.register(module, plugin.name))
+        if isinstance(registered, BaseException):
+            refuse(plugin, registered)
+
+
+def refuse(plugin: Plugin, error: BaseException) -> None:
+    """Note that a plugin does not take part, and why; one line."""
+    plugin.status = "refused"
+    plugin.error = explain(error)
+    log.error("plugin.refused", plugin=plugin.name, origin=plugin.origin, error=plugin.error)
+
+
+def explain(error: BaseException) -> str:
+    """Say in one line what is wrong with a plugin, and where."""
+    if isinstance(error, KSIError):
+        return error.message
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"SyntaxError: {error.msg} ({Path(error.filename).name}:{error.lineno})"
+    text = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    place = _place(error)
+    return f"{text} ({place})" if place else text
+
+
+def declared(module: object, mark: str) -> list[Callable[..., Any]]:
+    """List the functions of a module that carry a mark, in the order written."""
+    members = vars(module).values() if module is not None else ()
+    return list(dict.fromkeys(member for member in members if getattr(member, mark, False) is True))
+
+
+def notifications_of(modules: Iterable[str]) -> Iterator[type[Notification]]:
+    """Find the declared notifications of modules."""
+    for name in modules:
+        for member in vars(sys.modules.get(name, ModuleType(name))).values():
+            if isinstance(member, type) and issubclass(member, Notification) and hasattr(member, "__ksi__"):
+                yield member
+
+
+def modules_of(module: object, events: Iterable[type[Message]]) -> list[str]:
+    """List where a plugin's events are declared: in itself, and where the classes that it handles are."""
+    return list(dict.fromkeys((getattr(module, "__name__", ""), *(event.__module__ for event in events))))
+
+
+def _core() -> Iterator[Found]:
+    plugin = Plugin(CORE, "ksi_daemon.core_plugin", version(GROUP), builtin=True)
+    yield plugin, lambda: importlib.import_module("ksi_daemon.core_plugin")
+
+
+def _packages() -> Iterator[Found]:
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        distribution = entry.dist
+        name = distribution.name if distribution else ""
+        plugin = Plugin(
+            entry.name, entry.value, distribution.version if distribution else "0", builtin=name == GROUP
+        )
+        yield plugin, entry.load
+
+
+def _files(folders: Iterable[Path]) -> Iterator[Found]:
+    for folder in folders:
+        for path in sorted(folder.glob("*.py")) if folder.is_dir() else ():
+            if _FILE.match(path.name):
+                yield Plugin(path.stem, str(path)), _file_loader(path)
+
+
+def _file_loader(path: Path) -> Callable[[], ModuleType]:
+    name = f"ksi_file_{path.stem}"
+
+    def load() -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{path} cannot be imported")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+        return module
+
+    return load
+
+
+def _place(error: BaseException) -> str | None:
+    traceback = error.__traceback__
+    place = None
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        if "importlib" not in code.co_filename and "ksi_daemon" not in Path(code.co_filename).parts:
+            place = f"{Path(code.co_filename).name}:{traceback.tb_lineno}"
+        traceback = traceback.tb_next
+    return place

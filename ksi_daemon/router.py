@@ -1,0 +1,51 @@
+"""The table of events, compiled at load: an event costs one look-up, whatever number of plugins there is."""
+
+import difflib
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ksi_common.envelope import EventEnvelope
+from ksi_common.errors import NotFound
+from ksi_common.messages import EventSpec, Message
+from ksi_daemon.outcomes import Endpoint, Replied, Send
+
+Unrouted = Callable[[EventEnvelope], Awaitable[Mapping[str, Any] | None]]
+"""Ask plugins' ``ksi_handle_event``; None: nobody wants it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Route:
+    """Where an event goes."""
+
+    spec: EventSpec
+    message: type[Message]
+    plugin: str
+    handle: Endpoint
+
+
+class Router:
+    """Give each event to its handler."""
+
+    def __init__(self, routes: Mapping[str, Route], unrouted: Unrouted | None = None) -> None:
+        self.routes = dict(routes)
+        self._unrouted = unrouted
+
+    async def __call__(self, envelope: EventEnvelope, send: Send) -> None:
+        """Hand over; raise NotFound, with the nearest names, where nobody takes the event."""
+        route = self.routes.get(envelope.event)
+        if route is not None:
+            await route.handle(envelope, send)
+            return
+        if self._unrouted is not None:
+            reply = await self._unrouted(envelope)
+            if reply is not None:
+                await send(Replied(reply))
+                return
+        raise self._unknown(envelope.event)
+
+    def _unknown(self, event: str) -> NotFound:
+        near = difflib.get_close_matches(event[:128], self.routes, n=3, cutoff=0.6)
+        shown = event if len(event) <= 128 else event[:125] + "..."
+        hint = f"did you mean {' or '.join(near)}?" if near else "system:discover lists what there is"
+        return NotFound(f'no plugin handles "{shown}"', hint=hint, reason="unknown_event", nearest=near)

@@ -1,0 +1,124 @@
+"""Settings: environment ``KSI_*`` over ksi.toml over the user's and the system's over defaults."""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from ksi_common.errors import InvalidArgument
+from ksi_common.paths import Paths
+
+
+class Section(BaseModel):
+    """A table of the file; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LogSettings(Section):
+    """What is written to the log."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    requests: bool = Field(
+        default=False, description="A line for each event handled. Costs more than the event."
+    )
+    max_bytes: int = Field(16 * 1024 * 1024, ge=64 * 1024, description="Of one file, before it is rotated.")
+    files: int = Field(5, ge=1, le=100, description="Rotated files that are kept.")
+
+
+class Limits(Section):
+    """Where to stop. Seconds and bytes; precedents in docs/reference/limits.md."""
+
+    connections: int = Field(4096, ge=1)
+    in_flight: int = Field(128, ge=1, description="Requests of one connection that are not answered yet.")
+    streams: int = Field(1024, ge=1, description="Streams of one connection.")
+    handler_s: float = Field(30.0, gt=0, description="A request's time, where its caller gives none.")
+    drain_s: float = Field(30.0, ge=0, description="Time for running work when the daemon stops.")
+    partial_line_s: float = Field(10.0, gt=0, description="A line that has begun must end within.")
+    unwritable_s: float = Field(
+        10.0, gt=0, description="A connection that takes nothing for this long is cut."
+    )
+    heartbeat_s: float = Field(10.0, gt=0, description="Between marks of a subscription that has no events.")
+    disk_free_bytes: int = Field(500 * 1024 * 1024, ge=0, description="Below this, health is degraded.")
+
+
+class Settings(BaseSettings):
+    """Everything that can be set."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="KSI_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+
+    strict: bool = Field(default=False, description="Bugs in handlers end the daemon; for tests.")
+    load_plugins: str | None = Field(None, description="Only these plugins, by name, parted by commas.")
+    plugins_dir: list[Path] = Field(default_factory=list, description="More folders of single-file plugins.")
+    log: LogSettings = LogSettings()
+    limits: Limits = Limits()
+    plugins: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Tables of plugins.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read environment and TOML files; no .env: the working directory is nobody's to trust."""
+        del dotenv_settings, file_secret_settings
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls))
+
+
+def load_settings(paths: Paths) -> Settings:
+    """Read the settings of a home; raise InvalidArgument that names the key, with a guess."""
+
+    class Located(Settings):
+        model_config = SettingsConfigDict(toml_file=config_files(paths))
+
+    try:
+        return Located()
+    except ValidationError as error:
+        raise _refusal(error) from None
+    except ValueError as error:  # TOML that is none; pydantic-settings' own errors
+        raise InvalidArgument(f"settings cannot be read: {error}", reason="bad_settings") from error
+
+
+def config_files(paths: Paths) -> list[Path]:
+    """List the files that settings are read from, the weakest first."""
+    user = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return [Path("/etc/ksi/config.toml"), user / "ksi" / "config.toml", paths.config]
+
+
+def _refusal(error: ValidationError) -> InvalidArgument:
+    problem = error.errors(include_url=False)[0]
+    path = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(path, list(setting_names()), n=1)
+        hint = f'did you mean "{near[0]}"?' if near else "docs/reference/settings.md lists them"
+        return InvalidArgument(f'there is no setting "{path}"', hint=hint, reason="unknown_setting")
+    return InvalidArgument(f"setting {path}: {problem['msg']}", reason="bad_setting", setting=path)
+
+
+def setting_names() -> list[str]:
+    """List every setting by its dotted name."""
+    names: list[str] = []
+    for name, info in Settings.model_fields.items():
+        section = info.annotation
+        if isinstance(section, type) and issubclass(section, Section):
+            names.extend(f"{name}.{key}" for key in section.model_fields)
+        else:
+            names.append(name)
+    return names

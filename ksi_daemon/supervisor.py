@@ -1,0 +1,72 @@
+"""Keep what runs running: restart with back-off, and give up on what fails again and again."""
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+import structlog
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+MAX_FAILURES: Final = 3
+WINDOW_S: Final = 60.0
+FIRST_DELAY_S: Final = 0.1
+MAX_DELAY_S: Final = 10.0
+
+
+class GaveUp(Exception):
+    """A child failed ``MAX_FAILURES`` times within ``WINDOW_S`` seconds."""
+
+
+async def supervise(
+    name: str,
+    run: Callable[[], Awaitable[None]],
+    *,
+    quarantine: Callable[[str, Exception], None] | None,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> None:
+    """Run ``run`` until it returns. One that raises is restarted, after a delay that doubles, with jitter.
+
+    After the third failure within 60 s ``quarantine`` is told, and this returns; where there is none, the
+    child is one that the daemon cannot do without: GaveUp is raised.
+    """
+    failures: deque[float] = deque(maxlen=MAX_FAILURES)
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            await run()
+        except Exception as error:
+            failures.append(loop.time())
+            log.exception("child.crashed", child=name, error=repr(error))
+            if len(failures) == MAX_FAILURES and failures[-1] - failures[0] < WINDOW_S:
+                if quarantine is None:
+                    raise GaveUp(f"{name} failed {MAX_FAILURES} times within {WINDOW_S:.0f} s") from error
+                quarantine(name, error)
+                return
+            recent = sum(loop.time() - moment < WINDOW_S for moment in failures)
+            delay = min(FIRST_DELAY_S * 2 ** (recent - 1), MAX_DELAY_S)
+            await sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 -- jitter is no secret
+        else:
+            return
+
+
+def attempt(action: Callable[[], T]) -> T | BaseException:
+    """Run foreign code that may do anything (``sys.exit`` at import); give what it returned or raised."""
+    try:
+        return action()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return error
+
+
+async def attempt_async(action: Callable[[], Awaitable[T]]) -> T | Exception:
+    """Await foreign code; give what it returned or raised."""
+    try:
+        return await action()
+    except Exception as error:
+        return error

@@ -1,0 +1,76 @@
+"""Threads for handlers that are not async: a few, our own, and never waited for at exit."""
+
+import asyncio
+import contextvars
+import functools
+import threading
+from collections.abc import Awaitable, Callable
+from queue import SimpleQueue
+from typing import Any, Final, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+THREADS: Final = 8
+
+_Work = tuple["asyncio.Future[Any]", asyncio.AbstractEventLoop, Callable[[], Any]]
+
+
+class Threads:
+    """Run plain functions beside the loop, with the context of who asked. Started when first needed."""
+
+    def __init__(self, size: int = THREADS) -> None:
+        self._size = size
+        self._queue: SimpleQueue[_Work] = SimpleQueue()
+        self._started = 0
+        self._busy = 0
+
+    @property
+    def statistics(self) -> dict[str, int]:
+        """Give how many threads there are and how much work is begun or waits."""
+        return {"threads": self._started, "work": self._busy}
+
+    def wrap(self, function: Callable[P, T]) -> Callable[P, Awaitable[T]]:
+        """Make an async function that runs ``function`` in a thread."""
+
+        @functools.wraps(function)
+        async def run(*args: P.args, **kwargs: P.kwargs) -> T:
+            return await self.run(functools.partial(function, *args, **kwargs))
+
+        return run
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """Run ``function`` in a thread. Cancelling the await leaves the function running to its end."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        context = contextvars.copy_context()
+        self._busy += 1
+        if self._busy > self._started < self._size:
+            self._started += 1
+            threading.Thread(target=self._work, name=f"ksi-handler-{self._started}", daemon=True).start()
+        self._queue.put((future, loop, functools.partial(context.run, function)))
+        return await future
+
+    def _work(self) -> None:
+        while True:
+            future, loop, function = self._queue.get()
+            value, error = None, None
+            try:
+                value = function()
+            except BaseException as raised:  # noqa: BLE001 -- raised again where it is awaited
+                error = raised
+            try:
+                loop.call_soon_threadsafe(self._finish, future, value, error)
+            except RuntimeError:  # the loop is closed: nobody awaits this any more
+                return
+
+    def _finish(self, future: "asyncio.Future[Any]", value: object, error: BaseException | None) -> None:
+        self._busy -= 1
+        if future.done():
+            return
+        if error is None:
+            future.set_result(value)
+        elif isinstance(error, StopIteration | asyncio.CancelledError):
+            future.set_exception(RuntimeError(f"a handler raised {type(error).__name__}"))
+        else:
+            future.set_exception(error)

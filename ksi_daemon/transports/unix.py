@@ -1,0 +1,162 @@
+"""The Unix socket: only the owner gets in, and nobody's live socket is taken."""
+
+import asyncio
+import os
+import socket
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final, Self
+
+import structlog
+
+from ksi_common.clock import Clock
+from ksi_common.errors import FailedPrecondition, PermissionDenied, ResourceExhausted
+from ksi_daemon.connection import Connection, ConnectionLimits
+from ksi_daemon.outcomes import Endpoint
+from ksi_daemon.router import Route
+
+log = structlog.get_logger()
+
+BACKLOG: Final = 1024
+"""With asyncio's 100, a burst of connects fails: a Unix connect does not wait for the queue."""
+_CLOSE_S: Final = 1.0
+_UCRED: Final = struct.Struct("3i")
+
+
+class UnixServer:
+    """Serve clients of one socket. The lock of the home must be held: what is at the path is stale."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        dispatch: Endpoint,
+        routes: Mapping[str, Route],
+        clock: Clock,
+        limits: ConnectionLimits,
+        max_connections: int,
+        crashed: Callable[[Exception], None],
+    ) -> None:
+        self.path = path
+        self.dispatch = dispatch
+        self.routes = routes
+        self.clock = clock
+        self.limits = limits
+        self.closing = False
+        self.connections: set[Connection] = set()
+        self.accepted = 0
+        self._max_connections = max_connections
+        self._crashed = crashed
+        self._progress = asyncio.Event()
+        self._server: asyncio.AbstractServer | None = None
+
+    async def __aenter__(self) -> Self:
+        listener = _listen(self.path)
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(self._connected, sock=listener, backlog=BACKLOG)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._stop_listening()
+        for connection in tuple(self.connections):
+            connection.abort()
+
+    async def drain(self, grace_s: float) -> int:
+        """Take no new work, let running requests end within ``grace_s``, close; give how many did not."""
+        self._stop_listening()
+        self.closing = True
+        await self._wait_until(lambda: self._busy() == 0, grace_s)
+        busy = self._busy()
+        for connection in tuple(self.connections):
+            connection.end()
+        if not await self._wait_until(lambda: not self.connections, _CLOSE_S):
+            log.warning("connection.cut", connections=len(self.connections), reason="shutdown")
+        return busy
+
+    def crashed(self, error: BaseException) -> None:
+        """End the daemon with ``error``."""
+        self._crashed(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+
+    def closed(self, connection: Connection) -> None:
+        """Forget a client that is gone."""
+        self.connections.discard(connection)
+        self._progress.set()
+
+    def progressed(self) -> None:
+        """Look whether the drain is done: a request has ended."""
+        self._progress.set()
+
+    async def _wait_until(self, done: Callable[[], bool], limit_s: float) -> bool:
+        try:
+            async with asyncio.timeout(limit_s):
+                while not done():
+                    self._progress.clear()
+                    await self._progress.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _busy(self) -> int:
+        return sum(not connection.idle for connection in self.connections)
+
+    def _connected(self) -> Connection:
+        connection = _Admitted(self, self._max_connections)
+        self.accepted += 1
+        return connection
+
+    def _stop_listening(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+            self.path.unlink(missing_ok=True)
+
+
+class _Admitted(Connection):
+    """A connection that is let in only where its peer is the owner and there is room."""
+
+    def __init__(self, server: UnixServer, limit: int) -> None:
+        super().__init__(server)
+        self._unix = server
+        self._limit = limit
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Let the client in, or say why not."""
+        super().connection_made(transport)
+        self._unix.connections.add(self)
+        uid = peer_uid(transport.get_extra_info("socket"))
+        if uid != os.getuid():
+            log.warning("connection.refused", uid=uid)
+            self.refuse(PermissionDenied(f"this daemon belongs to uid {os.getuid()}, not {uid}"))
+        elif len(self._unix.connections) > self._limit:
+            self.refuse(
+                ResourceExhausted(f"{self._limit} connections", reason="connections", retry_after_s=1)
+            )
+
+
+def peer_uid(sock: socket.socket) -> int:
+    """Give the user at the other end, as the kernel knows it."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    return int(_UCRED.unpack(credentials)[1])
+
+
+def _listen(path: Path) -> socket.socket:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    owner = path.parent.stat().st_uid
+    if owner != os.getuid():
+        raise PermissionDenied(f"{path.parent} belongs to uid {owner}", hint="set KSI_HOME or KSI_SOCKET")
+    if path.is_socket():
+        path.unlink()
+    elif path.exists() or path.is_symlink():
+        raise FailedPrecondition(f"{path} exists and is no socket", hint="move it away")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o077)
+    try:
+        listener.bind(os.fspath(path))
+    except OSError as error:
+        listener.close()
+        raise FailedPrecondition(f"cannot listen on {path}: {error.strerror or error}") from error
+    finally:
+        os.umask(before)
+    listener.setblocking(False)  # noqa: FBT003 -- its signature
+    return listener

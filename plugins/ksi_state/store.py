@@ -1,0 +1,129 @@
+"""State in the database, with the values last used at hand.
+
+A point read through a thread costs several times the event around it, so values that were read or
+written lately are kept. They change in commit order, on the loop, before anyone hears of the commit.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import orjson
+from pydantic import JsonValue
+
+from ksi_common.events.state import Changed, NamespaceCleared, Removed
+from ksi_daemon.plugin import Database, Transaction
+
+CACHED_BYTES: Final = 8 * 1024 * 1024
+_OVERHEAD: Final = 200
+"""Bytes of a cached entry besides its text, about."""
+
+Entry = tuple[str, str]
+
+
+class StateStore:
+    """Values by namespace and key."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._cache: OrderedDict[Entry, bytes | None] = OrderedDict()
+        self._bytes = 0
+        self._changes = 0
+
+    async def get(self, namespace: str, key: str) -> tuple[JsonValue, bool]:
+        """Give the value, and whether there is one."""
+        entry = (namespace, key)
+        if entry in self._cache:
+            self._cache.move_to_end(entry)
+            text = self._cache[entry]
+        else:
+            text = await self._read(entry)
+        return (None, False) if text is None else (orjson.loads(text), True)
+
+    async def set(
+        self, namespace: str, key: str, value: JsonValue, metadata: Mapping[str, JsonValue] | None
+    ) -> None:
+        """Store a value and tell it."""
+        text = orjson.dumps(value)
+        extra = orjson.dumps(metadata) if metadata is not None else None
+        told = Changed(
+            namespace=namespace, key=key, value=value, metadata=dict(metadata) if metadata else None
+        )
+
+        def put(tx: Transaction) -> None:
+            tx.execute(
+                "INSERT INTO state VALUES (?, ?, ?, ?) ON CONFLICT (namespace, key) "
+                "DO UPDATE SET value = excluded.value, metadata = excluded.metadata",
+                (namespace, key, text, extra),
+            )
+            tx.tell(told)
+            tx.on_commit(lambda: self._keep((namespace, key), text))
+
+        await self._database.write(put)
+
+    async def delete(self, namespace: str, key: str) -> bool:
+        """Remove a value; tell it, and give True, where there was one."""
+
+        def remove(tx: Transaction) -> bool:
+            sql = "DELETE FROM state WHERE namespace = ? AND key = ?"
+            there = tx.execute(sql, (namespace, key)).rowcount > 0
+            if there:
+                tx.tell(Removed(namespace=namespace, key=key))
+                tx.on_commit(lambda: self._keep((namespace, key), None))
+            return there
+
+        return await self._database.write(remove)
+
+    async def clear(self, namespace: str) -> int:
+        """Remove a namespace and tell it; give how many values it had."""
+
+        def remove(tx: Transaction) -> int:
+            deleted = tx.execute("DELETE FROM state WHERE namespace = ?", (namespace,)).rowcount
+            tx.tell(NamespaceCleared(namespace=namespace, keys_deleted=deleted))
+            tx.on_commit(self._forget)
+            return deleted
+
+        return await self._database.write(remove)
+
+    async def keys(
+        self, namespace: str, pattern: str | None, *, after: str | None, limit: int
+    ) -> Sequence[str]:
+        """List keys in order; ``pattern``: as in a shell, ``[`` is a plain character."""
+        glob = (pattern or "*").replace("[", "[[]")
+        rows = await self._database.read(
+            "SELECT key FROM state WHERE namespace = ? AND key > ? AND key GLOB ? ORDER BY key LIMIT ?",
+            (namespace, after or "", glob, limit),
+        )
+        return [row["key"] for row in rows]
+
+    async def _read(self, entry: Entry) -> bytes | None:
+        changes = self._changes
+        rows = await self._database.read("SELECT value FROM state WHERE namespace = ? AND key = ?", entry)
+        text = bytes(rows[0]["value"]) if rows else None
+        if changes == self._changes:  # else the row may be older than what was committed meanwhile
+            self._remember(entry, text)
+        return text
+
+    def _keep(self, entry: Entry, text: bytes | None) -> None:
+        self._changes += 1
+        self._remember(entry, text)
+
+    def _remember(self, entry: Entry, text: bytes | None) -> None:
+        self._drop(entry)
+        self._cache[entry] = text
+        self._bytes += _size(entry, text)
+        while self._bytes > CACHED_BYTES:
+            self._drop(next(iter(self._cache)))
+
+    def _drop(self, entry: Entry) -> None:
+        if entry in self._cache:
+            self._bytes -= _size(entry, self._cache.pop(entry))
+
+    def _forget(self) -> None:
+        self._changes += 1
+        self._cache.clear()
+        self._bytes = 0
+
+
+def _size(entry: Entry, text: bytes | None) -> int:
+    return len(entry[0]) + len(entry[1]) + len(text or b"") + _OVERHEAD
