@@ -1,0 +1,51 @@
+"""Render requests, and refuse here what the daemon could only refuse without an id, or by hanging up."""
+
+import math
+from typing import Any, Final
+
+from ksi_common.errors import InvalidArgument
+from ksi_common.frames import Call
+from ksi_common.protocol import MAX_LINE
+from ksi_common.strict_json import loads
+
+ID_ROOM: Final = 32
+"""Bytes kept free for the id, which is put in when the line is sent."""
+
+
+def encode(call: Call) -> bytes:
+    """Render ``call`` as a line; raise InvalidArgument where it cannot cross the wire unchanged."""
+    try:
+        line = call.encode()
+    except TypeError as error:
+        raise InvalidArgument(f"data of {call.event!r} is not JSON: {error}", reason="not_json") from None
+    if len(line) > MAX_LINE - ID_ROOM:
+        raise InvalidArgument(
+            f"data of {call.event!r} has {len(line)} bytes; a request has at most {MAX_LINE - ID_ROOM}",
+            reason="too_large",
+            limit=MAX_LINE - ID_ROOM,
+            hint="put large data into a file and send a reference to it",
+        )
+    if b"null" in line:
+        _refuse_non_finite(call)
+    loads(line)
+    return line
+
+
+def with_id(line: bytes, ident: int) -> bytes:
+    """Give the line with an id."""
+    return b'{"id":%d,%b' % (ident, line[1:])
+
+
+def _refuse_non_finite(call: Call) -> None:
+    # orjson writes NaN and the infinities as null: they would arrive as another value.
+    level: list[Any] = [call.data]
+    while level:
+        below: list[Any] = []
+        for node in level:
+            if isinstance(node, float) and not math.isfinite(node):
+                raise InvalidArgument(f"data of {call.event!r} has a number {node}", reason="not_finite")
+            if isinstance(node, dict):
+                below.extend(node.values())
+            elif isinstance(node, list | tuple):
+                below.extend(node)
+        level = below
