@@ -24,7 +24,7 @@ EVENT_PATTERN = r"^[a-z][a-z0-9_]*(:[a-z][a-z0-9_]*)+$"
 MAX_EVENT_NAME = 128
 
 _EVENT = re.compile(EVENT_PATTERN)
-_PATTERN = re.compile(r"^(\*|[a-z][a-z0-9_]*(:[a-z][a-z0-9_]*)*(:?\*)?)$")
+_BEGINNING = re.compile(r"^([a-z][a-z0-9_]*(:[a-z][a-z0-9_]*)*:?)?\*$")
 
 
 def is_event_name(name: str) -> bool:
@@ -34,7 +34,9 @@ def is_event_name(name: str) -> bool:
 
 def is_event_pattern(pattern: str) -> bool:
     """Tell whether ``pattern`` is an event name or a beginning of one followed by ``*``."""
-    return len(pattern) <= MAX_EVENT_NAME and _PATTERN.fullmatch(pattern) is not None
+    return is_event_name(pattern) or (
+        len(pattern) <= MAX_EVENT_NAME and _BEGINNING.fullmatch(pattern) is not None
+    )
 
 
 def matches(pattern: str, event: str) -> bool:
