@@ -48,22 +48,19 @@ def parse_time(text: str) -> int:
 class _SecondCache:
     """The last second rendered: consecutive events nearly always share it."""
 
-    __slots__ = ("second", "text")
+    __slots__ = ("pair",)
 
     def __init__(self) -> None:
-        self.second = -1
-        self.text = ""
+        self.pair = (0, "1970-01-01T00:00:00")
+        """Number and text in one value: another thread never sees the one without the other."""
 
 
 _last = _SecondCache()
 
 
 def _format_second(second: int) -> str:
-    if second != _last.second:
+    known, text = _last.pair
+    if second != known:
         text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        # Text before number: a reader on another thread sees a wrong number at worst, never a wrong text.
-        _last.second = -1
-        _last.text = text
-        _last.second = second
-        return text
-    return _last.text
+        _last.pair = second, text
+    return text
