@@ -1,6 +1,6 @@
 """The wire without I/O: bytes in, frames out. No sockets, no asyncio, no clock."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,16 +18,20 @@ MAX_ID: Final = 128
 
 
 class LineTooLong(Exception):
-    """A line passed the limit; what follows cannot be framed."""
+    """A line passed the limit; what follows cannot be framed. ``lines``: those that came before it."""
+
+    def __init__(self, lines: Sequence[bytes] = ()) -> None:
+        super().__init__()
+        self.lines = lines
 
 
 class LineReader:
     """Cut a byte stream into lines of at most ``limit`` bytes."""
 
-    __slots__ = ("_limit", "_parts", "_size")
+    __slots__ = ("_parts", "_size", "limit")
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._parts: list[bytes] = []
         self._size = 0
 
@@ -50,22 +54,27 @@ class LineReader:
             head = b"".join(self._parts)
             self._parts.clear()
             self._size = 0
-        elif len(head) > self._limit:
+        elif len(head) > self.limit:
             raise LineTooLong
         if not rest:
             return [head]
         lines = rest.split(b"\n")
         lines.insert(0, head)
         last = lines.pop()
-        if len(rest) > self._limit and max(map(len, lines)) > self._limit:
-            raise LineTooLong
+        if len(rest) > self.limit:
+            self._check(lines, last)
         if last:
             self._keep(last)
         return lines
 
+    def _check(self, lines: Sequence[bytes], last: bytes) -> None:
+        for number, line in enumerate((*lines, last)):
+            if len(line) > self.limit:
+                raise LineTooLong(lines[:number])
+
     def _keep(self, part: bytes) -> None:
         self._size += len(part)
-        if self._size > self._limit:
+        if self._size > self.limit:
             raise LineTooLong
         if part:
             self._parts.append(part)
@@ -95,16 +104,18 @@ class ServerConnection:
 
     def receive(self, data: bytes) -> Iterator[Call | Cancel | Malformed]:
         """Take bytes, give what they complete, in order; nothing follows a fatal Malformed."""
+        too_long = False
         try:
-            lines = self._lines.feed(data)
-        except LineTooLong:
-            yield Malformed(None, _too_long(), fatal=True)
-            return
+            lines: Sequence[bytes] = self._lines.feed(data)
+        except LineTooLong as error:
+            lines, too_long = error.lines, True
         for line in lines:
             frame = decode_call(line)
             yield frame
             if type(frame) is Malformed and frame.fatal:
                 return
+        if too_long:
+            yield Malformed(None, _too_long(self._lines.limit), fatal=True)
 
 
 class ClientConnection:
@@ -157,7 +168,7 @@ def _call(frame: dict[str, Any]) -> Call:
     if ident is not None:
         _check_id(ident)
     call = Call(event, data, ident)
-    if len(frame) > 3:
+    if len(frame) > 1 + (data is not _NO_DATA) + (ident is not None):
         _read_options(call, frame)
     return call
 
@@ -208,10 +219,10 @@ def _wrong(field: str, wanted: str, value: object) -> InvalidArgument:
     return InvalidArgument(message, reason="wrong_type", field=field)
 
 
-def _too_long() -> InvalidArgument:
+def _too_long(limit: int) -> InvalidArgument:
     return InvalidArgument(
-        f"line over {MAX_LINE} bytes",
+        f"line over {limit} bytes",
         reason="too_large",
-        limit=MAX_LINE,
+        limit=limit,
         hint="put large data into a file and send a reference to it",
     )
