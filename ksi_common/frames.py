@@ -163,8 +163,29 @@ def mark_line(ident: bytes, kind: MarkKind, cursor: str, fields: Mapping[str, An
 
 
 def error_line(ident: bytes, error: KSIError, correlation_id: str | None = None) -> bytes:
-    """Render an error."""
+    """Render an error, whatever its author put into it: the caller is to have its answer."""
     frame: dict[str, Any] = {"type": "error", "error": error.to_wire()}
     if correlation_id is not None:
         frame["correlation_id"] = correlation_id
-    return b'{"id":%b,%b\n' % (ident, dumps(frame, default=str)[1:])
+    try:
+        rest = dumps(frame, default=str)
+    except TypeError:
+        frame["error"] = _renderable(error.to_wire())
+        rest = dumps(frame, default=str)
+    return b'{"id":%b,%b\n' % (ident, rest[1:])
+
+
+def _renderable(wire: dict[str, Any]) -> dict[str, Any]:
+    details = {name: _plain(value) for name, value in wire["details"].items()}
+    return {name: _plain(value) for name, value in wire.items() if name != "details"} | {"details": details}
+
+
+def _plain(value: Any) -> Any:
+    """Give ``value``, or its text where it is no JSON: a lone surrogate, a huge integer, a key of no text."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    try:
+        dumps(value, default=str)
+    except TypeError:
+        return ascii(value)
+    return value
