@@ -99,6 +99,9 @@ def runtime_dir() -> Path:
         return Path(named)
     path = Path(tempfile.gettempdir()) / f"ksi-{os.getuid()}"
     path.mkdir(mode=0o700, exist_ok=True)
-    if path.stat().st_uid != os.getuid():
+    found = path.lstat()
+    if found.st_uid != os.getuid():
         raise PermissionError(f"{path} belongs to another user; set XDG_RUNTIME_DIR")
+    if found.st_mode & 0o077:  # a link's mode has these bits, too
+        raise PermissionError(f"others can enter {path}; give it mode 0700, or set XDG_RUNTIME_DIR")
     return path
