@@ -88,6 +88,7 @@ class Connection(asyncio.Protocol):
         self._partial_timer: asyncio.TimerHandle | None = None
         self._unread = 0
         self._ending = False
+        self._timestamp = b""
         self.transport: asyncio.Transport | None = None
 
     # What asyncio calls.
@@ -157,6 +158,13 @@ class Connection(asyncio.Protocol):
         """Return when the client has read enough, or is gone."""
         await self._writable.wait()
 
+    @property
+    def timestamp(self) -> bytes:
+        """Give the time, RFC 3339; replies of one turn of the loop share it."""
+        if not self._timestamp:
+            self._timestamp = format_time(self._server.clock.time_us()).encode()
+        return self._timestamp
+
     def write(self, line: bytes) -> None:
         """Send a frame, with whatever else this turn of the loop brings."""
         if not self._out:
@@ -215,6 +223,7 @@ class Connection(asyncio.Protocol):
             if not exchange.answered:
                 exchange.fail(InternalError(f"{exchange.envelope.event} was not answered"))
             self._tasks.discard(exchange.task)
+            exchange.release()
 
     def finished(self, exchange: "Exchange") -> None:
         """Free the id of an exchange that has its answer."""
@@ -277,6 +286,7 @@ class Connection(asyncio.Protocol):
 
     def _flush(self) -> None:
         out, self._out = self._out, []
+        self._timestamp = b""
         if out and self.transport is not None:
             self.transport.write(b"".join(out) if len(out) > 1 else out[0])
 
@@ -339,6 +349,11 @@ class Exchange:
         if self.task is not None:
             self.task.cancel()
 
+    def release(self) -> None:
+        """Cut the circle of references, so that the request is freed at once and not by the collector."""
+        self.task = None
+        self.envelope.caller = None
+
     def sink(self) -> "ConnectionSink":
         """Give the way for frames that are rendered already."""
         return ConnectionSink(self._connection, self)
@@ -353,14 +368,13 @@ class Exchange:
             )
             return
         envelope = self.envelope
-        clock = self._connection._server.clock  # noqa: SLF001 -- an exchange is part of its connection
         self._finish(
             reply_line(
                 self.wire_id,
                 dumps(envelope.event),
                 data,
                 dumps(envelope.correlation_id),
-                format_time(clock.time_us()).encode(),
+                self._connection.timestamp,
             )
         )
 

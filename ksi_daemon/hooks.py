@@ -107,9 +107,9 @@ class Relay:
         """Describe every hook."""
         infos = []
         for name, spec in sorted(vars(hookspecs).items()):
-            caller = getattr(self._manager.hook, name, None)
-            if caller is None:
+            if not name.startswith("ksi_"):
                 continue
+            caller = getattr(self._manager.hook, name)
             plugins = [impl.plugin_name for impl in reversed(caller.get_hookimpls())]
             summary = (inspect.getdoc(spec) or "").partition("\n")[0]
             infos.append(HookInfo(name, summary, list(inspect.signature(spec).parameters), plugins))

@@ -1,6 +1,7 @@
 """Every request ends in time: one wheel of deadlines instead of a timer each."""
 
 import asyncio
+from time import monotonic
 from typing import Final
 
 from ksi_common.envelope import Caller, EventEnvelope
@@ -25,8 +26,7 @@ class Deadline:
                 await call_next(envelope, send)
                 return
             timeout_s = self._default_s
-        now = asyncio.get_running_loop().time()
-        deadline = now + timeout_s
+        deadline = monotonic() + timeout_s  # the loop's clock; asking for the loop would cost a getpid
         if envelope.deadline is None or deadline < envelope.deadline:
             envelope.deadline = deadline
         caller = envelope.caller
@@ -71,7 +71,7 @@ class DeadlineWheel:
         asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
     def _tick(self) -> None:
-        now = asyncio.get_running_loop().time()
+        now = monotonic()
         for tick in [tick for tick in self._slots if tick * TICK_S <= now]:
             for caller in self._slots.pop(tick):
                 caller.abandon()
