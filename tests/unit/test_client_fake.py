@@ -54,6 +54,8 @@ class FakeDaemon:
         """Events that are taken and never answered."""
         self.cut_within_item: int | None = None
         """After so many more items: half of the next one, then the end of the connection."""
+        self.gap: Mapping[str, Any] | None = None
+        """What a gap says that every subscription begins with."""
         self.connections: set[_Connection] = set()
         self.came = asyncio.Event()
         """Set at each request, cancel and connection."""
@@ -206,9 +208,13 @@ class _Connection(asyncio.Protocol):
                 seq = len(self._daemon.log)
             case "beginning":
                 seq = 0
-            case start:
-                seq = int(start["cursor"].partition("-")[2])
+            case {"cursor": str(cursor)}:
+                seq = int(cursor.partition("-")[2])
+            case _:
+                seq = 0
         self._subscriptions[ident] = _Position(data["patterns"], seq)
+        if self._daemon.gap is not None:
+            self.mark(ident, "gap", **self._daemon.gap)
         self.feed()
         self.mark(ident, "caught_up")
 

@@ -1,0 +1,130 @@
+"""`ksi events`: what can be sent and followed."""
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import click
+
+from ksi_client.cli.invocation import Invocation
+from ksi_client.cli.options import common_options
+from ksi_client.cli.safety import one_line
+from ksi_client.cli.writing import (
+    columns,
+    text_of,
+    write,
+    write_aligned,
+    write_json,
+    write_json_line,
+    write_rows,
+)
+
+Described = Mapping[str, Any]
+
+WIDEST: Final = 40
+"""Characters of a column, past which only its own row moves."""
+
+
+@click.group()
+def events() -> None:
+    """List and explain events.
+
+    \b
+    ksi events ls                 all of them
+    ksi events ls state           those of a namespace
+    ksi events show state:set     fields, reply, errors and an example
+    """  # noqa: D301
+
+
+@events.command()
+@click.argument("namespace", required=False)
+@common_options
+@click.pass_obj
+def ls(invocation: Invocation, namespace: str | None) -> None:
+    """List events: those that can be sent, then those that are told.
+
+    \b
+    ksi events ls
+    ksi events ls state
+    ksi events ls -o jsonl | jq -r .event
+    """  # noqa: D301
+    with invocation.client() as client:
+        found = client.call_raw("system:discover", {"namespace": namespace} if namespace else {}, safe=True)
+    if invocation.format == "json":
+        write_json(invocation, found)
+    elif invocation.format == "jsonl":
+        for event in _all(found):
+            write_json_line(invocation, event)
+    else:
+        rows = [(event["event"], event["kind"], _plain(event["summary"])) for event in _all(found)]
+        write_rows(invocation, ("EVENT", "KIND", "SUMMARY"), rows)
+
+
+@events.command()
+@click.argument("event")
+@common_options
+@click.pass_obj
+def show(invocation: Invocation, event: str) -> None:
+    """Explain one event.
+
+    \b
+    ksi events show state:set
+    ksi events show state:set --json | jq .schema
+    """  # noqa: D301
+    with invocation.client() as client:
+        described = client.call_raw("system:help", {"event": event}, safe=True)
+    if invocation.is_json:
+        write_json(invocation, described)
+    else:
+        _explain(invocation, described)
+
+
+def command_line(example: Mapping[str, Any]) -> str:
+    """Give the `ksi` command that sends an example."""
+    words = [_word(key, value) for key, value in example.get("data", {}).items()]
+    return " ".join(["ksi call", example["event"], *words])
+
+
+def _all(found: Mapping[str, Any]) -> Iterator[Described]:
+    for group in ("events", "notifications"):
+        for described in found[group].values():
+            yield from described
+
+
+def _explain(invocation: Invocation, described: Described) -> None:
+    name = click.style(one_line(described["event"]), bold=True)
+    write(invocation, f"{name}  {_plain(described['summary'])}")
+    write(invocation, f"  a {one_line(described['kind'])} of plugin {one_line(described['plugin'])}")
+    rows = [_field(field, parameter) for field, parameter in described["parameters"].items()]
+    widths = [min(max(map(len, column)), WIDEST) for column in zip(*rows, strict=True)]
+    for row in rows:
+        write(invocation, "  " + columns(row, widths))
+    write_aligned(invocation, list(_facts(described)), indent="  ")
+
+
+def _field(name: str, parameter: Mapping[str, Any]) -> tuple[str, str, str]:
+    need = "required" if parameter["required"] else f"default {text_of(parameter['default'])}"
+    allowed = parameter.get("allowed_values")
+    kind = " | ".join(map(text_of, allowed)) if allowed else parameter["type"]
+    return one_line(name), one_line(f"{kind}, {need}"), _plain(parameter["description"])
+
+
+def _plain(text: str) -> str:
+    return one_line(text.replace("``", ""))
+
+
+def _facts(described: Described) -> Iterator[tuple[str, str]]:
+    reply = described.get("reply")
+    if reply:
+        yield "gives", "{" + ", ".join(reply.get("properties", {})) + "}"
+    if described["errors"]:
+        yield "errors", ", ".join(described["errors"])
+    examples: Sequence[Mapping[str, Any]] = described["examples"]
+    if described["kind"] == "notification":
+        yield "follow", f"ksi sub {described['event']}"
+    elif examples:
+        yield "example", command_line(examples[0])
+
+
+def _word(key: str, value: Any) -> str:
+    return shlex.quote(f"{key}={value}" if isinstance(value, str) else f"{key}:={text_of(value)}")

@@ -1,0 +1,94 @@
+"""The `ksi` command itself: it finds its subcommands when they are needed."""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib import import_module
+from typing import Final
+
+import click
+
+from ksi_client.cli.failures import EXIT_CODES, INTERRUPTED, report, report_usage
+from ksi_client.cli.invocation import Invocation, begin
+from ksi_client.cli.options import common_options
+from ksi_client.cli.writing import ReaderGone
+from ksi_common.errors import KSIError
+
+COMMANDS: Final[Mapping[str, str]] = {
+    "status": "ksi_client.cli.status:status",
+    "call": "ksi_client.cli.call:call",
+    "send": "ksi_client.cli.send:send",
+    "sub": "ksi_client.cli.sub:sub",
+    "events": "ksi_client.cli.events:events",
+}
+
+BROKEN_PIPE: Final = 141
+"""What a shell reports of a command that SIGPIPE ended."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's)
+        """Name the commands, in the order that help shows."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(import_module(module), name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; where there is none, name those that are nearly called so."""
+        with suppress(IndexError):
+            if args[0] not in COMMANDS and not args[0].startswith("-"):
+                raise click.NoSuchCommand(args[0], possibilities=COMMANDS, ctx=ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=LazyGroup, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@common_options
+def ksi() -> None:
+    """Talk to KSI, the event daemon of this machine.
+
+    \b
+    ksi status                          is it well?
+    ksi events ls                       everything that you can send
+    ksi events show state:set           one of them
+    ksi call state:set key=color value=green
+    ksi sub 'state:*'                   watch, Ctrl-C to stop
+    """  # noqa: D301  (\b keeps click from joining the lines)
+
+
+def main() -> None:
+    """Run `ksi`, and exit with its code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run a command line; give the exit code."""
+    invocation = begin(argv)
+    try:
+        return _run(invocation)
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except ReaderGone:
+        # The interpreter must not try to flush what is left, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def _run(invocation: Invocation) -> int:
+    try:
+        code = ksi.main(list(invocation.argv), prog_name="ksi", standalone_mode=False, obj=invocation)
+    except click.ClickException as error:
+        return report_usage(invocation, error)
+    except KSIError as error:
+        return report(invocation, error)
+    return code if isinstance(code, int) else 0

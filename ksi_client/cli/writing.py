@@ -1,0 +1,84 @@
+"""Write replies and rows: as tables, plain lines or JSON."""
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import click
+import orjson
+
+from ksi_client.cli.invocation import Invocation
+from ksi_client.cli.safety import json_visible, one_line, visible
+
+
+class ReaderGone(Exception):
+    """Nobody reads stdout any more."""
+
+
+def write(invocation: Invocation, text: str = "") -> None:
+    """Write a line to stdout; raise ReaderGone where it is a pipe that was closed."""
+    try:
+        click.echo(text, color=invocation.color)
+    except BrokenPipeError as error:
+        raise ReaderGone from error
+
+
+def write_json(invocation: Invocation, value: Any) -> None:
+    """Write a JSON document: indented, or on one line for ``jsonl``."""
+    option = orjson.OPT_INDENT_2 if invocation.format == "json" else 0
+    write(invocation, json_visible(orjson.dumps(value, option=option).decode()))
+
+
+def write_json_line(invocation: Invocation, value: Any) -> None:
+    """Write one of many JSON documents, on a line."""
+    write(invocation, json_visible(orjson.dumps(value).decode()))
+
+
+def write_fields(invocation: Invocation, data: Mapping[str, Any]) -> None:
+    """Write an object: a document, or a line for each field."""
+    if invocation.is_json:
+        write_json(invocation, data)
+    elif invocation.format == "plain":
+        for name, value in data.items():
+            write(invocation, f"{one_line(name)}\t{one_line(text_of(value))}")
+    else:
+        write_aligned(invocation, [(name, text_of(value)) for name, value in data.items()])
+
+
+def write_aligned(invocation: Invocation, pairs: Sequence[tuple[str, str]], indent: str = "") -> None:
+    """Write names and values in two columns; further lines of a value stand below its first."""
+    width = max((len(one_line(name)) for name, _ in pairs), default=0)
+    for name, value in pairs:
+        first, *rest = visible(value).split("\n")
+        label = click.style(f"{one_line(name):<{width}}", bold=True)
+        write(invocation, f"{indent}{label}  {first}")
+        for line in rest:
+            write(invocation, f"{indent}{'':<{width}}  {line}")
+
+
+def write_rows(invocation: Invocation, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write rows: tab-separated, or in columns below their headings with the last cut to the terminal."""
+    if invocation.format == "plain":
+        for row in rows:
+            write(invocation, "\t".join(map(one_line, row)))
+        return
+    cells = [[one_line(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
+    room = max(20, shutil.get_terminal_size().columns - sum(widths[:-1]) - 2 * (len(widths) - 1))
+    write(invocation, click.style(columns(headings, widths), bold=True))
+    for row in cells:
+        write(invocation, columns([*row[:-1], _cut(row[-1], room)], widths))
+
+
+def columns(row: Sequence[str], widths: Sequence[int]) -> str:
+    """Give a row as one line, each cell padded to its width."""
+    return "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def text_of(value: Any) -> str:
+    """Give a value as text: a string as it is, anything else as JSON."""
+    return value if isinstance(value, str) else orjson.dumps(value).decode()
+
+
+def _cut(text: str, room: int) -> str:
+    return text if len(text) <= room else text[: room - 1] + "…"
