@@ -7,7 +7,7 @@ its home: ``ksi_common.paths`` would nearly double its size. It leaves with the 
 one ended as asked or could not start, with 1 after a crash loop. Killed itself, it leaves the daemon serving.
 """
 # pathlib and typing would be a tenth of this process.
-# ruff: noqa: PTH100, PTH103, PTH105, PTH108, PTH118, PTH120
+# ruff: noqa: PTH100, PTH103, PTH105, PTH108, PTH110, PTH118, PTH120
 
 import io
 import json
@@ -53,10 +53,18 @@ class CrashHistory:
 class Supervisor:
     """Runs one daemon after another until one ends for good."""
 
-    def __init__(self, home: str, command: Sequence[str], *, ready_fd: int | None = None) -> None:
+    def __init__(
+        self,
+        home: str,
+        command: Sequence[str],
+        *,
+        ready_fd: int | None = None,
+        watchdog_s: float = WATCHDOG_S,
+    ) -> None:
         self._home = home
         self._command = list(command)
         self._ready_fd = ready_fd
+        self._watchdog_s = watchdog_s
         self._history = CrashHistory()
         self._suspects: list[str] = []
         self._restarts = 0
@@ -113,7 +121,7 @@ class Supervisor:
             **os.environ,
             "KSI_HOME": self._home,
             "NOTIFY_SOCKET": "@" + self._notices.getsockname()[1:].decode(),
-            "WATCHDOG_USEC": f"{WATCHDOG_S * 1_000_000:.0f}",
+            "WATCHDOG_USEC": f"{self._watchdog_s * 1_000_000:.0f}",
             "PYTHONFAULTHANDLER": "1",
         }
         environment.pop("WATCHDOG_PID", None)
@@ -122,8 +130,8 @@ class Supervisor:
         return environment
 
     def _is_final(self, status: int) -> bool:
-        if status == CANNOT_START:
-            return not self._served
+        if status == CANNOT_START:  # it said why; unless a plugin ended it in the middle of something
+            return not self._served and not os.path.exists(self._breadcrumb)
         # Ended by SIGTERM or SIGINT: someone asked before the daemon was listening for it.
         return status in {STOPPED, LOCK_HELD, NEWER_SCHEMA, -signal.SIGTERM, -signal.SIGINT}
 
@@ -139,10 +147,9 @@ class Supervisor:
 
     def _suspect_breadcrumb(self) -> None:
         """Remember the plugin that was running: it stays off for as long as this supervisor lives."""
-        breadcrumb = os.path.join(self._home, "run", "breadcrumb")
-        with suppress(FileNotFoundError), io.FileIO(breadcrumb) as file:
+        with suppress(FileNotFoundError), io.FileIO(self._breadcrumb) as file:
             plugin = file.read().decode(errors="replace").strip("\0 \n")
-            os.unlink(breadcrumb)
+            os.unlink(self._breadcrumb)
             if plugin and plugin not in self._suspects:
                 self._suspects.append(plugin)
 
@@ -168,7 +175,7 @@ class Supervisor:
             self._served = True
             self._tell_ready()
         if b"WATCHDOG=1" in assignments:  # the first one arms it: a daemon that sends none is not watched
-            self._watchdog_at = time.monotonic() + WATCHDOG_S
+            self._watchdog_at = time.monotonic() + self._watchdog_s
 
     def _tell_ready(self) -> None:
         if self._ready_fd is None:
@@ -183,7 +190,7 @@ class Supervisor:
         if self._child is None or self._watchdog_at is None or time.monotonic() < self._watchdog_at:
             return
         self._watchdog_at = None
-        self._log("error", "daemon.stuck", pid=self._child, silent_s=WATCHDOG_S)
+        self._log("error", "daemon.stuck", pid=self._child, silent_s=self._watchdog_s)
         os.kill(self._child, signal.SIGABRT)
 
     def _forward(self, number: int, _frame: object) -> None:
@@ -197,7 +204,7 @@ class Supervisor:
 
     def _give_up(self) -> int:
         reason = f"the daemon crashed {CRASHES_ALLOWED} times in {CRASH_WINDOW_S / 60:.0f} minutes"
-        sys.stderr.write(f"ksi: gave up: {reason}, the last time by {self._last_exit}\n")
+        sys.stderr.write(f"KSI was given up: {reason}, the last time by {self._last_exit}\n")
         self._log("critical", "daemon.given_up", reason=reason, exit=self._last_exit, suspects=self._suspects)
         self._record(gave_up=reason)
         return CANNOT_START
@@ -206,6 +213,10 @@ class Supervisor:
         with suppress(FileNotFoundError):
             os.unlink(self._state_file)
         return code
+
+    @property
+    def _breadcrumb(self) -> str:
+        return os.path.join(self._home, "run", "breadcrumb")
 
     @property
     def _state_file(self) -> str:

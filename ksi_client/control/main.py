@@ -1,0 +1,171 @@
+"""The command line of ``daemon_control.py``."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from ksi_client.control.logs import LEVELS, Line, Wanted, follow, parse_since, read, render
+from ksi_client.control.starting import START_S, restart, start, start_here
+from ksi_client.control.status import health, status
+from ksi_client.control.stopping import stop
+from ksi_client.control.wording import Exit, Outcome, Tell, complain, tell_nobody, tell_people
+from ksi_common.errors import KSIError, PermissionDenied
+from ksi_common.paths import Paths, default_home
+
+LINES: Final = 50
+EPILOG: Final = """\
+examples:
+  python3 daemon_control.py start
+  python3 daemon_control.py status --json
+  python3 daemon_control.py logs -f --level warning
+  python3 daemon_control.py stop
+
+exit codes: 0 ok, 1 failed, 2 usage, 3 not running, 4 not permitted or not known, 7 data of a newer KSI
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and give its exit code."""
+    options = _parser().parse_args(arguments)
+    if getattr(options, "home", None):
+        os.environ["KSI_HOME"] = os.path.abspath(options.home)  # noqa: PTH100 -- resolves no links
+    os.umask(0o077)  # what is made here and by the daemon is its owner's alone
+    try:
+        return _run(options)
+    except KSIError as error:
+        return _finish(options, _failure(options, error))
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED
+    except BrokenPipeError:  # the reader, head perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.OK
+
+
+def _run(options: argparse.Namespace) -> int:
+    paths = Paths(default_home())
+    if options.command == "logs":
+        return _logs(paths, options)
+    tell = tell_nobody if _wants_json(options) else tell_people
+    return _finish(options, COMMANDS[options.command](paths, options, tell))
+
+
+def _failure(options: argparse.Namespace, error: KSIError) -> Outcome:
+    unknown = isinstance(error, PermissionDenied) or options.command == "status"
+    hint = f"\n  {error.hint}" if error.hint else ""
+    code = Exit.NOT_PERMITTED if unknown else Exit.FAILED
+    return Outcome(code, f"daemon_control: {error.message}{hint}", {"error": error.to_wire()})
+
+
+def _finish(options: argparse.Namespace, outcome: Outcome) -> int:
+    if _wants_json(options):
+        tell_people(json.dumps(outcome.data, ensure_ascii=False) + "\n")
+    elif outcome.code == Exit.OK or options.command in {"status", "health"}:
+        tell_people(outcome.text + "\n")
+    else:
+        complain(outcome.text)
+    return outcome.code
+
+
+def _start(paths: Paths, options: argparse.Namespace, tell: Tell) -> Outcome:
+    if options.foreground:
+        return start_here(paths, tell=tell)
+    return start(paths, timeout_s=options.timeout)
+
+
+def _stop(paths: Paths, options: argparse.Namespace, tell: Tell) -> Outcome:
+    return stop(paths, now=options.now, tell=tell)
+
+
+def _restart(paths: Paths, options: argparse.Namespace, tell: Tell) -> Outcome:
+    return restart(paths, now=options.now, timeout_s=options.timeout, tell=tell)
+
+
+def _status(paths: Paths, _options: argparse.Namespace, _tell: Tell) -> Outcome:
+    return status(paths)
+
+
+def _health(paths: Paths, _options: argparse.Namespace, _tell: Tell) -> Outcome:
+    return health(paths)
+
+
+COMMANDS: Final[Mapping[str, Callable[[Paths, argparse.Namespace, Tell], Outcome]]] = {
+    "start": _start,
+    "stop": _stop,
+    "restart": _restart,
+    "status": _status,
+    "health": _health,
+}
+
+
+def _logs(paths: Paths, options: argparse.Namespace) -> int:
+    lines = options.lines if options.lines is not None or options.since else LINES
+    wanted = Wanted(lines=lines, since=options.since or "", level=options.level)
+
+    def show(line: Line) -> None:
+        tell_people((json.dumps(line, ensure_ascii=False) if _wants_json(options) else render(line)) + "\n")
+
+    if options.follow:
+        follow(paths.log, wanted, show)
+    for line in read(paths.log, wanted):
+        show(line)
+    return Exit.OK
+
+
+def _wants_json(options: argparse.Namespace) -> bool:
+    return getattr(options, "json", False)
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument("--home", metavar="DIR", help="where the daemon lives; default: $KSI_HOME, or ./var")
+    common.add_argument("--json", action="store_true", help="answer with JSON on stdout")
+    parser = argparse.ArgumentParser(
+        prog="daemon_control.py",
+        description="Start, stop and look at the KSI daemon.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[common],
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, summary: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=summary, description=summary, parents=[common])
+
+    _add_start(command("start", "Start the daemon and return once it answers."))
+    _add_stop(command("stop", "Let running work end, then stop the daemon."))
+    again = command("restart", "Check the settings and plugins, then stop and start.")
+    _add_stop(again)
+    _add_timeout(again)
+    command("status", "Tell how the daemon fares. Codes: 0 running, 1 dead, 3 stopped, 4 not known.")
+    command("health", "Tell it in one line. Codes: 0 serving, 1 unhealthy, 3 not running.")
+    _add_logs(command("logs", "Show the daemon's log."))
+    return parser
+
+
+def _add_start(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--foreground", action="store_true", help="be the daemon, unsupervised, here")
+    _add_timeout(parser)
+
+
+def _add_timeout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=START_S,
+        metavar="SECONDS",
+        help="for the start; default: %(default)g",
+    )
+
+
+def _add_stop(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--now", action="store_true", help="give up running work")
+
+
+def _add_logs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-f", "--follow", action="store_true", help="go on with new lines, until Ctrl-C")
+    parser.add_argument("-n", "--lines", type=int, metavar="N", help=f"the last N; default: {LINES}")
+    parser.add_argument("--since", type=parse_since, metavar="10m", help="as far back as this, or this time")
+    parser.add_argument("--level", choices=LEVELS, default="debug", help="this level and graver ones")

@@ -1,0 +1,213 @@
+"""Start the daemon, and say so once it answers."""
+
+import fcntl
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from ksi_client.control.launching import CannotStart, become_daemon, check, launch
+from ksi_client.control.logs import last_lines
+from ksi_client.control.standing import Standing, look
+from ksi_client.control.stopping import stop
+from ksi_client.control.wording import Exit, Outcome, Tell, duration, tell_nobody
+from ksi_client.raw import RawClient
+from ksi_common.errors import FailedPrecondition
+from ksi_common.paths import Paths
+
+START_S: Final = 15.0
+LOG_LINES: Final = 15
+RETRY_S: Final = 0.05
+
+Plugins = Sequence[Mapping[str, Any]]
+
+
+def start(paths: Paths, *, timeout_s: float = START_S) -> Outcome:
+    """Start the daemon unless it runs; return once it answers. Of many that start at once, one does."""
+    deadline = time.monotonic() + timeout_s
+    _make_folders(paths)
+    while True:
+        with _turn(paths) as mine:
+            standing = look(paths)
+            if standing.state == "running":
+                return _already_running(standing)
+            if mine and standing.state in {"stopped", "dead"}:
+                return _start(paths, standing, timeout_s)
+        if time.monotonic() >= deadline:
+            return _taken(paths, standing)
+        time.sleep(RETRY_S)  # another starts, drains or restarts it: nothing here could be waited for
+
+
+def start_here(paths: Paths, *, tell: Tell = tell_nobody) -> Outcome:
+    """Become the daemon, in this terminal; return only where one runs already."""
+    _make_folders(paths)
+    standing = look(paths)
+    if standing.state != "running":
+        if standing.state == "dead":
+            tell(f"{_obituary(standing)}\n")
+        become_daemon(paths)
+    return _already_running(standing)
+
+
+def restart(
+    paths: Paths, *, now: bool = False, timeout_s: float = START_S, tell: Tell = tell_nobody
+) -> Outcome:
+    """Stop and start. Where the settings or the built-in plugins would not load, nothing is stopped."""
+    _make_folders(paths)
+    could_start, problems = check(paths)
+    if not could_start:
+        return _not_restarted(look(paths), problems)
+    if problems:
+        tell(f"{problems}\n")
+    stopped = stop(paths, now=now, tell=tell)
+    if stopped.code != Exit.OK:
+        return stopped
+    tell(f"{stopped.text}\n")
+    return start(paths, timeout_s=timeout_s)
+
+
+def _make_folders(paths: Paths) -> None:
+    for folder in (paths.home, paths.run, paths.log.parent):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            why = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
+            raise FailedPrecondition(
+                f"cannot use {folder}: {why}", hint="set KSI_HOME, or give --home"
+            ) from error
+
+
+@contextmanager
+def _turn(paths: Paths) -> Iterator[bool]:
+    """Be the one that starts; False where another is at it."""
+    with (paths.run / "starting.lock").open("wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def _start(paths: Paths, before: Standing, timeout_s: float) -> Outcome:
+    begun = time.monotonic()
+    try:
+        launch(paths, timeout_s=timeout_s)
+    except CannotStart as error:
+        return _failed(paths, error, timeout_s)
+    with RawClient(paths.socket, connect_timeout_s=timeout_s) as client:
+        health = client.call_raw("system:health", timeout_s=timeout_s)
+        plugins = client.call_raw("plugin:list", timeout_s=timeout_s)["plugins"]
+    return _started(paths, before, health, plugins, time.monotonic() - begun)
+
+
+# What is said.
+
+
+def _already_running(standing: Standing) -> Outcome:
+    assert standing.health is not None
+    uptime_s = standing.health["uptime_s"]
+    return Outcome(
+        Exit.OK,
+        f"KSI is already running (pid {standing.pid}, up {duration(uptime_s)}).",
+        {"status": "already_running", "pid": standing.pid, "uptime_s": uptime_s},
+    )
+
+
+def _started(
+    paths: Paths, before: Standing, health: Mapping[str, Any], plugins: Plugins, took_s: float
+) -> Outcome:
+    recovered = _recovered(before, health) if before.state == "dead" else []
+    lines = [
+        f"Starting KSI {health['version']}",
+        *(f"  {line}" for line in recovered),
+        f"  socket    {paths.socket}   (only you can open it)",
+        f"  data      {paths.home}   log  {paths.log}",
+        f"  plugins   {_plugins(plugins)}",
+        f"Ready in {duration(took_s)}, pid {health['pid']}."
+        "   Try: ./ksi status   |   ./ksi events ls   |   python3 daemon_control.py stop",
+    ]
+    data = {
+        "status": "started",
+        "pid": health["pid"],
+        "took_s": round(took_s, 3),
+        "version": health["version"],
+        "socket": str(paths.socket),
+        "home": str(paths.home),
+        "log": str(paths.log),
+        "recovered": recovered,
+    }
+    return Outcome(Exit.OK, "\n".join(lines), data)
+
+
+def _recovered(before: Standing, health: Mapping[str, Any]) -> list[str]:
+    events = health["checks"]["database"]["detail"].get("head", 0)
+    return [
+        _obituary(before),
+        f"Recovered: its pid file and socket were replaced; the log has {events:,} events.",
+    ]
+
+
+def _obituary(before: Standing) -> str:
+    if before.supervisor is not None and before.supervisor.gave_up:
+        return f"The KSI before was given up: {before.supervisor.gave_up}, by {before.supervisor.last_exit}."
+    who = f"A KSI that ran as pid {before.pid}" if before.pid else "A KSI"
+    return f"{who} died without cleaning up (kill -9 or power loss)."
+
+
+def _plugins(plugins: Plugins) -> str:
+    loaded = [plugin["name"] for plugin in plugins if plugin["status"] == "loaded"]
+    others = [
+        f"{plugin['name']} is {plugin['status']}: {plugin['error']}"
+        for plugin in plugins
+        if plugin["status"] != "loaded"
+    ]
+    return "\n            ".join([f"{len(loaded)} loaded ({', '.join(loaded)})", *others])
+
+
+def _not_restarted(standing: Standing, problems: str) -> Outcome:
+    reason = _reason(problems)
+    text = f"Not restarted: {reason}"
+    if standing.state == "running":
+        text += f"\nThe KSI that runs (pid {standing.pid}) was left as it is."
+    return Outcome(Exit.FAILED, text, {"status": "not_restarted", "reason": reason, "pid": standing.pid})
+
+
+def _taken(paths: Paths, standing: Standing) -> Outcome:
+    if standing.state == "restarting" and standing.supervisor is not None:
+        keeper = standing.supervisor
+        reason = (
+            f"KSI has crashed ({keeper.last_exit}); its supervisor (pid {keeper.pid}) will start it again."
+        )
+    else:
+        who = f"Another KSI (pid {standing.pid})" if standing.pid else "Another KSI"
+        reason = f"{who} uses {paths.home} and does not answer."
+    return Outcome(
+        Exit.NOT_PERMITTED,
+        f"{reason}\n  End it: python3 daemon_control.py stop --now",
+        {"status": "not_started", "reason": reason, "pid": standing.pid},
+    )
+
+
+def _failed(paths: Paths, error: CannotStart, timeout_s: float) -> Outcome:
+    if error.code is None:
+        reason = f"it was not ready within {timeout_s:g} s, and was stopped"
+    else:
+        reason = _reason(error.printed) or f"it ended with exit code {error.code} and said nothing"
+    logged = last_lines(paths.log, LOG_LINES)
+    text = f"Could not start: {reason}"
+    if logged:
+        text += f"\nLast lines of {paths.log}:\n" + "\n".join(f"  {line}" for line in logged)
+    return Outcome(
+        error.code or Exit.FAILED, text, {"status": "not_started", "reason": reason, "log": logged}
+    )
+
+
+def _reason(printed: str) -> str:
+    """Find what a daemon said last: its own sentence, or the end of a traceback."""
+    lines = printed.strip().splitlines()
+    for index in range(len(lines) - 1, -1, -1):
+        if lines[index].startswith("KSI "):
+            _, _, sentence = lines[index].partition(": ")
+            return "\n".join([sentence, *lines[index + 1 :]])
+    return "\n".join(lines[-LOG_LINES:])

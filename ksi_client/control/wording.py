@@ -1,0 +1,69 @@
+"""What a command answers, and figures as people write them."""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit codes, the same in every command of KSI."""
+
+    OK = 0
+    FAILED = 1
+    NOT_RUNNING = 3
+    NOT_PERMITTED = 4
+    """In ``status``: not known, which is also where the socket is another user's."""
+    NEWER_SCHEMA = 7
+    INTERRUPTED = 130
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The end of a command: ``text`` for people, ``data`` for ``--json``."""
+
+    code: int
+    text: str
+    data: Mapping[str, object] = field(default_factory=dict)
+
+
+Tell = Callable[[str], None]
+"""Hears of progress, as text with its own line ends."""
+
+
+def tell_nobody(text: str) -> None:
+    """Keep progress to oneself."""
+
+
+def tell_people(text: str) -> None:
+    """Write to stdout at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def complain(text: str) -> None:
+    """Write to stderr."""
+    sys.stderr.write(text + "\n")
+
+
+def duration(seconds: float) -> str:
+    """Write a time span by its two largest units: ``0.6 s``, ``12 s``, ``2 h 14 m``, ``3 d 1 h``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} m {whole % 60} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} m"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def size(amount: float) -> str:
+    """Write bytes in the unit that leaves at most three digits: ``52 GB``."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} TB"
