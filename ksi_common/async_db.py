@@ -4,7 +4,7 @@ import asyncio
 import re
 import sqlite3
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -47,6 +47,8 @@ class AsyncSQLiteDB:
         self._owner: asyncio.Task[object] | None = None
 
     async def __aenter__(self) -> Self:
+        if self._migrations and not self._read_only:
+            await self._look_first()
         target = f"{self.path.absolute().as_uri()}?mode={'ro' if self._read_only else 'rwc'}"
         connection = aiosqlite.connect(
             target, uri=True, isolation_level=None, timeout=self._busy_timeout_s, cached_statements=256
@@ -109,10 +111,22 @@ class AsyncSQLiteDB:
                 await self.execute("BEGIN IMMEDIATE")
                 yield self
                 await self.execute("COMMIT")
+            except BaseException:
+                # It waits behind what was cancelled: a BEGIN still comes before it, and after a COMMIT
+                # SQLite says that there is nothing to roll back.
+                with suppress(sqlite3.OperationalError):
+                    await self.execute("ROLLBACK")
+                raise
             finally:
                 self._owner = None
-                if self.connection.in_transaction:
-                    await self.execute("ROLLBACK")
+
+    async def _look_first(self) -> None:
+        """Refuse a newer file before it is open for writing: to close it then would change it."""
+        try:
+            async with AsyncSQLiteDB(self.path, read_only=True) as reader:
+                await reader._refuse_newer(self._migrations)
+        except sqlite3.OperationalError:
+            return  # no file yet, or one that must be rolled back: it is looked at again once it is open
 
     async def _prepare(self) -> None:
         self.connection.row_factory = sqlite3.Row
@@ -120,19 +134,23 @@ class AsyncSQLiteDB:
             await self.execute(pragma)
         if not self._migrations:
             return
-        row = await self.fetch_one("PRAGMA user_version")
-        version = int(row[0]) if row else 0
-        newest = max(self._migrations)
-        if version > newest:
-            raise SchemaTooNew(
-                f"{self.path.name} has schema {version}; this version knows {newest}", reason="newer_schema"
-            )
+        version = await self._refuse_newer(self._migrations)
         for number, script in self._migrations.items():
             if number > version:
                 async with self.transaction():
                     for statement in statements(script):
                         await self.execute(statement)
                     await self.execute(f"PRAGMA user_version = {number:d}")
+
+    async def _refuse_newer(self, migrations: Mapping[int, str]) -> int:
+        row = await self.fetch_one("PRAGMA user_version")
+        version = int(row[0]) if row else 0
+        newest = max(migrations)
+        if version > newest:
+            raise SchemaTooNew(
+                f"{self.path.name} has schema {version}; this version knows {newest}", reason="newer_schema"
+            )
+        return version
 
 
 def pragmas(*, read_only: bool) -> Iterable[str]:
