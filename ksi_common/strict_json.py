@@ -40,7 +40,7 @@ def loads(text: bytes) -> Any:
     shape = text.translate(_CLASSES)
     if _SIXTEEN_DIGITS in shape:
         _refuse_rounded_integers(text)
-    if len(text) > MAX_DEPTH and (shape.count(b"{") > MAX_DEPTH or shape.count(b":") > MAX_KEYS):
+    if len(text) > MAX_DEPTH and (shape.count(b"{") > MAX_DEPTH or len(text) > MAX_KEYS < shape.count(b":")):
         _refuse_shape(value)
     return value
 

@@ -307,18 +307,15 @@ class Exchange:
         self.stream = stream
         self.answered = False
         self.task: asyncio.Task[None] | None = None
-        self.envelope = EventEnvelope(
-            call.event,
-            call.data,
-            event_id,
-            call.correlation_id or event_id,
-            call.causation_id,
-            timeout_s=call.timeout_s,
-            idempotency_key=call.idempotency_key,
-            traceparent=call.traceparent,
-            spec=route.spec if route is not None else None,
-            caller=self,
+        envelope = EventEnvelope(
+            call.event, call.data, event_id, call.correlation_id or event_id, call.causation_id
         )
+        envelope.timeout_s = call.timeout_s
+        envelope.idempotency_key = call.idempotency_key
+        envelope.traceparent = call.traceparent
+        envelope.spec = route.spec if route is not None else None
+        envelope.caller = self
+        self.envelope = envelope
 
     async def send(self, outcome: Outcome) -> None:
         """Take what the handler gives; wait while the client does not read."""

@@ -32,7 +32,6 @@ from ksi_common.schema import describe
 from ksi_daemon.catalog import Catalog, Plugin
 from ksi_daemon.eventlog import EventLog
 from ksi_daemon.health import Health as HealthMonitor
-from ksi_daemon.health import worst
 from ksi_daemon.hooks import Relay
 from ksi_daemon.lifecycle import Lifecycle
 from ksi_daemon.plugin import handler
@@ -46,13 +45,8 @@ WIRE_VERSION = 1
 async def health(_: Health, monitor: HealthMonitor, lifecycle: Lifecycle, clock: Clock) -> Healthy:
     """Answer from checks that are at most a second old."""
     checks = await monitor.checks()
-    return Healthy(
-        status=worst(checks),
-        version=lifecycle.version,
-        pid=lifecycle.pid,
-        uptime_s=round(clock.monotonic() - lifecycle.started, 3),
-        active_connections=lifecycle.connections(),
-        checks=checks,
+    return monitor.summary(
+        checks, lifecycle, round(clock.monotonic() - lifecycle.started, 1), lifecycle.connections()
     )
 
 

@@ -1,6 +1,5 @@
 """From a function to a route: everything that can be decided at load is decided here, once."""
 
-import functools
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -59,19 +58,12 @@ class Compiler:
     def _bind(self, function: Function) -> Callable[[Message, EventEnvelope], Any]:
         """Fix the services; what is left of the call is the event and its envelope."""
         _, *others = needs_of(function).items()
-        services: dict[str, Any] = {}
-        dynamic: dict[str, Callable[[EventEnvelope], Any]] = {}
-        for name, kind in others:
-            if kind in _DYNAMIC:
-                dynamic[name] = _DYNAMIC[kind]
-            else:
-                services[name] = self.services.get(kind)
+        services = {name: self.services.get(kind) for name, kind in others if kind not in _DYNAMIC}
+        dynamic = {name: _DYNAMIC[kind] for name, kind in others if kind in _DYNAMIC}
         call = function
         if not (inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)):
             call = self.threads.wrap(function)
-        if services:
-            call = functools.partial(call, **services)
-        return _with_dynamic(call, dynamic)
+        return _bound(call, services, dynamic)
 
 
 def event_of(function: Function) -> type[Message]:
@@ -105,12 +97,16 @@ _DYNAMIC: Mapping[Any, Callable[[EventEnvelope], Any]] = {
 }
 
 
-def _with_dynamic(
-    call: Function, dynamic: Mapping[str, Callable[[EventEnvelope], Any]]
+def _bound(
+    call: Function, services: Mapping[str, Any], dynamic: Mapping[str, Callable[[EventEnvelope], Any]]
 ) -> Callable[[Message, EventEnvelope], Any]:
-    if not dynamic:
+    if not services and not dynamic:
         return lambda message, _: call(message)
-    return lambda message, envelope: call(message, **{name: give(envelope) for name, give in dynamic.items()})
+    if not dynamic:
+        return lambda message, _: call(message, **services)
+    return lambda message, envelope: call(
+        message, **services, **{name: give(envelope) for name, give in dynamic.items()}
+    )
 
 
 def _check_reply(function: Function, spec: EventSpec) -> None:
@@ -159,6 +155,7 @@ def _unary(call: Function, event: type[Message], spec: EventSpec, database: Data
 
 def _streaming(call: Function, event: type[Message], spec: EventSpec, database: Database) -> Endpoint:
     parse = parser(event)
+    item_type = spec.reply or Message
 
     async def handle(envelope: EventEnvelope, send: Send) -> None:
         message = envelope.message = envelope.message or parse(envelope.data)
@@ -167,6 +164,8 @@ def _streaming(call: Function, event: type[Message], spec: EventSpec, database: 
         items = call(message, envelope)
         try:
             async for item in items:
+                if not isinstance(item, item_type):
+                    raise InternalError(f"the handler of {spec.name} gave {type(item).__name__} as an item")
                 await send(Yielded(item))
         finally:
             await items.aclose()

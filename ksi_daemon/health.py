@@ -5,9 +5,10 @@ import os
 from typing import Final
 
 from ksi_common.clock import Clock
-from ksi_common.events.system import Check, Checks, Status
+from ksi_common.events.system import Check, Checks, Healthy, Status
 from ksi_daemon.catalog import Catalog
 from ksi_daemon.database import Database
+from ksi_daemon.lifecycle import Lifecycle
 from ksi_daemon.settings import Settings
 from ksi_daemon.subscriptions import Subscriptions
 
@@ -36,6 +37,8 @@ class Health:
         self._checked = float("-inf")
         self._checks: Checks | None = None
         self._turn = asyncio.Lock()
+        self._summarised: tuple[Checks, float, int] | None = None
+        self._summary: Healthy | None = None
 
     async def checks(self) -> Checks:
         """Give every part's health, at most a second old."""
@@ -45,6 +48,21 @@ class Health:
                     self._checks = await self._check()
                     self._checked = self._clock.monotonic()
         return self._checks
+
+    def summary(self, checks: Checks, lifecycle: Lifecycle, uptime_s: float, connections: int) -> Healthy:
+        """Give the whole answer: the last one again where nothing in it has changed."""
+        key = (checks, uptime_s, connections)
+        if self._summary is None or self._summarised != key:
+            self._summarised = key
+            self._summary = Healthy(
+                status=_worst(checks),
+                version=lifecycle.version,
+                pid=lifecycle.pid,
+                uptime_s=uptime_s,
+                active_connections=connections,
+                checks=checks,
+            )
+        return self._summary
 
     async def _check(self) -> Checks:
         return Checks(
@@ -89,7 +107,6 @@ class Health:
         )
 
 
-def worst(checks: Checks) -> Status:
-    """Give the status of the part that fares worst."""
+def _worst(checks: Checks) -> Status:
     parts = (checks.database, checks.disk_space, checks.message_queue, checks.plugins, checks.providers)
     return max((part.status for part in parts), key=_RANK.__getitem__)

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import KSIError
@@ -43,5 +43,10 @@ Send = Callable[[Outcome], Awaitable[None]]
 Endpoint = Callable[[EventEnvelope, Send], Awaitable[None]]
 """The rest of the way to the handler. Sends any number of items and at most one terminal outcome."""
 
-Middleware = Callable[[EventEnvelope, Send, Endpoint], Awaitable[None]]
-"""A layer around an endpoint: the same shape for requests and streams."""
+
+class Middleware(Protocol):
+    """A layer around an endpoint: the same shape for requests and streams."""
+
+    def __call__(self, envelope: EventEnvelope, send: Send, call_next: Endpoint) -> Awaitable[None]:
+        """Do something, ``await call_next(envelope, send)``, do something more."""
+        ...

@@ -194,9 +194,10 @@ class Database:
         self._handed_over -= len(jobs)
         told: list[StoredEvent] = []
         for job in jobs:
-            for callback in job.after_commit:
-                callback()
-            told.extend(job.told)
+            if job.after_commit:
+                for callback in job.after_commit:
+                    callback()
+            told += job.told
         self._published(told, head)
         for job in jobs:
             future = job.future

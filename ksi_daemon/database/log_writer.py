@@ -2,13 +2,18 @@
 
 import sqlite3
 from collections.abc import Iterable
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final, Literal
 
 from ksi_common.envelope import StoredEvent
 from ksi_common.errors import AlreadyExists, FailedPrecondition
+from ksi_common.strict_json import dumps
 
+WRITTEN: Final = (
+    "seq, event_id, kind, name, stream, version, correlation_id, causation_id, actor, hop, time, data, "
+    "digest, chain"
+)
+"""What an event told on this node has; the other columns stay NULL, and cost nothing to bind."""
 COLUMNS: Final = (
     "seq, event_id, kind, name, stream, version, correlation_id, causation_id, actor, node, origin_id, hop, "
     "time, data, reference, digest, chain"
@@ -18,19 +23,14 @@ EMPTY_CHAIN: Final = bytes(32)
 
 ExpectedVersion = Literal["any", "none", "exists"] | int
 
-_ROW = "(" + ",".join("?" * 17) + ")"
+_ROW = "(" + ",".join("?" * 14) + ")"
 _SIZES = (64, 16, 4, 1)
-_INSERT = {size: f"INSERT INTO log ({COLUMNS}) VALUES " + ",".join([_ROW] * size) for size in _SIZES}  # noqa: S608
+_INSERT = {size: f"INSERT INTO log ({WRITTEN}) VALUES " + ",".join([_ROW] * size) for size in _SIZES}  # noqa: S608
 _KNOWN_STREAMS = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """A point that the rows of a failed unit are taken back to."""
-
-    rows: int
-    seq: int
-    chain: bytes
+Mark = tuple[int, int, bytes]
+"""A point that the rows of a failed unit are taken back to: how many there were, seq, chain."""
 
 
 class LogWriter:
@@ -52,15 +52,16 @@ class LogWriter:
 
     def mark(self) -> Mark:
         """Remember this point; versions are remembered from here on."""
-        self._touched.clear()
-        return Mark(len(self._rows), self.seq, self.chain)
+        if self._touched:
+            self._touched.clear()
+        return len(self._rows), self.seq, self.chain
 
     def take_back(self, mark: Mark) -> None:
         """Forget what was appended since ``mark``, which must be the last one."""
-        self.seq, self.chain = mark.seq, mark.chain
-        for row in self._rows[mark.rows :]:
+        rows, self.seq, self.chain = mark
+        for row in self._rows[rows:]:
             self._ids.pop(row[1], None)
-        del self._rows[mark.rows :]
+        del self._rows[rows:]
         for stream, version in reversed(self._touched):
             if version is None:
                 self._versions.pop(stream, None)
@@ -72,29 +73,26 @@ class LogWriter:
         """Give ``event`` its number and keep its row; ``named``: its id came from outside."""
         if named:
             self._ids[event.event_id] = event
-        self.seq += 1
-        event.seq = self.seq
+        self.seq = event.seq = seq = self.seq + 1
         digest = digest_of(event)
-        self.chain = sha256(self.chain + self.seq.to_bytes(8) + digest).digest()
+        self.chain = chain = sha256(self.chain + seq.to_bytes(8) + digest).digest()
+        told = event.kind == "notification"
         self._rows.append(
             (
-                self.seq,
+                seq,
                 event.event_id,
-                1 if event.kind == "request" else 0,
+                0 if told else 1,
                 event.event,
                 event.stream,
                 event.version,
                 event.correlation_id,
                 event.causation_id,
                 event.actor,
-                None,
-                None,
                 event.hop,
                 event.time_us,
-                event.data if event.kind != "request" else None,
-                None,
+                event.data if told else None,
                 digest,
-                self.chain,
+                chain,
             )
         )
 
@@ -200,9 +198,19 @@ def from_row(row: Iterable[Any]) -> StoredEvent:
 
 
 def digest_of(event: StoredEvent) -> bytes:
-    """Give the SHA-256 of what an event says; NUL parts what JSON and names cannot hold it."""
-    head = (
-        f"{event.kind}\0{event.event}\0{event.event_id}\0{event.stream}\0{event.version}\0"
-        f"{event.correlation_id}\0{event.causation_id}\0{event.actor}\0{event.time_us}\0"
+    """Give the SHA-256 of what an event says: a JSON array of its facts, then its data."""
+    facts = dumps(
+        (
+            event.kind,
+            event.event,
+            event.event_id,
+            event.stream,
+            event.version,
+            event.correlation_id,
+            event.causation_id,
+            event.actor,
+            event.hop,
+            event.time_us,
+        )
     )
-    return sha256(head.encode() + event.data).digest()
+    return sha256(facts + event.data).digest()

@@ -19,7 +19,16 @@ MAX_HOPS: Final = 32
 class Transaction:
     """One unit's view of the transaction of its group. Valid only while the unit runs."""
 
-    __slots__ = ("_after", "_clock", "_connection", "_correlation", "_envelope", "_log", "_saved", "_told")
+    __slots__ = (
+        "_clock",
+        "_connection",
+        "_correlation",
+        "_envelope",
+        "_log",
+        "after_commit",
+        "saved",
+        "told",
+    )
 
     def __init__(
         self,
@@ -32,36 +41,29 @@ class Transaction:
         self._log = log
         self._clock = clock
         self._envelope = envelope
-        self._correlation = envelope.correlation_id if envelope else ""
-        self._told: list[StoredEvent] = []
-        self._after: list[Callable[[], None]] = []
-        self._saved = False
+        self._correlation = ""
+        self.told: list[StoredEvent] = []
+        """What the unit told and the log did not have."""
+        self.after_commit: list[Callable[[], None]] = []
+        """What the unit left to do."""
+        self.saved = False
+        """It has a savepoint: it ran SQL."""
 
     @property
     def envelope(self) -> EventEnvelope | None:
         """The event that the unit works for, as it was when ``write`` was called; threads have none."""
         return self._envelope
 
-    @property
-    def told(self) -> Sequence[StoredEvent]:
-        """What the unit told and the log did not have."""
-        return self._told
-
-    @property
-    def after_commit(self) -> Sequence[Callable[[], None]]:
-        """What the unit left to do."""
-        return self._after
-
     def execute(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> sqlite3.Cursor:
         """Run one statement. A unit that runs none pays for no savepoint."""
-        if not self._saved:
+        if not self.saved:
             self._connection.execute("SAVEPOINT unit")
-            self._saved = True
+            self.saved = True
         return self._connection.execute(sql, parameters)
 
     def on_commit(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` on the loop after the commit, in commit order, before anyone hears of it."""
-        self._after.append(callback)
+        self.after_commit.append(callback)
 
     def version(self, stream: str) -> int:
         """Give the version of ``stream``: how many events it has had, those of this unit too."""
@@ -110,7 +112,7 @@ class Transaction:
         if stream is not None:
             told.version = self._log.next_version(stream, expected_version)
         self._log.append(told, named=event_id is not None)
-        self._told.append(told)
+        self.told.append(told)
         return told
 
     def record(self, envelope: EventEnvelope, data: bytes) -> None:
@@ -129,11 +131,10 @@ class Transaction:
         self._log.append(row)
 
     def close(self, *, undo: bool) -> None:
-        """End the unit's savepoint, if it has one."""
-        if self._saved:
-            if undo:
-                self._connection.execute("ROLLBACK TO unit")
-            self._connection.execute("RELEASE unit")
+        """End the unit's savepoint."""
+        if undo:
+            self._connection.execute("ROLLBACK TO unit")
+        self._connection.execute("RELEASE unit")
 
     def _event(self, event: str, data: bytes, event_id: str | None, *, cause: bool) -> StoredEvent:
         envelope = self._envelope
@@ -144,7 +145,7 @@ class Transaction:
                 event, data, ident, self._correlation, None, "system", 0, self._clock.time_us()
             )
         if not cause:
-            ident = event_id or (new_id() if self._told else envelope.event_id)
+            ident = event_id or (new_id() if self.told else envelope.event_id)
             causation, hop = envelope.causation_id, envelope.hop
         else:
             ident = event_id or new_id()

@@ -2,11 +2,11 @@
 
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from time import monotonic
 from typing import Any, Final
 
 from ksi_common.clock import Clock
@@ -20,6 +20,7 @@ UNIT_LIMIT_S: Final = 0.25
 _IDLE_S: Final = 0.2
 FORCED_CHECKPOINT_BYTES: Final = 64 * 1024 * 1024
 _FORCE_AGAIN_S: Final = 1.0
+_NEVER: Final = float("inf")
 _PROGRESS_STEPS: Final = 20_000
 
 Unit = Callable[[Transaction], Any]
@@ -70,7 +71,7 @@ class Writer(threading.Thread):
         self._deliver = deliver
         self._fail = fail
         self._queue: SimpleQueue[Sequence[Job] | None] = SimpleQueue()
-        self._unit_ends = float("inf")
+        self._unit_ends = _NEVER
         self._log = LogWriter(connection)
         self._broken: Exception | None = None
         self.groups = 0
@@ -175,26 +176,28 @@ class Writer(threading.Thread):
     def _run_unit(self, job: Job) -> None:
         mark = self._log.mark()
         transaction = Transaction(self._connection, self._log, self._clock, job.envelope)
-        self._unit_ends = time.monotonic() + UNIT_LIMIT_S
+        self._unit_ends = monotonic() + UNIT_LIMIT_S
         try:
             if job.request_data is not None and job.envelope is not None:
                 transaction.record(job.envelope, job.request_data)
             job.value = job.unit(transaction)
-            transaction.close(undo=False)
+            if transaction.saved:
+                transaction.close(undo=False)
         except BaseException as error:  # of whatever kind, it is its caller's
             job.error = translate(error) if isinstance(error, Exception) else error
             if not self._connection.in_transaction:
                 raise TransactionLost from error
             self._log.take_back(mark)
-            transaction.close(undo=True)
+            if transaction.saved:
+                transaction.close(undo=True)
         else:
             job.told = transaction.told
             job.after_commit = transaction.after_commit
         finally:
-            self._unit_ends = float("inf")
+            self._unit_ends = _NEVER
 
     def _overdue(self) -> int:
-        return time.monotonic() > self._unit_ends
+        return monotonic() > self._unit_ends
 
     def _checkpoint(self, mode: str) -> None:
         self._uncheckpointed = False

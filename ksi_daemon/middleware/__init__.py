@@ -4,6 +4,7 @@ correlation -> errors -> observation -> deadline -> permissions -> plugins' -> r
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from ksi_daemon.outcomes import Endpoint, Middleware
 
@@ -12,9 +13,5 @@ def compose(middleware: Sequence[Middleware], innermost: Endpoint) -> Endpoint:
     """Wrap ``innermost`` in ``middleware``, the first one outermost. Done once, at load."""
     endpoint = innermost
     for layer in reversed(middleware):
-        endpoint = _around(layer, endpoint)
+        endpoint = partial(layer, call_next=endpoint)
     return endpoint
-
-
-def _around(layer: Middleware, inner: Endpoint) -> Endpoint:
-    return lambda envelope, send: layer(envelope, send, inner)

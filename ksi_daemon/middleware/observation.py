@@ -41,13 +41,13 @@ class Observation:
         start = perf_counter()
         if self._observers:
             await self._observed(envelope, send, call_next, start)
-        else:
-            try:
-                await call_next(envelope, send)
-            except BaseException:
-                self._count(envelope, perf_counter() - start, failed=True)
-                raise
-            self._count(envelope, perf_counter() - start, failed=False)
+            return
+        failed = True
+        try:
+            await call_next(envelope, send)
+            failed = False
+        finally:
+            self._count(envelope, perf_counter() - start, failed=failed)
 
     async def _observed(self, envelope: EventEnvelope, send: Send, call_next: Endpoint, start: float) -> None:
         code = "OK"
