@@ -147,7 +147,7 @@ class Supervisor:
 
     def _suspect_breadcrumb(self) -> None:
         """Remember the plugin that was running: it stays off for as long as this supervisor lives."""
-        with suppress(FileNotFoundError), io.FileIO(self._breadcrumb) as file:
+        with suppress(OSError), io.FileIO(self._breadcrumb) as file:
             plugin = file.read().decode(errors="replace").strip("\0 \n")
             os.unlink(self._breadcrumb)
             if plugin and plugin not in self._suspects:
@@ -210,7 +210,7 @@ class Supervisor:
         return CANNOT_START
 
     def _leave(self, code: int) -> int:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             os.unlink(self._state_file)
         return code
 
