@@ -165,7 +165,7 @@ def _call(frame: dict[str, Any]) -> Call:
     if type(data) is not dict:
         raise _wrong("data", "object", data)
     ident = frame.get("id")
-    if ident is not None:
+    if ident is not None and (type(ident) is not str or len(ident) > MAX_ID):
         _check_id(ident)
     call = Call(event, data, ident)
     if len(frame) > 1 + (data is not _NO_DATA) + (ident is not None):

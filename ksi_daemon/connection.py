@@ -89,6 +89,8 @@ class Connection(asyncio.Protocol):
         self._unread = 0
         self._ending = False
         self._timestamp = b""
+        self._last_reply: object = None
+        self._last_text = b""
         self.transport: asyncio.Transport | None = None
 
     # What asyncio calls.
@@ -164,6 +166,13 @@ class Connection(asyncio.Protocol):
         if not self._timestamp:
             self._timestamp = format_time(self._server.clock.time_us()).encode()
         return self._timestamp
+
+    def encode(self, value: Message | Mapping[str, Any]) -> bytes:
+        """Render a reply. Messages are frozen: the same one again (as of health) has the same text."""
+        if value is not self._last_reply:
+            self._last_text = _encode(value)
+            self._last_reply = value
+        return self._last_text
 
     def write(self, line: bytes) -> None:
         """Send a frame, with whatever else this turn of the loop brings."""
@@ -356,7 +365,7 @@ class Exchange:
         return ConnectionSink(self._connection, self)
 
     def _reply(self, value: Message | Mapping[str, Any]) -> None:
-        data = _encode(value)
+        data = self._connection.encode(value)
         if len(data) > MAX_ANSWER - 4096:
             self.fail(
                 ResourceExhausted(

@@ -13,8 +13,11 @@ from ksi_common.bus import Bus
 from ksi_common.clock import Clock, SystemClock
 from ksi_common.envelope import EventEnvelope
 from ksi_common.events.system import Started, Stopping
+from ksi_common.events.timer import Failed as TimerFailed
+from ksi_common.messages import spec_of
 from ksi_common.paths import Paths
 from ksi_daemon.assembly import Assembly
+from ksi_daemon.blobs import Blobs, FileBlobs
 from ksi_daemon.bus import LocalBus
 from ksi_daemon.catalog import Catalog
 from ksi_daemon.children import Children
@@ -25,6 +28,7 @@ from ksi_daemon.handlers import Compiler
 from ksi_daemon.health import Health
 from ksi_daemon.hooks import Relay
 from ksi_daemon.hub import Hub
+from ksi_daemon.leases import DatabaseLeases, Leases
 from ksi_daemon.lifecycle import Lifecycle, Stop
 from ksi_daemon.listeners import Listener
 from ksi_daemon.middleware import compose
@@ -35,12 +39,14 @@ from ksi_daemon.middleware.observation import Observation
 from ksi_daemon.middleware.permissions import permissions
 from ksi_daemon.outcomes import Endpoint, Middleware
 from ksi_daemon.plugins import GROUP, Loader
+from ksi_daemon.processes import Processes
 from ksi_daemon.router import Router
 from ksi_daemon.services import Services
 from ksi_daemon.settings import Settings
 from ksi_daemon.subscriptions import Subscriptions
 from ksi_daemon.supervisor import supervise
 from ksi_daemon.threads import Threads
+from ksi_daemon.timers import DatabaseTimers, Timers
 from ksi_daemon.transports.unix import UnixServer
 
 log = structlog.get_logger()
@@ -121,6 +127,7 @@ class Daemon:
             tasks=self.tasks.group,
         )
         self._offer_core()
+        await self._offer_resources(stack)
         await self.assembly.open_services(self.services)
         self.assembly.compile(Compiler(self.services, Threads(), self.database))
         self.observation = Observation(
@@ -146,6 +153,22 @@ class Daemon:
         offer(Settings, self.settings)
         offer(Subscriptions, self.subscriptions)
         offer(Health, Health(self.database, self.subscriptions, self.catalog, self.settings, self.clock))
+
+    async def _offer_resources(self, stack: AsyncExitStack) -> None:
+        self.timers = DatabaseTimers(
+            self.database, self.bus, self.clock, message_class=self.catalog.message_class
+        )
+        blobs = FileBlobs(self.paths.home)
+        await blobs.prepare()
+        processes = await stack.enter_async_context(Processes(self.paths.run))
+        if processes.reaped:
+            log.warning("process.reaped", processes=[reaped.pid for reaped in processes.reaped])
+        offer = self.services.offer
+        offer(Timers, self.timers)  # type: ignore[type-abstract]  # an interface is its own key
+        offer(Leases, DatabaseLeases(self.database, self.clock))  # type: ignore[type-abstract]
+        offer(Blobs, blobs)  # type: ignore[type-abstract]
+        offer(Processes, processes)
+        self.catalog.notifications[spec_of(TimerFailed).name] = TimerFailed
 
     def _chain(self) -> Endpoint:
         layers: Sequence[Middleware] = (
@@ -174,6 +197,7 @@ class Daemon:
             self.tasks.start(
                 supervise(f"{subscriber.plugin}.{subscriber.name}", listener.run, quarantine=None)
             )
+        self.tasks.start(supervise("timers", self.timers.serve, quarantine=None))
         for plugin in self.assembly.loaded:
             if self.relay.serves(plugin.name):
                 self.tasks.start(

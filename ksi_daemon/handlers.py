@@ -103,7 +103,8 @@ def _bound(
     if not services and not dynamic:
         return lambda message, _: call(message)
     if not dynamic:
-        return lambda message, _: call(message, **services)
+        given = tuple(services.values())  # in the order of the parameters
+        return lambda message, _: call(message, *given)
     return lambda message, envelope: call(
         message, **services, **{name: give(envelope) for name, give in dynamic.items()}
     )

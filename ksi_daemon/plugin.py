@@ -46,6 +46,8 @@ from ksi_common.errors import (
 )
 from ksi_common.ids import is_name, new_id
 from ksi_common.messages import Message, Notification, Request, Stream, matches, renamed_from
+from ksi_common.references import Reference
+from ksi_daemon.blobs import Blobs
 from ksi_daemon.bus import LocalBus
 from ksi_daemon.catalog import Catalog
 from ksi_daemon.cursors import parse_cursor
@@ -54,11 +56,15 @@ from ksi_daemon.database.migrations import scripts
 from ksi_daemon.eventlog import EventLog, LogQuery
 from ksi_daemon.hookspecs import hookimpl
 from ksi_daemon.hub import Hub
+from ksi_daemon.leases import Lease, LeaseHeld, LeaseLost, Leases
 from ksi_daemon.marks import HANDLER, SUBSCRIBER
 from ksi_daemon.outcomes import Ended, Endpoint, Failed, Middleware, Outcome, Replied, Send, Yielded
+from ksi_daemon.processes import Process, Processes
 from ksi_daemon.services import Service, Services
 from ksi_daemon.settings import Settings
 from ksi_daemon.subscriptions import Interest, Sink, Subscriptions
+from ksi_daemon.timer_rows import Timer
+from ksi_daemon.timers import Timers
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -91,6 +97,7 @@ __all__ = [
     "KSI_API",
     "AlreadyExists",
     "AsyncSQLiteDB",
+    "Blobs",
     "Bus",
     "Cancelled",
     "Catalog",
@@ -112,6 +119,10 @@ __all__ = [
     "InvalidArgument",
     "JsonValue",
     "KSIError",
+    "Lease",
+    "LeaseHeld",
+    "LeaseLost",
+    "Leases",
     "LocalBus",
     "LogQuery",
     "Message",
@@ -121,6 +132,9 @@ __all__ = [
     "OperationalError",
     "Outcome",
     "PermissionDenied",
+    "Process",
+    "Processes",
+    "Reference",
     "Replied",
     "Request",
     "ResourceExhausted",
@@ -132,6 +146,8 @@ __all__ = [
     "StoredEvent",
     "Stream",
     "Subscriptions",
+    "Timer",
+    "Timers",
     "Transaction",
     "Unavailable",
     "Unimplemented",
