@@ -3,6 +3,8 @@
 import math
 import select
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from socket import socket
 from threading import Lock
@@ -19,7 +21,7 @@ READ_SIZE: Final = 256 * 1024
 class BlockingLink:
     """The connection of a blocking client. It is read only while its owner waits for something.
 
-    One thread at a time: a second one gets FailedPrecondition.
+    One thread at a time, which says so by ``turn``.
     """
 
     def __init__(self, path: Path, *, connect_timeout_s: float | None) -> None:
@@ -41,6 +43,16 @@ class BlockingLink:
         self._session.fail(error)
         self._hang_up()
 
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Keep other threads out; raises where one is using it."""
+        if not self._turn.acquire(blocking=False):
+            raise FailedPrecondition("another thread is using this client", hint="one Client for each thread")
+        try:
+            yield
+        finally:
+            self._turn.release()
+
     def start(self, exchange: Exchange) -> None:
         """Send a request, or hold it back until it can be sent."""
         self._session.start(exchange)
@@ -59,15 +71,10 @@ class BlockingLink:
 
     def wait(self, deadline: float) -> None:
         """Wait until something arrives, the connection changes, or ``deadline`` (monotonic seconds)."""
-        if not self._turn.acquire(blocking=False):
-            raise FailedPrecondition("another thread is using this client", hint="one Client for each thread")
-        try:
-            if self._sock is not None:
-                self._transfer(self._sock, deadline)
-            elif error := self._try_to_connect(deadline):
-                self._session.fail(error)
-        finally:
-            self._turn.release()
+        if self._sock is not None:
+            self._transfer(self._sock, deadline)
+        elif error := self._try_to_connect(deadline):
+            self._session.fail(error)
 
     def statistics(self) -> ClientStatistics:
         """Give figures."""

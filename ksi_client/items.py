@@ -32,10 +32,7 @@ class Items(Generic[T]):
 
     def __next__(self) -> T:
         while True:
-            entry = self._link.pop(self._feed)
-            if entry is None:
-                self._wait()
-                continue
+            entry = self._next_entry()
             self.cursor = entry.cursor or self.cursor
             item = self._convert(entry)
             if item is not None:
@@ -56,6 +53,12 @@ class Items(Generic[T]):
         """Stop the stream; may be called twice."""
         if not self._feed.done:
             self._link.cancel(self._feed)
+
+    def _next_entry(self) -> Entry:
+        with self._link.turn():
+            while (entry := self._link.pop(self._feed)) is None:
+                self._wait()
+        return entry
 
     def _wait(self) -> None:
         if self._feed.error is not None:

@@ -102,19 +102,21 @@ class RawClient:
 
     def _ask(self, question: Question) -> dict[str, Any]:
         deadline = deadline_of(question)
-        try:
-            self._link.start(question)
-            while not question.done:
-                if time.monotonic() >= deadline:
-                    raise late(question.call)
-                self._link.wait(deadline)
-        finally:
-            if not question.done:
-                self._link.cancel(question)
+        with self._link.turn():
+            try:
+                self._link.start(question)
+                while not question.done:
+                    if time.monotonic() >= deadline:
+                        raise late(question.call)
+                    self._link.wait(deadline)
+            finally:
+                if not question.done:
+                    self._link.cancel(question)
         return question.result()
 
     def _follow(self, feed: Feed, convert: Callable[[Entry], T | None]) -> Items[T]:
-        self._link.start(feed)
+        with self._link.turn():
+            self._link.start(feed)
         return Items(self._link, feed, convert, deadline=deadline_of(feed))
 
 

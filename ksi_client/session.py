@@ -95,6 +95,8 @@ class Session:
         answers = self._decode(data)
         if not answers:
             return
+        # A refusal is the last that a connection says; one that something follows was none.
+        self.refusal = None
         share = self._unclaimed // len(answers)
         self._unclaimed = 0
         for answer in answers:

@@ -6,12 +6,12 @@ from typing import Any
 
 import click
 
-from ksi_client.cli.fields import read_words
+from ksi_client.cli.fields import Words, read_words
 from ksi_client.cli.invocation import Invocation
 from ksi_client.cli.options import common_options
 from ksi_client.cli.writing import write_fields, write_json_line
 from ksi_client.raw import RawClient
-from ksi_common.errors import NotFound
+from ksi_common.errors import InvalidArgument, NotFound
 
 
 @click.command()
@@ -32,6 +32,14 @@ def call(invocation: Invocation, event: str, words: tuple[str, ...]) -> None:
     gives any value. - reads an object from stdin. The items of a stream are shown as JSON lines.
     """  # noqa: D301  (\b keeps click from joining the lines)
     fields = read_words(words, sys.stdin.buffer.read)
+    try:
+        _call(invocation, event, fields)
+    except InvalidArgument as error:
+        error.add_note(f"ksi events show {event}")
+        raise
+
+
+def _call(invocation: Invocation, event: str, fields: Words) -> None:
     with invocation.client() as client:
         described = describe(client, event)
         data = fields.data(described.get("schema", {}))

@@ -18,6 +18,7 @@ from ksi_client.cli.writing import (
     write_json_line,
     write_rows,
 )
+from ksi_common.errors import NotFound
 
 Described = Mapping[str, Any]
 
@@ -50,6 +51,8 @@ def ls(invocation: Invocation, namespace: str | None) -> None:
     """  # noqa: D301
     with invocation.client() as client:
         found = client.call_raw("system:discover", {"namespace": namespace} if namespace else {}, safe=True)
+    if namespace and not any(_all(found)):
+        raise NotFound(f"there are no events in {namespace!r}", hint="ksi events ls", reason="no_events")
     if invocation.format == "json":
         write_json(invocation, found)
     elif invocation.format == "jsonl":

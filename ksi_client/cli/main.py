@@ -10,7 +10,7 @@ from typing import Final
 import click
 
 from ksi_client.cli.failures import EXIT_CODES, INTERRUPTED, report, report_usage
-from ksi_client.cli.invocation import Invocation, begin
+from ksi_client.cli.invocation import FORMATS, Invocation, begin
 from ksi_client.cli.options import common_options
 from ksi_client.cli.writing import ReaderGone
 from ksi_common.errors import KSIError
@@ -64,6 +64,9 @@ def ksi() -> None:
     ksi call state:set key=color value=green
     ksi sub 'state:*'                   watch, Ctrl-C to stop
     """  # noqa: D301  (\b keeps click from joining the lines)
+    named = os.environ.get("KSI_OUTPUT")
+    if named and named not in FORMATS:
+        raise click.UsageError(f"KSI_OUTPUT is {named!r}; it may be one of {', '.join(FORMATS)}")
 
 
 def main() -> None:

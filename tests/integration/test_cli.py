@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from ksi_client import call_raw
-from tests.integration.test_client import RealDaemon
-from tests.unit.test_client_fake import socket_folder
+from tests.integration.test_client import RealDaemon, real_daemon
 
 KSI = Path(__file__).resolve().parents[2] / "ksi"
 
@@ -21,12 +20,8 @@ Ksi = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[RealDaemon]:
-    with socket_folder() as folder:
-        daemon = RealDaemon(folder / "var")
-        daemon.start()
-        call_raw("system:health", socket=daemon.socket, connect_timeout_s=10)
+    with real_daemon() as daemon:
         yield daemon
-        daemon.stop()
 
 
 def environment(daemon: RealDaemon) -> dict[str, str]:
@@ -70,6 +65,7 @@ def test_a_field_that_is_nearly_right_is_guessed(ksi: Ksi) -> None:
     assert why == "  why: unknown field (field ky)"
     assert hint == '  try: did you mean "key"?'
     assert code.startswith("  INVALID_ARGUMENT  correlation id ")
+    assert code.endswith("  ksi events show state:get")
 
 
 def test_an_event_that_is_nearly_right_is_guessed(ksi: Ksi) -> None:
@@ -117,18 +113,19 @@ def test_events_are_listed_as_they_can_be_sent(ksi: Ksi) -> None:
 
 
 def test_a_subscription_ends_with_130_when_it_is_interrupted_and_survives_a_restart() -> None:
-    with socket_folder() as folder:
-        daemon = RealDaemon(folder / "var")
-        daemon.start()
-        call_raw("system:health", socket=daemon.socket, connect_timeout_s=10)
-        with subprocess.Popen(
+    with (
+        real_daemon() as daemon,
+        subprocess.Popen(
             [sys.executable, KSI, "sub", "demo:*", "--from-beginning", "-o", "jsonl"],
             env=environment(daemon),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-        ) as following:
-            assert following.stdout is not None
+        ) as following,
+    ):
+        assert following.stdout is not None
+        assert following.stderr is not None
+        try:
             for n in range(3):
                 publish(daemon, n)
                 assert json.loads(following.stdout.readline())["data"] == {"n": n}
@@ -137,9 +134,9 @@ def test_a_subscription_ends_with_130_when_it_is_interrupted_and_survives_a_rest
             assert json.loads(following.stdout.readline())["data"] == {"n": 3}
             following.send_signal(signal.SIGINT)
             assert following.wait(10) == 130
-            assert following.stderr is not None
             assert following.stderr.read().strip() == ""
-        daemon.stop()
+        finally:
+            following.kill()
 
 
 def publish(daemon: RealDaemon, n: int) -> None:

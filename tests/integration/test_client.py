@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +54,23 @@ class RealDaemon:
         self.start()
 
 
-@pytest.fixture
-def daemon() -> Iterator[RealDaemon]:
+@contextmanager
+def real_daemon() -> Iterator[RealDaemon]:
+    """Run a daemon that answers, and end it whatever happens."""
     with socket_folder() as folder:
         daemon = RealDaemon(folder / "var")
         daemon.start()
-        call_raw("system:health", socket=daemon.socket, connect_timeout_s=10)
+        try:
+            call_raw("system:health", socket=daemon.socket, connect_timeout_s=10)
+            yield daemon
+        finally:
+            daemon.stop()
+
+
+@pytest.fixture
+def daemon() -> Iterator[RealDaemon]:
+    with real_daemon() as daemon:
         yield daemon
-        daemon.stop()
 
 
 @pytest.fixture

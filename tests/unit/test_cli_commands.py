@@ -287,6 +287,28 @@ def test_events_ls_lists_what_can_be_sent_and_what_is_told(daemon: FakeDaemon, c
     assert daemon.received[-1].data == {"namespace": "state"}
 
 
+def test_a_namespace_without_events_is_not_found(daemon: FakeDaemon, capsys: Capture) -> None:
+    daemon.handlers["system:discover"] = lambda data: {"events": {}, "notifications": {}}
+    code, _, err = ksi(capsys, "events", "ls", "stat")
+    assert code == 1
+    assert err.startswith("there are no events in 'stat'\n")
+
+
+def test_data_that_is_refused_leads_to_the_explanation(daemon: FakeDaemon, capsys: Capture) -> None:
+    code, _, err = ksi(capsys, "call", "state:set", "key=a", "value:=1", "other=\udc80")
+    assert code == 1
+    assert err.splitlines()[-1] == "  INVALID_ARGUMENT  ksi events show state:set"
+
+
+def test_a_format_that_the_environment_gets_wrong_is_wrong_usage(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KSI_OUTPUT", "yaml")
+    code, _, err = ksi(capsys, "status")
+    assert code == 2
+    assert "KSI_OUTPUT is 'yaml'; it may be one of table, json, jsonl, plain" in err
+
+
 def test_events_show_explains_an_event(daemon: FakeDaemon, capsys: Capture) -> None:
     assert ksi(capsys, "events", "show", "state:get")[1].splitlines() == [
         "state:get  Do it.",

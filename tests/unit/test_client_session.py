@@ -217,3 +217,12 @@ def test_bytes_that_are_not_the_protocol_are_refused(session: Session, data: byt
     with pytest.raises(FailedPrecondition) as caught:
         session.receive(data)
     assert caught.value.details["reason"] == "protocol_mismatch"
+
+
+def test_a_refusal_is_the_last_that_a_connection_says(session: Session) -> None:
+    session.start(health())
+    refusal = line(id=None, type="error", error={"code": "PERMISSION_DENIED", "message": "not you"})
+    session.receive(refusal)
+    assert session.refusal is not None
+    session.receive(line(id=1, type="reply", event="system:health", data={}))
+    assert session.refusal is None
