@@ -59,6 +59,9 @@ class Transaction:
         if not self.saved:
             self._connection.execute("SAVEPOINT unit")
             self.saved = True
+        elif not self._connection.in_transaction:
+            # The unit hid the error that said so; outside of a transaction each statement would commit.
+            raise FailedPrecondition("the transaction of this unit is lost", reason="transaction_lost")
         return self._connection.execute(sql, parameters)
 
     def on_commit(self, callback: Callable[[], None]) -> None:

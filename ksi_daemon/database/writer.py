@@ -50,7 +50,7 @@ class Writer(threading.Thread):
 
     ``deliver`` is called in this thread with each group that is done (committed, or refused unit by unit)
     and the last seq on disk.
-    ``fail`` is called once, when the disk refuses to sync: nothing is written after that.
+    ``fail`` is called once, when the disk refuses to sync, or to roll back: nothing is written after that.
     """
 
     def __init__(
@@ -100,10 +100,7 @@ class Writer(threading.Thread):
                 group = jobs[start : start + MAX_GROUP]
                 self._commit(group)
                 self._deliver(group, self._log.seq)
-            if (
-                self._wal.stat().st_size > FORCED_CHECKPOINT_BYTES
-                and self._clock.monotonic() > self._force_after
-            ):
+            if self._wal_bytes() > FORCED_CHECKPOINT_BYTES and self._clock.monotonic() > self._force_after:
                 self._force_after = self._clock.monotonic() + _FORCE_AGAIN_S
                 self._checkpoint("TRUNCATE")
         self._checkpoint("PASSIVE")
@@ -129,21 +126,23 @@ class Writer(threading.Thread):
         return self._queue.get()
 
     def _commit(self, group: Sequence[Job]) -> None:
-        if self._broken is not None:
-            for job in group:
-                job.error = self._broken
-            return
-        self.groups += 1
-        self.units += len(group)
-        try:
-            self._transact(group)
-        except TransactionLost:
-            for job in group:
-                self._commit_alone(job)
+        if self._broken is None:
+            self.groups += 1
+            self.units += len(group)
+            try:
+                self._transact(group)
+            except TransactionLost:
+                pass
+            else:
+                return
+        for job in group:
+            self._commit_alone(job)
 
     def _commit_alone(self, job: Job) -> None:
         """Run one unit in a transaction of its own: now what goes wrong is its own fault."""
-        job.value = job.error = None
+        job.value, job.error, job.told, job.after_commit = None, self._broken, (), ()
+        if self._broken is not None:
+            return
         try:
             self._transact([job])
         except TransactionLost as lost:
@@ -152,8 +151,9 @@ class Writer(threading.Thread):
                 job.error = translate(lost.__cause__) if isinstance(lost.__cause__, Exception) else lost
 
     def _transact(self, group: Sequence[Job]) -> None:
+        if not self._begin(group):
+            return
         try:
-            self._connection.execute("BEGIN IMMEDIATE")
             for job in group:
                 self._run_unit(job)
             self._log.flush()
@@ -167,11 +167,25 @@ class Writer(threading.Thread):
         self._log.committed()
         self._uncheckpointed = True
 
+    def _begin(self, group: Sequence[Job]) -> bool:
+        """Open a transaction; where that fails no unit is to blame, and one by one would fare no better."""
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:
+            self._stop_if_unsynced(error)
+            for job in group:
+                job.error = translate(error)
+            return False
+        return True
+
     def _give_up(self, error: BaseException | None) -> None:
         self._stop_if_unsynced(error)
-        if self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
-        self._log.lost()
+        try:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            self._log.lost()
+        except sqlite3.Error as worse:  # nobody knows any more what the connection holds
+            self._break_off(worse)
 
     def _run_unit(self, job: Job) -> None:
         mark = self._log.mark()
@@ -199,6 +213,12 @@ class Writer(threading.Thread):
     def _overdue(self) -> int:
         return monotonic() > self._unit_ends
 
+    def _wal_bytes(self) -> int:
+        try:
+            return self._wal.stat().st_size
+        except OSError:  # whoever took it away, this thread is to go on
+            return 0
+
     def _checkpoint(self, mode: str) -> None:
         self._uncheckpointed = False
         try:
@@ -207,6 +227,10 @@ class Writer(threading.Thread):
             self._stop_if_unsynced(error)
 
     def _stop_if_unsynced(self, error: BaseException | None) -> None:
-        if isinstance(error, sqlite3.Error) and is_fsync_failure(error) and self._broken is None:
+        if isinstance(error, sqlite3.Error) and is_fsync_failure(error):
+            self._break_off(error)
+
+    def _break_off(self, error: sqlite3.Error) -> None:
+        if self._broken is None:
             self._broken = translate(error)
             self._fail(self._broken)
