@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import contextlib
 import gc
+import resource
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(paths: Paths, settings: Settings, *, recovered: bool) -> int:
+    raise_file_limit()
     daemon = Daemon(paths, settings)
     log.info("daemon.starting", home=str(paths.home), recovered=recovered)
     error: BaseException | None = None
@@ -75,6 +77,12 @@ async def _run(daemon: Daemon, *, recovered: bool) -> None:
 
     await daemon.serve(recovered=recovered, ready=ready)
     notify("STOPPING=1")
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files as the system lets this user have; connections are files."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def settle_memory() -> None:

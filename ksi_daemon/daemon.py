@@ -2,10 +2,11 @@
 
 import asyncio
 import os
+import resource
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
@@ -50,6 +51,9 @@ from ksi_daemon.timers import DatabaseTimers, Timers
 from ksi_daemon.transports.unix import UnixServer
 
 log = structlog.get_logger()
+
+RESERVED_FILES: Final = 128
+"""Files that connections leave to the database, the log and child processes."""
 
 
 class Daemon:
@@ -227,7 +231,7 @@ class Daemon:
                 partial_line_s=limits.partial_line_s,
                 unwritable_s=limits.unwritable_s,
             ),
-            max_connections=limits.connections,
+            max_connections=min(limits.connections, open_files() - RESERVED_FILES),
             crashed=self.lifecycle.fail,
         )
 
@@ -240,3 +244,8 @@ class Daemon:
         for plugin in reversed(self.assembly.loaded):
             await self.relay.shutdown(plugin.name)
         self.tasks.cancel()
+
+
+def open_files() -> int:
+    """Give how many files this process may have open."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -71,10 +71,10 @@ class LogWriter:
 
     def append(self, event: StoredEvent, *, named: bool = False) -> None:
         """Give ``event`` its number and keep its row; ``named``: its id came from outside."""
+        digest = digest_of(event)  # first: what cannot be digested is to leave no trace
         if named:
             self._ids[event.event_id] = event
         self.seq = event.seq = seq = self.seq + 1
-        digest = digest_of(event)
         self.chain = chain = sha256(self.chain + seq.to_bytes(8) + digest).digest()
         told = event.kind == "notification"
         self._rows.append(
@@ -90,9 +90,10 @@ class LogWriter:
                 event.actor,
                 event.hop,
                 event.time_us,
-                event.data if told else None,
-                digest,
-                chain,
+                event.data.decode() if told else None,
+                # sqlite3 looks for an adapter, in vain, for each bytes; a bytearray it takes as it is.
+                bytearray(digest),
+                bytearray(chain),
             )
         )
 
@@ -183,7 +184,7 @@ def from_row(row: Iterable[Any]) -> StoredEvent:
     ) = row
     return StoredEvent(
         event=name,
-        data=data if data is not None else b"null",
+        data=data.encode() if data is not None else b"null",
         event_id=event_id,
         correlation_id=correlation,
         causation_id=causation,

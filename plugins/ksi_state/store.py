@@ -26,7 +26,7 @@ class StateStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._cache: OrderedDict[Entry, bytes | None] = OrderedDict()
+        self._cache: OrderedDict[Entry, str | None] = OrderedDict()
         self._bytes = 0
         self._changes = 0
 
@@ -44,8 +44,8 @@ class StateStore:
         self, namespace: str, key: str, value: JsonValue, metadata: Mapping[str, JsonValue] | None
     ) -> None:
         """Store a value and tell it."""
-        text = orjson.dumps(value)
-        extra = orjson.dumps(metadata) if metadata is not None else None
+        text = orjson.dumps(value).decode()
+        extra = orjson.dumps(metadata).decode() if metadata is not None else None
         told = Changed(
             namespace=namespace, key=key, value=value, metadata=dict(metadata) if metadata else None
         )
@@ -96,19 +96,19 @@ class StateStore:
         )
         return [row["key"] for row in rows]
 
-    async def _read(self, entry: Entry) -> bytes | None:
+    async def _read(self, entry: Entry) -> str | None:
         changes = self._changes
         rows = await self._database.read("SELECT value FROM state WHERE namespace = ? AND key = ?", entry)
-        text = bytes(rows[0]["value"]) if rows else None
+        text = rows[0]["value"] if rows else None
         if changes == self._changes:  # else the row may be older than what was committed meanwhile
             self._remember(entry, text)
         return text
 
-    def _keep(self, entry: Entry, text: bytes | None) -> None:
+    def _keep(self, entry: Entry, text: str | None) -> None:
         self._changes += 1
         self._remember(entry, text)
 
-    def _remember(self, entry: Entry, text: bytes | None) -> None:
+    def _remember(self, entry: Entry, text: str | None) -> None:
         self._drop(entry)
         self._cache[entry] = text
         self._bytes += _size(entry, text)
@@ -125,5 +125,5 @@ class StateStore:
         self._bytes = 0
 
 
-def _size(entry: Entry, text: bytes | None) -> int:
-    return len(entry[0]) + len(entry[1]) + len(text or b"") + _OVERHEAD
+def _size(entry: Entry, text: str | None) -> int:
+    return len(entry[0]) + len(entry[1]) + len(text or "") + _OVERHEAD

@@ -13,7 +13,7 @@ CREATE TABLE log (
     origin_id      TEXT,                  -- its id there
     hop            INTEGER NOT NULL,
     time           INTEGER NOT NULL,      -- microseconds since 1970
-    data           BLOB,                  -- JSON; NULL: a request, or retention took it
+    data           TEXT,                  -- JSON; NULL: a request, or retention took it
     reference      TEXT,                  -- JSON {path, offset, length, sha256, media}: the data is there
     digest         BLOB    NOT NULL,      -- SHA-256 of what it says
     chain          BLOB    NOT NULL       -- SHA-256 of the chain before, seq and digest

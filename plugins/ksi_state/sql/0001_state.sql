@@ -2,7 +2,7 @@
 CREATE TABLE state (
     namespace TEXT NOT NULL,
     key       TEXT NOT NULL,
-    value     BLOB NOT NULL,   -- JSON
-    metadata  BLOB,            -- JSON object
+    value     TEXT NOT NULL,   -- JSON
+    metadata  TEXT,            -- JSON object
     PRIMARY KEY (namespace, key)
 ) WITHOUT ROWID;
