@@ -103,8 +103,8 @@ class Failure:
 Answer = Reply | Item | Mark | End | Failure
 
 
-def answer_from_wire(frame: Mapping[str, Any]) -> Answer:
-    """Make the record of a parsed line from the daemon; raise ValueError for a type not known."""
+def answer_from_wire(frame: Mapping[str, Any]) -> Answer | None:
+    """Make the record of a parsed line from the daemon; None: a type that this version does not know."""
     kind = frame.get("type")
     ident = frame.get("id")
     match kind:
@@ -121,7 +121,7 @@ def answer_from_wire(frame: Mapping[str, Any]) -> Answer:
         case "caught_up" | "heartbeat" | "gap":
             fields = {name: value for name, value in frame.items() if name not in ("id", "type", "cursor")}
             return Mark(ident, kind, frame.get("cursor"), fields)
-    raise ValueError(f"unknown frame type {kind!r}")
+    return None
 
 
 # What the daemon writes, rendered from parts that are JSON already: no part is encoded twice.

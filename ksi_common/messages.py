@@ -76,7 +76,8 @@ class EventSpec:
 class Message(BaseModel):
     """A value on the wire. Frozen; fields that it does not know are ignored, so that senders may grow."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+    # JSON has no NaN: pydantic would write null in its place.
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, allow_inf_nan=False)
 
     __ksi__: ClassVar[EventSpec]
 

@@ -1,8 +1,6 @@
 """Where things are. ``$KSI_HOME`` is var/: run, db, logs, state, lib, secrets, backups, blobs."""
 
-import hashlib
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -31,6 +29,8 @@ class Paths:
         path = self.run / "daemon.sock"
         if len(os.fsencode(path)) <= MAX_SOCKET_PATH:
             return path
+        import hashlib  # noqa: PLC0415 -- seldom needed, and a tenth of the start of a quick command
+
         digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
         return runtime_dir() / f"ksi-{digest}.sock"
 
@@ -97,6 +97,8 @@ def runtime_dir() -> Path:
     named = os.environ.get("XDG_RUNTIME_DIR")
     if named:
         return Path(named)
+    import tempfile  # noqa: PLC0415 -- as above
+
     path = Path(tempfile.gettempdir()) / f"ksi-{os.getuid()}"
     path.mkdir(mode=0o700, exist_ok=True)
     found = path.lstat()

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import orjson
+
 from ksi_common.errors import InvalidArgument
 from ksi_common.frames import Answer, Call, Cancel, FrameId, answer_from_wire
 from ksi_common.strict_json import loads
@@ -127,8 +129,9 @@ class ClientConnection:
         self._lines = LineReader(max_line)
 
     def receive(self, data: bytes) -> list[Answer]:
-        """Take bytes, give the answers that they complete, in order."""
-        return [answer_from_wire(loads(line)) for line in self._lines.feed(data)]
+        """Take bytes, give the answers that they complete, in order; kinds not known yet are passed over."""
+        answers = (answer_from_wire(loads(line)) for line in self._lines.feed(data))
+        return [answer for answer in answers if answer is not None]
 
 
 def decode_call(line: bytes) -> Call | Cancel | Malformed:
@@ -136,7 +139,7 @@ def decode_call(line: bytes) -> Call | Cancel | Malformed:
     try:
         frame = loads(line)
     except InvalidArgument as error:
-        return Malformed(None, error, fatal=error.details["reason"] == "not_utf8")
+        return Malformed(_salvaged_id(line), error, fatal=error.details["reason"] == "not_utf8")
     if type(frame) is not dict:
         return Malformed(None, _wrong("", "object", frame))
     try:
@@ -207,6 +210,15 @@ def _check_id(ident: object) -> None:
 def _readable_id(frame: dict[str, Any]) -> FrameId | None:
     ident = frame.get("id")
     return ident if type(ident) is int or (type(ident) is str and len(ident) <= MAX_ID) else None
+
+
+def _salvaged_id(line: bytes) -> FrameId | None:
+    """Find the id of a line that is JSON, but not such as is accepted: its caller waits for an answer."""
+    try:
+        frame = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    return _readable_id(frame) if isinstance(frame, dict) else None
 
 
 _JSON_NAMES = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}

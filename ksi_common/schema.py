@@ -30,7 +30,7 @@ def describe(cls: type[Message], plugin: str) -> EventHelp:
         reply=spec.reply.model_json_schema(mode="serialization") if spec.reply else None,
         schema_=cls.model_json_schema(),
         errors=[error.code for error in _errors(cls)],
-        examples=[{"event": spec.name, "data": example(cls)}],
+        examples=[_line(cls)],
     )
 
 
@@ -75,6 +75,13 @@ def type_name(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     if kind == "array":
         return f"array of {type_name(field.get('items', {}), definitions)}"
     return kind
+
+
+def _line(cls: type[Message]) -> dict[str, Any]:
+    spec = spec_of(cls)
+    if spec.kind == "notification":  # it cannot be sent, but followed
+        return {"event": "event:subscribe", "data": {"patterns": [spec.name]}}
+    return {"event": spec.name, "data": example(cls)}
 
 
 def _errors(cls: type[Message]) -> Sequence[type[KSIError]]:

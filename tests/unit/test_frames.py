@@ -28,7 +28,9 @@ from ksi_common.strict_json import loads
 def read(line: bytes) -> Answer:
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
-    return answer_from_wire(loads(line))
+    answer = answer_from_wire(loads(line))
+    assert answer is not None
+    return answer
 
 
 def test_a_call_has_what_was_given_and_nothing_else() -> None:
@@ -108,6 +110,5 @@ def test_an_error_is_told_whatever_its_author_put_into_it(error: KSIError) -> No
 
 
 @pytest.mark.parametrize("kind", ["replies", None, 7])
-def test_an_unknown_frame_type_is_refused(kind: object) -> None:
-    with pytest.raises(ValueError, match=r"unknown frame type"):
-        answer_from_wire({"type": kind, "id": 1})
+def test_an_unknown_frame_type_is_passed_over(kind: object) -> None:
+    assert answer_from_wire({"type": kind, "id": 1}) is None
