@@ -167,5 +167,12 @@ def _add_stop(parser: argparse.ArgumentParser) -> None:
 def _add_logs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--follow", action="store_true", help="go on with new lines, until Ctrl-C")
     parser.add_argument("-n", "--lines", type=int, metavar="N", help=f"the last N; default: {LINES}")
-    parser.add_argument("--since", type=parse_since, metavar="10m", help="as far back as this, or this time")
+    parser.add_argument("--since", type=_since, metavar="10m", help="as far back as this, or this time")
     parser.add_argument("--level", choices=LEVELS, default="debug", help="this level and graver ones")
+
+
+def _since(text: str) -> str:
+    try:
+        return parse_since(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither like 10m nor like 2026-01-31T12:00") from error

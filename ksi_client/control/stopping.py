@@ -63,8 +63,8 @@ def _ask_to_stop(paths: Paths, standing: Standing, daemon: Process, *, now: bool
 
 
 def _ends_in_time(daemon: Process, grace_s: float, margin_s: float, tell: Tell) -> bool:
-    tell(f"Draining: no new work, {grace_s:.0f} s for what runs (Ctrl-C ends it now) ... ")
     try:
+        tell(f"Draining: no new work, {grace_s:.0f} s for what runs (Ctrl-C ends it now) ... ")
         ended = daemon.wait(grace_s + margin_s)
     except KeyboardInterrupt:
         ended = False

@@ -1,0 +1,634 @@
+"""`daemon_control.py` with the real daemon: every sentence of what it promises to do."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sqlite3  # noqa: TID251 -- to make the database one of a newer KSI
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ksi_client import call_raw
+from ksi_client.control.processes import Process
+from ksi_client.control.standing import look, read_supervisor
+from ksi_common.paths import Paths
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_S = 15.0
+
+SLOW = '''\
+"""A request that is answered once somebody writes into a pipe."""
+
+from ksi_daemon.plugin import Message, Request, handler
+
+
+class Line(Message):
+    """What was written."""
+
+    text: str
+
+
+class Read(Request[Line], event="slow:read"):
+    """Wait for a line."""
+
+    path: str
+
+
+@handler
+def read(request: Read) -> Line:
+    """Read all that comes."""
+    with open(request.path) as pipe:
+        return Line(text=pipe.read())
+'''
+
+Completed = subprocess.CompletedProcess[str]
+
+
+class Control:
+    """The command line, with a home of its own; ``folder`` is where its settings and plugins are."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.paths = Paths(folder / "var")
+        self.environ = {name: value for name, value in os.environ.items() if not name.startswith("KSI_")}
+        self.environ["KSI_HOME"] = str(self.paths.home)
+
+    def __call__(self, *words: str) -> Completed:
+        """Run one command to its end."""
+        with self.popen(*words) as process:
+            out, err = process.communicate(timeout=PATIENCE_S)
+            return Completed(words, process.returncode, out, err)
+
+    def popen(self, *words: str, **environ: str) -> subprocess.Popen[str]:
+        """Begin a command."""
+        return subprocess.Popen(
+            [sys.executable, ROOT / "daemon_control.py", *words],
+            env={**self.environ, **environ},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def json(self, *words: str) -> dict[str, Any]:
+        """Run one command and read its answer."""
+        answer: dict[str, Any] = json.loads(self(*words, "--json").stdout)
+        return answer
+
+    def ask(self, event: str, data: dict[str, object] | None = None) -> dict[str, Any]:
+        """Ask the daemon itself."""
+        return call_raw(event, data, socket=self.paths.socket)
+
+    @property
+    def pid(self) -> int:
+        """The daemon that answers."""
+        return int(self.ask("system:health")["pid"])
+
+    @property
+    def supervisor_pid(self) -> int:
+        """The supervisor that runs."""
+        record = read_supervisor(self.paths)
+        assert record is not None
+        assert record.alive
+        return record.pid
+
+    def kill(self, pid: int, number: signal.Signals = signal.SIGKILL) -> None:
+        """Signal a process and wait for its end."""
+        with Process(pid) as process:
+            process.send(number)
+            assert process.wait(PATIENCE_S)
+
+    def kill_all(self) -> int:
+        """Kill supervisor and daemon, as a power loss would; give the daemon's pid."""
+        pid = self.pid
+        self.kill(self.supervisor_pid)
+        self.kill(pid)
+        return pid
+
+    def add_plugin(self, name: str, text: str) -> None:
+        """Drop a single-file plugin in."""
+        (self.folder / "plugins").mkdir(exist_ok=True)
+        (self.folder / "plugins" / f"{name}.py").write_text(text)
+
+
+@pytest.fixture
+def control() -> Iterator[Control]:
+    folder = Path(tempfile.mkdtemp(prefix="ksi"))
+    control = Control(folder)
+    yield control
+    control("stop", "--now")
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def unmeasured(control: Control) -> Control:
+    """Run without coverage what has to be quick."""
+    control.environ.pop("COVERAGE_PROCESS_START", None)
+    return control
+
+
+@contextmanager
+def running_request(control: Control, pipe: Path) -> Iterator[socket.socket]:
+    """Have a request in the middle of its work, that ends when something is written into the pipe."""
+    os.mkfifo(pipe)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(PATIENCE_S)
+        sock.connect(str(control.paths.socket))
+        slow = {"event": "slow:read", "id": "slow", "data": {"path": str(pipe)}}
+        sock.sendall(json.dumps(slow).encode() + b"\n" + b'{"event":"system:health","id":"after"}\n')
+        # Requests are dispatched in the order sent: the answer to the second means that the first runs.
+        assert json.loads(sock.recv(65536))["id"] == "after"
+        yield sock
+
+
+# start
+
+
+def test_start_returns_once_the_daemon_answers_and_says_where_things_are(control: Control) -> None:
+    started = control("start")
+    assert (started.returncode, started.stderr) == (0, "")
+    lines = started.stdout.splitlines()
+    assert lines[0].startswith("Starting KSI ")
+    assert lines[1] == f"  socket    {control.paths.socket}   (only you can open it)"
+    assert lines[2] == f"  data      {control.paths.home}   log  {control.paths.log}"
+    assert lines[3] == "  plugins   3 loaded (events, state, system)"
+    assert lines[4].startswith("Ready in ")
+    assert f"pid {control.pid}." in lines[4]
+
+
+def test_what_it_makes_is_its_owners_alone(control: Control) -> None:
+    control("start")
+    modes = {path.name: path.stat().st_mode & 0o077 for path in control.paths.home.rglob("*")}
+    assert {name: mode for name, mode in modes.items() if mode} == {}
+
+
+def test_a_second_start_says_so_and_leaves_the_first_alone(control: Control) -> None:
+    control("start")
+    pid, socket_file = control.pid, control.paths.socket.stat().st_ino
+    again = control("start")
+    assert again.returncode == 0
+    assert again.stdout.startswith(f"KSI is already running (pid {pid}, up ")
+    assert control.json("start") | {"uptime_s": 0} == {"status": "already_running", "pid": pid, "uptime_s": 0}
+    assert control.paths.socket.stat().st_ino == socket_file
+
+
+def test_a_start_after_kill_9_clears_up_and_says_what_was_recovered(control: Control) -> None:
+    control("start")
+    control.ask("state:set", {"key": "kept", "value": 1})
+    died = control.kill_all()
+    started = control("start")
+    assert started.returncode == 0
+    assert f"A KSI that ran as pid {died} died without cleaning up" in started.stdout
+    assert "Recovered: its pid file and socket were replaced; the log has " in started.stdout
+    assert control.ask("state:get", {"key": "kept"})["value"] == 1
+    assert control.paths.pid_file.read_text() == f"{control.pid}\n"
+
+
+def test_of_twenty_starters_one_serves_and_the_others_say_so(control: Control) -> None:
+    starters = [control.popen("start", "--json") for _ in range(20)]
+    said = []
+    for starter in starters:
+        out, err = starter.communicate(timeout=PATIENCE_S)
+        assert (starter.returncode, err) == (0, "")
+        said.append(json.loads(out))
+    assert sorted(answer["status"] for answer in said) == ["already_running"] * 19 + ["started"]
+    assert {answer["pid"] for answer in said} == {control.pid}
+
+
+def test_a_daemon_started_past_it_does_not_take_the_socket(control: Control) -> None:
+    control("start")
+    pid, socket_file = control.pid, control.paths.socket.stat().st_ino
+    second = subprocess.run(
+        [sys.executable, "-m", "ksi_daemon"], env=control.environ, capture_output=True, text=True, check=False
+    )
+    assert second.returncode == 4
+    assert f"another KSI (pid {pid})" in second.stderr
+    assert (control.pid, control.paths.socket.stat().st_ino) == (pid, socket_file)
+
+
+def test_a_daemon_that_cannot_start_gives_the_reason_and_the_last_log_lines(control: Control) -> None:
+    control("start")
+    control("stop")
+    (control.folder / "ksi.toml").write_text("limits.drian_s = 1\n")
+    failed = control("start")
+    assert (failed.returncode, failed.stdout) == (1, "")
+    reason, hint, heading, *logged = failed.stderr.splitlines()
+    assert reason == 'Could not start: there is no setting "limits.drian_s"'
+    assert hint == '  did you mean "limits.drain_s"?'
+    assert heading == f"Last lines of {control.paths.log}:"
+    assert "daemon.stopped" in logged[-1]
+    assert len(logged) <= 15
+
+
+def test_a_database_of_a_newer_ksi_is_left_alone(control: Control) -> None:
+    control("start")
+    control("stop")
+    with closing(sqlite3.connect(control.paths.database)) as database, database:
+        database.execute("UPDATE schema_versions SET version = 99 WHERE component = 'core'")
+    failed = control("start")
+    assert failed.returncode == 7
+    assert failed.stderr.startswith("Could not start: the database has schema 99 of core")
+
+
+def test_a_home_that_is_no_folder_is_named(control: Control) -> None:
+    control.paths.home.write_text("")
+    failed = control("start")
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(f"daemon_control: cannot use {control.paths.home}: it is no folder\n")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_what_is_no_socket_is_not_removed_to_make_room_for_one(control: Control, kind: str) -> None:
+    path = control.paths.socket
+    path.parent.mkdir(parents=True, mode=0o700)
+    match kind:
+        case "file":
+            path.write_text("mine")
+        case "folder":
+            path.mkdir()
+        case _:
+            path.symlink_to(control.folder / "nowhere")
+    failed = control("start")
+    assert failed.returncode == 1
+    assert f"{path} exists and is no socket" in failed.stderr
+    assert os.path.lexists(path)
+
+
+def test_a_daemon_that_is_not_ready_in_time_is_stopped(control: Control) -> None:
+    control.add_plugin("sleepy", "import signal\nsignal.pause()\n")
+    failed = control("start", "--timeout", "1")
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("Could not start: it was not ready within 1 s, and was stopped\n")
+    assert look(control.paths).state == "dead"
+
+
+def test_a_home_with_a_long_path_gets_its_socket_elsewhere_and_status_says_so(control: Control) -> None:
+    home = str(control.folder / ("long" * 30))
+    runtime = {"XDG_RUNTIME_DIR": str(control.folder)}
+    control.environ |= runtime
+    assert control("start", "--home", home).returncode == 0
+    said = control("status", "--home", home)
+    told = control.json("status", "--home", home)
+    assert control("stop", "--home", home).returncode == 0
+    assert (
+        f"  socket    {told['socket']}   (moved: its path under the data folder would be too long)"
+        in said.stdout.splitlines()
+    )
+    assert told["socket_moved"]
+    assert told["socket"].startswith(str(control.folder / "ksi-"))
+
+
+def test_foreground_is_the_daemon_itself(control: Control) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.settimeout(PATIENCE_S)
+        manager.bind("")
+        address = "@" + manager.getsockname()[1:].decode()
+        with control.popen("start", "--foreground", NOTIFY_SOCKET=address) as process:
+            assert manager.recv(4096).startswith(b"READY=1\n")
+            assert control.pid == process.pid
+            assert "already running" in control("start", "--foreground").stdout
+            process.terminate()
+            _, echoed = process.communicate(timeout=PATIENCE_S)
+            assert process.returncode == 0
+            assert "daemon.ready" in echoed
+
+
+# crashes
+
+
+def test_after_a_segmentation_fault_it_is_back_within_two_seconds(unmeasured: Control) -> None:
+    control = unmeasured
+    control("start")
+    control.ask("state:set", {"key": "kept", "value": 1})
+    pid = control.pid
+    control.kill(pid, signal.SIGSEGV)
+    crashed = time.monotonic()
+    waited = control("start")
+    assert time.monotonic() - crashed < 2
+    assert "already running" in waited.stdout
+    assert control.pid != pid
+    assert control.ask("state:get", {"key": "kept"})["value"] == 1
+    assert "  restarts  1 after a crash, the last by SIGSEGV" in control("status").stdout.splitlines()
+
+
+def test_a_crash_loop_ends_loudly(control: Control) -> None:
+    control.add_plugin("boom", "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    failed = control("start")
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(
+        "Could not start: the daemon crashed 5 times in 5 minutes, the last time by SIGSEGV\n"
+    )
+    assert "daemon.given_up" in failed.stderr.splitlines()[-1]
+    status = control("status")
+    assert status.returncode == 1
+    assert status.stdout.startswith("○ KSI is not running: the daemon crashed 5 times in 5 minutes")
+    (control.folder / "plugins" / "boom.py").unlink()
+    started = control("start")
+    assert started.returncode == 0
+    assert "The KSI before was given up: the daemon crashed 5 times" in started.stdout
+
+
+def test_the_daemon_serves_on_without_its_supervisor_and_can_be_stopped(control: Control) -> None:
+    control("start")
+    pid = control.pid
+    control.kill(control.supervisor_pid)
+    assert control.pid == pid
+    assert control.paths.pid_file.read_text() == f"{pid}\n"
+    assert control("stop").returncode == 0
+    assert look(control.paths).pid is None
+
+
+def test_stop_in_the_middle_of_a_restart_leaves_nothing(control: Control) -> None:
+    control("start")
+    with Process(control.supervisor_pid) as supervisor:
+        control.kill(control.pid, signal.SIGSEGV)
+        assert control("stop").returncode == 0
+        assert supervisor.wait(0)
+    assert look(control.paths).state in {"stopped", "dead"}
+
+
+# stop
+
+
+def test_stop_stops_daemon_and_supervisor_and_clears_up(control: Control) -> None:
+    control("start")
+    pid = control.pid
+    with Process(pid) as daemon, Process(control.supervisor_pid) as supervisor:
+        stopped = control("stop")
+        assert stopped.returncode == 0
+        assert daemon.wait(0)
+        assert supervisor.wait(0)
+    assert stopped.stdout.startswith(
+        "Draining: no new work, 30 s for what runs (Ctrl-C ends it now) ... done\n"
+    )
+    assert f"Stopped KSI (pid {pid}, ran for " in stopped.stdout
+    assert look(control.paths).state == "stopped"
+
+
+def test_stop_where_nothing_runs_is_no_failure(control: Control) -> None:
+    stopped = control("stop")
+    assert (stopped.returncode, stopped.stdout) == (0, "KSI is not running.\n")
+    assert control.json("stop") == {"status": "not_running"}
+
+
+def test_stop_lets_running_work_end(control: Control) -> None:
+    control.add_plugin("slow", SLOW)
+    control("start")
+    pipe = control.folder / "pipe"
+    with running_request(control, pipe) as client, control.popen("stop") as stopping:
+        assert stopping.stdout is not None
+        assert stopping.stdout.read(8) == "Draining"
+        pipe.write_text("the answer")
+        assert json.loads(client.recv(65536))["data"] == {"text": "the answer"}
+        assert stopping.wait(PATIENCE_S) == 0
+        assert stopping.stdout.read().splitlines()[0].endswith("... done")
+
+
+def test_stop_now_gives_up_running_work(control: Control) -> None:
+    control.add_plugin("slow", SLOW)
+    control("start")
+    with running_request(control, control.folder / "pipe"):
+        assert control.json("stop", "--now")["status"] == "stopped"
+
+
+def test_ctrl_c_ends_the_drain(control: Control) -> None:
+    control.add_plugin("slow", SLOW)
+    control("start")
+    with running_request(control, control.folder / "pipe"), control.popen("stop") as stopping:
+        assert stopping.stdout is not None
+        assert stopping.stdout.read(8) == "Draining"
+        stopping.send_signal(signal.SIGINT)
+        assert stopping.wait(PATIENCE_S) == 0
+        out = stopping.stdout.read()
+        assert out.splitlines()[0].endswith("... killed")
+        assert "It was killed; what it had acknowledged is kept." in out
+    assert look(control.paths).state == "dead"
+
+
+def test_a_daemon_that_hangs_is_ended_all_the_same(control: Control) -> None:
+    control("start")
+    with Process(control.pid) as daemon:
+        daemon.send(signal.SIGSTOP)
+        assert control.json("stop", "--now") == {"status": "stopped", "pid": daemon.pid, "killed": True}
+        assert daemon.wait(0)
+
+
+def test_a_start_during_the_drain_waits_for_its_end(control: Control) -> None:
+    control.add_plugin("slow", SLOW)
+    control("start")
+    pid, pipe = control.pid, control.folder / "pipe"
+    with running_request(control, pipe), control.popen("stop") as stopping:
+        assert stopping.stdout is not None
+        assert stopping.stdout.read(8) == "Draining"
+        with control.popen("start") as starting:
+            pipe.write_text("")
+            out, err = starting.communicate(timeout=PATIENCE_S)
+            assert (starting.returncode, err) == (0, "")
+        stopping.communicate(timeout=PATIENCE_S)
+    assert "Ready in" in out
+    assert control.pid != pid
+
+
+def test_sigterm_to_an_idle_daemon_ends_it_within_a_second(unmeasured: Control) -> None:
+    unmeasured("start")
+    with Process(unmeasured.pid) as daemon, Process(unmeasured.supervisor_pid) as supervisor:
+        daemon.send(signal.SIGTERM)
+        assert daemon.wait(1.0)
+        assert supervisor.wait(1.0)
+
+
+def test_a_pid_file_that_names_another_program_harms_nobody(control: Control) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as bystander:
+        control.paths.run.mkdir(parents=True, mode=0o700)
+        for path in (control.paths.pid_file, control.paths.lock):
+            path.write_text(f"{bystander.pid}\n")
+        (control.paths.run / "supervisor.json").write_text(
+            json.dumps(
+                {"pid": bystander.pid, "restarts": 0, "last_exit": None, "suspects": [], "gave_up": None}
+            )
+        )
+        assert control("status").returncode == 1
+        assert "KSI is not running." in control("stop").stdout
+        assert control("start").returncode == 0
+        assert control("stop").returncode == 0
+        assert bystander.poll() is None
+        bystander.communicate(b"\n")
+
+
+# restart
+
+
+def test_restart_starts_another_daemon_with_the_same_data(control: Control) -> None:
+    control("start")
+    control.ask("state:set", {"key": "kept", "value": 1})
+    pid = control.pid
+    restarted = control("restart")
+    assert restarted.returncode == 0
+    assert f"Stopped KSI (pid {pid}, " in restarted.stdout
+    assert "Ready in " in restarted.stdout
+    assert control.pid != pid
+    assert control.ask("state:get", {"key": "kept"})["value"] == 1
+
+
+def test_restart_with_settings_that_are_wrong_stops_nothing(control: Control) -> None:
+    control("start")
+    pid = control.pid
+    (control.folder / "ksi.toml").write_text("[limits]\ndrain_s = -1\n")
+    refused = control("restart")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.startswith("Not restarted: setting limits.drain_s: ")
+    assert refused.stderr.endswith(f"The KSI that runs (pid {pid}) was left as it is.\n")
+    assert control.pid == pid
+
+
+def test_restart_names_plugins_that_will_not_load_and_goes_on(control: Control) -> None:
+    control("start")
+    control.add_plugin("broken", "import nothing_of_that_name\n")
+    restarted = control("restart")
+    assert restarted.returncode == 0
+    assert "plugin broken" in restarted.stdout
+    assert "broken is refused: ModuleNotFoundError" in restarted.stdout
+
+
+def test_restart_where_nothing_runs_starts(control: Control) -> None:
+    assert control("restart").returncode == 0
+    assert control("health").returncode == 0
+
+
+# status and health
+
+
+def test_status_and_health_of_a_running_daemon(control: Control) -> None:
+    control("start")
+    status, health = control("status"), control("health")
+    assert (status.returncode, health.returncode) == (0, 0)
+    assert status.stdout.startswith(f"● running   pid {control.pid}   up ")
+    assert "  plugins   3 ok" in status.stdout.splitlines()
+    assert status.stdout.endswith("  alarms    none\n")
+    assert health.stdout.startswith("ok  live, db ")
+    assert health.stdout.count("\n") == 1
+
+
+def test_status_in_json_has_what_a_script_asks_for(control: Control) -> None:
+    control("start")
+    told = control.json("status")
+    assert (told["state"], told["pid"], told["clients"]) == ("running", control.pid, 1)
+    assert told["socket"] == str(control.paths.socket)
+    assert told["plugins"][0] == {"name": "events", "status": "loaded", "error": None}
+    assert told["supervisor"]["pid"] == control.supervisor_pid
+    assert control.json("health")["status"] == "healthy"
+
+
+def test_a_plugin_that_is_out_is_an_alarm_but_no_failure(control: Control) -> None:
+    control.add_plugin("broken", "1 +\n")
+    control("start")
+    status, health = control("status"), control("health")
+    assert (status.returncode, health.returncode) == (0, 0)
+    assert "  alarms    plugins degraded (loaded 3, not_loaded: broken)" in status.stdout.splitlines()
+    assert "3 ok; broken refused: SyntaxError" in status.stdout
+    assert health.stdout.startswith("degraded  live, plugins degraded (loaded 3, not_loaded: broken), db ")
+
+
+def test_status_and_health_where_nothing_runs(control: Control) -> None:
+    status, health = control("status"), control("health")
+    assert (status.returncode, health.returncode) == (3, 3)
+    assert status.stdout.startswith("○ KSI is not running. Start it: python3 daemon_control.py start\n")
+    assert control.json("health") == {"status": "not_running"}
+
+
+def test_status_of_a_daemon_that_died_names_it(control: Control) -> None:
+    control("start")
+    pid = control.kill_all()
+    status = control("status")
+    assert status.returncode == 1
+    assert f"it ran as pid {pid} and died without cleaning up" in status.stdout
+    assert control("health").returncode == 3
+    assert "It died without cleaning up" in control("stop").stdout
+
+
+def test_a_daemon_that_does_not_answer_is_neither_up_nor_down(control: Control) -> None:
+    control("start")
+    pid = control.pid
+    os.kill(pid, signal.SIGSTOP)
+    status, health, start = control("status"), control("health"), control("start", "--timeout", "0.1")
+    os.kill(pid, signal.SIGCONT)
+    assert (status.returncode, health.returncode, start.returncode) == (4, 1, 4)
+    assert f"KSI (pid {pid}) does not answer" in status.stdout
+    assert start.stderr.startswith(
+        f"Another KSI (pid {pid}) uses {control.paths.home} and does not answer.\n"
+    )
+    assert control.pid == pid
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.getuid() != 0, reason="takes another user to listen")
+def test_another_users_socket_is_not_talked_to(control: Control) -> None:
+    control.paths.run.mkdir(parents=True)
+    for folder in (control.folder, control.paths.home, control.paths.run):
+        folder.chmod(0o777)
+    program = (
+        "import os, socket, sys; os.setuid(65534);"
+        "s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen();"
+        "print('listening', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, control.paths.socket],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as stranger:
+        assert stranger.stdout is not None
+        assert stranger.stdout.readline() == b"listening\n"
+        for command, code in (("status", 4), ("health", 4), ("start", 4), ("stop", 4)):
+            refused = control(command)
+            assert refused.returncode == code
+            assert "belongs to uid 65534" in refused.stdout + refused.stderr
+        stranger.communicate(b"")
+
+
+# logs
+
+
+def test_logs_are_rendered_for_people_and_raw_for_programs(control: Control) -> None:
+    control("start")
+    control("stop")
+    rendered = control("logs").stdout.splitlines()
+    assert any("info     daemon.ready socket=" in line for line in rendered)
+    raw = [json.loads(line) for line in control("logs", "--json").stdout.splitlines()]
+    assert [line["event"] for line in raw][-1] == "daemon.stopped"
+    assert len(control("logs", "--lines", "1").stdout.splitlines()) == 1
+    assert control("logs", "--level", "error").stdout == ""
+    assert len(control("logs", "--since", "10m").stdout.splitlines()) == len(rendered)
+
+
+def test_logs_follow_the_daemon_into_its_next_file(control: Control) -> None:
+    control("start")
+    with control.popen("logs", "--follow", "--json", "--lines", "1") as following:
+        assert following.stdout is not None
+        assert json.loads(following.stdout.readline())["event"] == "daemon.ready"
+        control("stop")
+        assert json.loads(following.stdout.readline())["event"] == "daemon.stopping"
+        assert json.loads(following.stdout.readline())["event"] == "daemon.stopped"
+        control.paths.log.rename(control.paths.log.with_suffix(".jsonl.1"))
+        control("start")
+        assert json.loads(following.stdout.readline())["event"] == "daemon.starting"
+        following.send_signal(signal.SIGINT)
+        assert following.wait(PATIENCE_S) == 130
+
+
+def test_help_begins_with_what_it_is_for(control: Control) -> None:
+    helped = control("--help")
+    assert helped.returncode == 0
+    assert "python3 daemon_control.py start" in helped.stdout
+    assert control("fly").returncode == 2
+    assert (
+        "'recently' is neither like 10m nor like 2026-01-31T12:00"
+        in control("logs", "--since", "recently").stderr
+    )
