@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self, TypeVar
@@ -12,9 +12,9 @@ from typing import Final, Self, TypeVar
 from ksi_common.async_db import AsyncSQLiteDB, Parameters, pragmas
 from ksi_common.clock import Clock
 from ksi_common.envelope import EventEnvelope, StoredEvent, current_envelope
-from ksi_common.errors import FailedPrecondition, InternalError, ResourceExhausted
+from ksi_common.errors import FailedPrecondition, InternalError, ResourceExhausted, Unavailable
 from ksi_common.strict_json import dumps
-from ksi_daemon.database.migrations import CORE, migrate, scripts
+from ksi_daemon.database.migrations import CORE, migrate, refuse_newer, scripts
 from ksi_daemon.database.transaction import Transaction
 from ksi_daemon.database.writer import Job, Writer
 
@@ -61,6 +61,7 @@ class Database:
         self._failed = failed
         self._waiting: list[Job] = []
         self._handed_over = 0
+        self._closed = False
         self._readers: asyncio.LifoQueue[AsyncSQLiteDB] = asyncio.LifoQueue()
 
     async def __aenter__(self) -> Self:
@@ -84,6 +85,7 @@ class Database:
     async def __aexit__(self, *_: object) -> None:
         if self._writer.is_alive():
             self._hand_over()
+            self._closed = True
             self._writer.stop()
             # The thread ends after what it has in hand; a hung disk holds it, and then holds us.
             await self._loop.run_in_executor(None, self._writer.join)
@@ -164,6 +166,8 @@ class Database:
         self, unit: Callable[[Transaction], T], envelope: EventEnvelope | None, data: bytes | None
     ) -> "asyncio.Future[T]":
         future = self._loop.create_future()
+        if self._closed:
+            raise Unavailable("the database is closed", reason="closed")
         if self._handed_over + len(self._waiting) >= MAX_WAITING:
             raise ResourceExhausted(
                 f"{MAX_WAITING} units wait for the disk", reason="writer_full", retry_after_s=1
@@ -192,24 +196,22 @@ class Database:
 
     def _resolve(self, jobs: Sequence[Job], head: int) -> None:
         self._handed_over -= len(jobs)
-        told: list[StoredEvent] = []
-        for job in jobs:
-            if job.after_commit:
-                for callback in job.after_commit:
-                    callback()
-            told += job.told
-        self._published(told, head)
-        for job in jobs:
-            future = job.future
-            if future.done():
-                continue
-            if job.error is None:
-                future.set_result(job.value)
-            else:
-                future.set_exception(_for_future(job.error))
+        # A callback or a subscriber that raises is reported by the loop, and keeps back nobody's answer.
+        try:
+            _call_back(jobs)
+        finally:
+            try:
+                told: list[StoredEvent] = []
+                for job in jobs:
+                    told += job.told
+                self._published(told, head)
+            finally:
+                _answer(jobs)
 
     def _open(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        migrations = scripts(__package__ or "")
+        refuse_newer(self.path, CORE, migrations)
         # The writer's connection is made here and used by one thread at a time.
         connection = sqlite3.connect(
             self.path, isolation_level=None, check_same_thread=False, cached_statements=512, timeout=1.0
@@ -219,11 +221,30 @@ class Database:
             for pragma in pragmas(read_only=False):
                 connection.execute(pragma)
             connection.execute("PRAGMA wal_autocheckpoint = 0")
-            migrate(connection, CORE, scripts(__package__ or ""), backups=self._backups)
+            migrate(connection, CORE, migrations, backups=self._backups)
         except BaseException:
             connection.close()
             raise
         return connection
+
+
+def _call_back(jobs: Sequence[Job]) -> None:
+    callbacks = [callback for job in jobs if job.after_commit for callback in job.after_commit]
+    if callbacks:
+        with ExitStack() as last_first:
+            for callback in reversed(callbacks):
+                last_first.callback(callback)
+
+
+def _answer(jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        future = job.future
+        if future.done():
+            continue
+        if job.error is None:
+            future.set_result(job.value)
+        else:
+            future.set_exception(_for_future(job.error))
 
 
 def _log_id(connection: sqlite3.Connection) -> str:
@@ -233,9 +254,9 @@ def _log_id(connection: sqlite3.Connection) -> str:
 
 
 def _for_future(error: BaseException) -> BaseException:
-    # A future cannot carry these; the unit that raised them has a bug all the same.
-    if isinstance(error, StopIteration | KeyboardInterrupt | SystemExit | asyncio.CancelledError):
-        wrapped = InternalError(f"a unit of work raised {type(error).__name__}")
-        wrapped.__cause__ = error
-        return wrapped
-    return error
+    # A future, or the task that awaits it, cannot carry others; that unit has a bug all the same.
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    wrapped = InternalError(f"a unit of work raised {type(error).__name__}")
+    wrapped.__cause__ = error
+    return wrapped

@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Mapping
+from contextlib import closing
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -35,15 +36,8 @@ def migrate(
     All in one transaction: killed half-way, the old schema stands. Raises SchemaTooNew, with nothing
     changed, where the file knows more than ``migrations``.
     """
-    current = version_of(connection, component)
-    newest = max(migrations, default=0)
-    if current > newest:
-        raise SchemaTooNew(
-            f"the database has schema {current} of {component}; this version knows {newest}",
-            reason="newer_schema",
-            hint="run the newer version, or restore a backup",
-        )
-    pending = {number: script for number, script in migrations.items() if number > current}
+    current, newest = _versions(connection, component, migrations)
+    pending = {number: script for number, script in sorted(migrations.items()) if number > current}
     if not pending:
         return 0
     if current:
@@ -63,6 +57,15 @@ def migrate(
     return len(pending)
 
 
+def refuse_newer(path: Path, component: str, migrations: Mapping[int, str]) -> None:
+    """Raise SchemaTooNew before the file is open for writing: to close it then would change it."""
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            _versions(connection, component, migrations)
+    except sqlite3.OperationalError:
+        return  # no file yet, or one that must be rolled back: ``migrate`` looks again
+
+
 def version_of(connection: sqlite3.Connection, component: str) -> int:
     """Give the schema version of ``component``; 0 where it has none."""
     known = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'schema_versions'").fetchone()
@@ -72,6 +75,19 @@ def version_of(connection: sqlite3.Connection, component: str) -> int:
         "SELECT version FROM schema_versions WHERE component = ?", (component,)
     ).fetchone()
     return int(row[0]) if row else 0
+
+
+def _versions(
+    connection: sqlite3.Connection, component: str, migrations: Mapping[int, str]
+) -> tuple[int, int]:
+    current, newest = version_of(connection, component), max(migrations, default=0)
+    if current > newest:
+        raise SchemaTooNew(
+            f"the database has schema {current} of {component}; this version knows {newest}",
+            reason="newer_schema",
+            hint="run the newer version, or restore a backup",
+        )
+    return current, newest
 
 
 def _back_up(connection: sqlite3.Connection, target: Path) -> None:
