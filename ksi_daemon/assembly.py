@@ -1,11 +1,12 @@
 """From loaded plugins to one table: what of a plugin does not fit refuses that plugin, and no other."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ksi_common.errors import AlreadyExists
 from ksi_common.messages import Notification, spec_of
+from ksi_daemon.breadcrumb import Breadcrumb
 from ksi_daemon.catalog import Catalog, Plugin
 from ksi_daemon.database import Database
 from ksi_daemon.handlers import Compiler
@@ -35,6 +36,7 @@ class Assembly:
 
     catalog: Catalog
     relay: Relay
+    breadcrumb: Breadcrumb
     middleware: list[Middleware] = field(default_factory=list)
     observers: list[Observer] = field(default_factory=list)
     subscribers: list[Subscriber] = field(default_factory=list)
@@ -86,6 +88,8 @@ class Assembly:
             if getattr(function, SUBSCRIBER, False):
                 continue
             route = compiler.handler(function, plugin.name)
+            if not plugin.builtin:
+                route = replace(route, handle=self.breadcrumb.around(plugin.name, route.handle))
             self._check_free(route, routes)
             routes[route.spec.name] = route
         subscribers = []

@@ -19,6 +19,7 @@ from ksi_common.messages import spec_of
 from ksi_common.paths import Paths
 from ksi_daemon.assembly import Assembly
 from ksi_daemon.blobs import Blobs, FileBlobs
+from ksi_daemon.breadcrumb import Breadcrumb
 from ksi_daemon.bus import LocalBus
 from ksi_daemon.catalog import Catalog
 from ksi_daemon.children import Children
@@ -65,14 +66,16 @@ class Daemon:
         self.clock: Clock = clock or SystemClock()
         self.catalog = Catalog()
         self.relay = Relay()
-        self.assembly = Assembly(self.catalog, self.relay)
+        self.breadcrumb = Breadcrumb(paths.breadcrumb)
+        self.assembly = Assembly(self.catalog, self.relay, self.breadcrumb)
 
     def load(self) -> None:
         """Import the plugins. May be called before ``serve``, to see what that would say."""
         only = self.settings.load_plugins
         names = [name.strip() for name in only.split(",")] if only is not None else None
         folders = dict.fromkeys((self.paths.plugins, *self.settings.plugins_dir))
-        Loader(self.catalog, self.relay, only=names).load(folders)
+        suspects = os.environ.get("KSI_CRASHED_PLUGIN", "").split(",")
+        Loader(self.catalog, self.relay, self.breadcrumb, only=names, suspects=suspects).load(folders)
 
     async def serve(self, *, recovered: bool = False, ready: Callable[["Daemon"], None]) -> Stop:
         """Come to life, call ``ready``, serve until stopped, drain; give why it stopped.
@@ -85,6 +88,7 @@ class Daemon:
         )
         self.hub = Hub(loop.call_soon)
         async with AsyncExitStack() as stack:
+            stack.enter_context(self.breadcrumb)
             self.tasks = await stack.enter_async_context(Children())
             await self._open_database(stack)
             await self._assemble(stack)

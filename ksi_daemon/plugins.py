@@ -13,6 +13,7 @@ import structlog
 
 from ksi_common.errors import KSIError
 from ksi_common.messages import Message, Notification
+from ksi_daemon.breadcrumb import Breadcrumb
 from ksi_daemon.catalog import Catalog, Plugin
 from ksi_daemon.hooks import Relay
 from ksi_daemon.supervisor import attempt
@@ -31,10 +32,20 @@ Found = tuple[Plugin, Callable[[], ModuleType]]
 class Loader:
     """Import plugins and register them with the relay."""
 
-    def __init__(self, catalog: Catalog, relay: Relay, *, only: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        relay: Relay,
+        breadcrumb: Breadcrumb,
+        *,
+        only: Sequence[str] | None = None,
+        suspects: Sequence[str] = (),
+    ) -> None:
         self._catalog = catalog
         self._relay = relay
+        self._breadcrumb = breadcrumb
         self._only = only
+        self._suspects = suspects
 
     def load(self, folders: Iterable[Path]) -> None:
         """Load the core, then packages by entry point, then single files of ``folders``."""
@@ -50,7 +61,11 @@ class Loader:
             )
             return
         self._catalog.plugins[plugin.name] = plugin
-        module = attempt(load)
+        if plugin.name in self._suspects and not plugin.builtin:
+            plugin.status, plugin.error = "quarantined", "it was running when the process crashed"
+            log.error("plugin.quarantined", plugin=plugin.name, error=plugin.error)
+            return
+        module = attempt(lambda: self._breadcrumb.during(plugin.name, load))
         if isinstance(module, BaseException):
             refuse(plugin, module)
             return
