@@ -43,6 +43,9 @@ GRACE_S = 2.0
 MAX_PIDS = 1000
 """How many pids a report names."""
 
+MIN_COOKIE = 1 << 40
+"""Below this is what somebody may have set by hand; "unlimited", which everybody has, is -1."""
+
 _COOKIE_LIMIT = 10
 """RLIMIT_LOCKS: kept and inherited by the kernel, without any effect."""
 
@@ -341,7 +344,7 @@ def _take_cookie() -> int | None:
     hard = resource.getrlimit(_COOKIE_LIMIT)[1]
     # Below the inherited one where this runner is itself a descendant of another: a limit can only fall.
     half = (hard if hard != resource.RLIM_INFINITY else 1 << 63) // 2
-    if half < 1 << 40:
+    if half < MIN_COOKIE:
         return None
     cookie = half + int.from_bytes(os.urandom(8), "big") % half
     resource.setrlimit(_COOKIE_LIMIT, (cookie, cookie))

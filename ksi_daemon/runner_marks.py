@@ -29,7 +29,10 @@ class Reaped:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What was written of a child before its command ran; start times are in clock ticks since boot."""
+    """What was written of a child before its command ran; start times are in clock ticks since boot.
+
+    ValueError for what no runner writes: every process is below pid 1, and carries the cookie -1.
+    """
 
     pid: int
     pid_started: int
@@ -38,6 +41,12 @@ class Mark:
     cookie: int | None
     boot_id: str
     purpose: str
+
+    def __post_init__(self) -> None:
+        if min(self.pid, self.runner) <= 1:
+            raise ValueError(f"no runner has a child {self.pid}, nor is one {self.runner}")
+        if self.cookie is not None and self.cookie < runner.MIN_COOKIE:
+            raise ValueError(f"no runner has the cookie {self.cookie}")
 
     def survivors(self) -> set[int]:
         """Find what lives of the child, its runner, and all below them; never this process or its parents."""
@@ -69,7 +78,7 @@ class Mark:
 
 
 def read_mark(path: Path) -> Mark | None:
-    """Read a mark; None where it is gone or was never finished."""
+    """Read a mark; None where it is gone, damaged, or was never finished."""
     try:
         return Mark(**json.loads(path.read_bytes()))
     except (ValueError, TypeError, FileNotFoundError):

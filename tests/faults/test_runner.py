@@ -19,7 +19,11 @@ import pytest
 from ksi_common.errors import Unavailable
 from ksi_daemon import runner
 from ksi_daemon.processes import Exit, Process, Processes
+from ksi_daemon.runner_marks import read_mark
 from tests.children import ENV, PYTHON, marks, on_both_loops, open_fds
+
+NOBODY = 2**22
+"""A pid that no process can have."""
 
 FORKING = r"""
 import os, signal, sys, time
@@ -267,12 +271,12 @@ async def test_a_daemon_below_a_child_ends_with_it_and_all_of_its_own(run_dir: P
 
 @contextmanager
 def planted(run_dir: Path, **changes: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a process that is nobody's child here, and write a mark of it that is true but for ``changes``."""
+    """Start a process that no runner knows, and write a mark of it, true but for ``changes``."""
     with subprocess.Popen(["sleep", "600"]) as process:
         stat = runner.read_stat(process.pid)
         assert stat is not None
         mark: dict[str, Any] = {"boot_id": runner.boot_id(), "cookie": None, "purpose": "planted"}
-        mark |= {"pid": process.pid, "pid_started": stat.started, "runner": 1, "runner_started": -1}
+        mark |= {"pid": process.pid, "pid_started": stat.started, "runner": NOBODY, "runner_started": -1}
         (run_dir / "children").mkdir()
         (run_dir / "children" / str(process.pid)).write_text(json.dumps(mark | changes))
         try:
@@ -299,6 +303,18 @@ async def test_a_process_that_only_has_the_pid_of_a_mark_is_left_alone(
             assert processes.reaped == ()
         assert process.poll() is None
     assert marks(run_dir) == []
+
+
+@pytest.mark.parametrize(
+    "damage", [{"pid": 1}, {"runner": 1}, {"pid": 0}, {"cookie": -1}, {"cookie": 7}, {"x": 1}]
+)
+def test_a_mark_that_would_reach_beyond_children_is_none(tmp_path: Path, damage: dict[str, Any]) -> None:
+    true: dict[str, Any] = {"boot_id": "x", "purpose": "x", "cookie": 2**50}
+    true |= {"pid": NOBODY, "pid_started": 1, "runner": NOBODY, "runner_started": 1}
+    (tmp_path / "true").write_text(json.dumps(true))
+    (tmp_path / "damaged").write_text(json.dumps(true | damage))
+    assert read_mark(tmp_path / "true") is not None
+    assert read_mark(tmp_path / "damaged") is None
 
 
 async def test_a_mark_that_was_never_finished_is_removed(run_dir: Path) -> None:
