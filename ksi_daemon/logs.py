@@ -25,7 +25,11 @@ def logging_to(path: Path, settings: LogSettings, *, echo: bool = False) -> Iter
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     file = logging.handlers.RotatingFileHandler(
-        path, maxBytes=settings.max_bytes, backupCount=settings.files, encoding="utf-8"
+        path,
+        maxBytes=settings.max_bytes,
+        backupCount=settings.files,
+        encoding="utf-8",
+        errors="backslashreplace",  # a lone surrogate is no reason to lose a line
     )
     sinks: list[logging.Handler] = [file]
     if echo:

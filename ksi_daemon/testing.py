@@ -91,7 +91,7 @@ class Wire:
     async def wait_closed(self) -> None:
         """Read until the daemon closes."""
         async with asyncio.timeout(PATIENCE_S):
-            with suppress(ConnectionResetError):
+            with suppress(ConnectionError):
                 await self.reader.read()
 
     def close(self) -> None:
@@ -194,12 +194,15 @@ async def _serving(daemon: Daemon, *, recovered: bool) -> AsyncIterator[RunningD
 
     try:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(serve())
+            serving = tasks.create_task(serve())
             running = RunningDaemon(await ready)
             try:
                 yield running
             finally:
                 daemon.lifecycle.stop("test", 1.0)
+                # Whatever the test came to, the daemon ends in its own way. What ended it says more than
+                # the EOFError of a test that talked to it: it is raised in place of that.
+                await asyncio.wait([serving])
     except BaseExceptionGroup as group:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):

@@ -70,7 +70,10 @@ class Threads:
             return
         if error is None:
             future.set_result(value)
-        elif isinstance(error, StopIteration | asyncio.CancelledError):
-            future.set_exception(RuntimeError(f"a handler raised {type(error).__name__}"))
+        elif isinstance(error, StopIteration | GeneratorExit | asyncio.CancelledError):
+            # These mean something else to whoever awaits a future.
+            wrapped = RuntimeError(f"a handler raised {type(error).__name__}")
+            wrapped.__cause__ = error
+            future.set_exception(wrapped)
         else:
             future.set_exception(error)

@@ -1,0 +1,51 @@
+"""What the integration tests share: plugins written on the spot, and a log that can be read."""
+
+import json
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ksi_daemon.logs import logging_to
+from ksi_daemon.settings import LogSettings
+
+WritePlugin = Callable[..., Path]
+
+
+class LogFile:
+    """A log that is written while a block runs, and read when it is done."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def written(self, **settings: Any) -> Iterator[None]:
+        """Send what is logged to the file; ``settings``: of the log."""
+        with logging_to(self.path, LogSettings(**settings)):
+            yield
+
+    def lines(self, event: str | None = None) -> list[dict[str, Any]]:
+        """Read the lines of one event, or all."""
+        lines = [json.loads(line) for line in self.path.read_text().splitlines()]
+        return [line for line in lines if event in (None, line["event"])]
+
+
+@pytest.fixture
+def log_file(tmp_path: Path) -> LogFile:
+    return LogFile(tmp_path / "log" / "ksi.jsonl")
+
+
+@pytest.fixture
+def write_plugin(tmp_path: Path) -> WritePlugin:
+    """Write a single-file plugin; it is named for its file."""
+
+    def write(source: str, name: str = "probe") -> Path:
+        path = tmp_path / "plugins" / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(textwrap.dedent(source).lstrip())
+        return path
+
+    return write
