@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
 
 from ksi_common.clock import Clock, format_time
-from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import (
     AlreadyExists,
     DeadlineExceeded,
@@ -19,19 +18,14 @@ from ksi_common.frames import (
     Call,
     Cancel,
     FrameId,
-    MarkKind,
-    end_line,
     error_line,
-    item_line,
-    mark_line,
-    reply_line,
 )
 from ksi_common.ids import new_id
 from ksi_common.messages import Message
-from ksi_common.protocol import MAX_ANSWER, Malformed, ServerConnection
+from ksi_common.protocol import Malformed, ServerConnection
 from ksi_common.strict_json import dumps
-from ksi_daemon.hub import Batch
-from ksi_daemon.outcomes import Ended, Endpoint, Failed, Outcome, Replied, Yielded
+from ksi_daemon.exchange import Exchange, encode
+from ksi_daemon.outcomes import Endpoint
 from ksi_daemon.router import Route
 
 HIGH_WATER: Final = 1024 * 1024
@@ -170,7 +164,7 @@ class Connection(asyncio.Protocol):
     def encode(self, value: Message | Mapping[str, Any]) -> bytes:
         """Render a reply. Messages are frozen: the same one again (as of health) has the same text."""
         if value is not self._last_reply:
-            self._last_text = _encode(value)
+            self._last_text = encode(value)
             self._last_reply = value
         return self._last_text
 
@@ -221,7 +215,7 @@ class Connection(asyncio.Protocol):
         # No TaskGroup here: it would cost as much as the request. This set is awaited by the server instead.
         self._tasks.add(task)
 
-    async def _run(self, exchange: "Exchange") -> None:
+    async def _run(self, exchange: Exchange) -> None:
         try:
             await self._server.dispatch(exchange.envelope, exchange.send)
         except asyncio.CancelledError:
@@ -234,7 +228,7 @@ class Connection(asyncio.Protocol):
             self._tasks.discard(exchange.task)
             exchange.release()
 
-    def finished(self, exchange: "Exchange") -> None:
+    def finished(self, exchange: Exchange) -> None:
         """Free the id of an exchange that has its answer."""
         self._exchanges.pop(exchange.ident, None)
         self._streams -= exchange.stream
@@ -298,136 +292,3 @@ class Connection(asyncio.Protocol):
         self._timestamp = b""
         if out and self.transport is not None:
             self.transport.write(b"".join(out) if len(out) > 1 else out[0])
-
-
-class Exchange:
-    """One call of a client, from its frame to its answer. Exactly one terminal frame is sent."""
-
-    __slots__ = ("_connection", "_route", "answered", "envelope", "ident", "stream", "task", "wire_id")
-
-    def __init__(
-        self, connection: Connection, call: Call, ident: FrameId, route: Route | None, *, stream: bool
-    ) -> None:
-        event_id = new_id()
-        self._connection = connection
-        self._route = route
-        self.ident = ident
-        self.wire_id = dumps(ident)
-        self.stream = stream
-        self.answered = False
-        self.task: asyncio.Task[None] | None = None
-        envelope = EventEnvelope(
-            call.event, call.data, event_id, call.correlation_id or event_id, call.causation_id
-        )
-        envelope.timeout_s = call.timeout_s
-        envelope.idempotency_key = call.idempotency_key
-        envelope.traceparent = call.traceparent
-        envelope.spec = route.spec if route is not None else None
-        envelope.caller = self
-        self.envelope = envelope
-
-    async def send(self, outcome: Outcome) -> None:
-        """Take what the handler gives; wait while the client does not read."""
-        if self.answered:
-            return
-        kind = type(outcome)
-        if kind is Replied:
-            self._reply(outcome.value)  # type: ignore[union-attr]
-        elif kind is Yielded:
-            await self._item(outcome.value)  # type: ignore[union-attr, arg-type]
-        elif kind is Failed:
-            self.fail(outcome.error)  # type: ignore[union-attr]
-        elif kind is Ended:
-            self._finish(end_line(self.wire_id))
-
-    def fail(self, error: KSIError) -> None:
-        """Answer with an error, unless there is an answer."""
-        if not self.answered:
-            self._finish(error_line(self.wire_id, error, self.envelope.correlation_id))
-
-    def abandon(self) -> None:
-        """Answer that the deadline has passed, and stop the work."""
-        self.fail(DeadlineExceeded(f"{self.envelope.event} took too long", reason="deadline"))
-        self.cancel()
-
-    def cancel(self) -> None:
-        """Stop the work; its end is answered by the middleware."""
-        if self.task is not None:
-            self.task.cancel()
-
-    def release(self) -> None:
-        """Cut the circle of references, so that the request is freed at once and not by the collector."""
-        self.task = None
-        self.envelope.caller = None
-
-    def sink(self) -> "ConnectionSink":
-        """Give the way for frames that are rendered already."""
-        return ConnectionSink(self._connection, self)
-
-    def _reply(self, value: Message | Mapping[str, Any]) -> None:
-        data = self._connection.encode(value)
-        if len(data) > MAX_ANSWER - 4096:
-            self.fail(
-                ResourceExhausted(
-                    f"the reply has {len(data)} bytes", reason="too_large", limit=MAX_ANSWER, retryable=False
-                )
-            )
-            return
-        envelope = self.envelope
-        self._finish(
-            reply_line(
-                self.wire_id,
-                dumps(envelope.event),
-                data,
-                dumps(envelope.correlation_id),
-                self._connection.timestamp,
-            )
-        )
-
-    async def _item(self, value: Message) -> None:
-        if self._connection.full:
-            await self._connection.wait_writable()
-        self._connection.write(item_line(self.wire_id, _encode(value)))
-
-    def _finish(self, line: bytes) -> None:
-        self.answered = True
-        self._connection.write(line)
-        self._connection.finished(self)
-
-
-class ConnectionSink:
-    """Where a subscription of a client goes: item frames rendered once for all who get them."""
-
-    __slots__ = ("_connection", "_exchange")
-
-    def __init__(self, connection: Connection, exchange: Exchange) -> None:
-        self._connection = connection
-        self._exchange = exchange
-
-    @property
-    def full(self) -> bool:
-        """Tell whether the client has as much unread as it may."""
-        return self._connection.full
-
-    def deliver(self, batch: Batch) -> None:
-        """Send items; never waits."""
-        if not self._exchange.answered:
-            self._connection.write(batch.lines(self._exchange.wire_id))
-
-    def mark(self, kind: MarkKind, cursor: str, fields: Mapping[str, Any]) -> None:
-        """Send a mark."""
-        if not self._exchange.answered:
-            self._connection.write(mark_line(self._exchange.wire_id, kind, cursor, fields))
-
-    async def wait_drained(self) -> None:
-        """Return when the client has read enough, or is gone."""
-        await self._connection.wait_writable()
-
-
-def _encode(value: Message | Mapping[str, Any]) -> bytes:
-    if isinstance(value, Message):
-        return value.__pydantic_serializer__.to_json(value, by_alias=True)
-    try:
-        return dumps(value)
-    except TypeError as error:
-        raise InternalError(f"the reply is no JSON: {error}") from error

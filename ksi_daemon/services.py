@@ -4,10 +4,12 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, get_type_hints
 
 from ksi_common.errors import FailedPrecondition
+from ksi_daemon.supervisor import attempt_async
 
 T = TypeVar("T")
 
@@ -78,10 +80,8 @@ class Services:
         opening = _Opening(self, offered)
         failed: dict[str, Exception] = {}
         for plugin, services in offered.items():
-            try:
-                for service in services:
-                    await opening.open(plugin, service, ())
-            except Exception as error:  # noqa: BLE001 -- whatever it is, it refuses that plugin alone
+            error = await attempt_async(partial(opening.open_all, plugin, services))
+            if error is not None:
                 failed[plugin] = error
         return failed
 
@@ -100,6 +100,10 @@ class _Opening:
         self._offered = {
             service.interface: (plugin, service) for plugin, several in offered.items() for service in several
         }
+
+    async def open_all(self, plugin: str, services: Sequence[Service[Any]]) -> None:
+        for service in services:
+            await self.open(plugin, service, ())
 
     async def open(self, plugin: str, service: Service[Any], path: tuple[type, ...]) -> None:
         if self._services.knows(service.interface):
