@@ -267,7 +267,7 @@ def test_a_daemon_that_is_not_ready_in_time_is_stopped(control: Control) -> None
     failed = control("start", "--timeout", "1")
     assert failed.returncode == 1
     assert failed.stderr.startswith("Could not start: it was not ready within 1 s, and was stopped\n")
-    assert look(control.paths).state == "dead"
+    assert look(control.paths).state in {"stopped", "dead"}
 
 
 def test_a_home_with_a_long_path_gets_its_socket_elsewhere_and_status_says_so(control: Control) -> None:
@@ -319,8 +319,19 @@ def test_after_a_segmentation_fault_it_is_back_within_two_seconds(unmeasured: Co
     assert "  restarts  1 after a crash, the last by SIGSEGV" in control("status").stdout.splitlines()
 
 
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGSEGV)", "os._exit(1)"])
+def test_a_plugin_that_ends_the_process_is_left_out_when_it_starts_again(control: Control, end: str) -> None:
+    control.add_plugin("boom", f"import os, signal\n{end}\n")
+    started = control("start")
+    assert started.returncode == 0
+    assert "boom is quarantined: it was running when the process crashed" in started.stdout
+    assert "boom quarantined" in control("status").stdout
+
+
 def test_a_crash_loop_ends_loudly(control: Control) -> None:
-    control.add_plugin("boom", "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    traceless = "os.unlink(os.environ['KSI_HOME'] + '/run/breadcrumb')"
+    crash = "os.kill(os.getpid(), signal.SIGSEGV)"
+    control.add_plugin("boom", f"import os, signal\n{traceless}\n{crash}\n")
     failed = control("start")
     assert failed.returncode == 1
     assert failed.stderr.startswith(
