@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, cast
+from select import POLLHUP, poll
+from typing import Any, Final, Literal, Protocol, cast
 
 from ksi_common.clock import Clock, format_time
 from ksi_common.errors import (
@@ -82,6 +83,7 @@ class Connection(asyncio.Protocol):
         self._partial_timer: asyncio.TimerHandle | None = None
         self._unread = 0
         self._ending = False
+        self._last_words: Literal["said", "unreadable"] | None = None
         self._timestamp = b""
         self._last_reply: object = None
         self._last_text = b""
@@ -107,6 +109,13 @@ class Connection(asyncio.Protocol):
                 self._cancel(frame.id)
         if self._frames.partial is not (self._partial_timer is not None):
             self._watch_partial_line()
+
+    def eof_received(self) -> bool:
+        """Go on answering a client that has only said all it had to say, as ``nc -N`` does."""
+        if self.transport is None or not self._exchanges or _is_gone(self.transport):
+            return False
+        self._last_words = "said"
+        return True
 
     def pause_writing(self) -> None:
         """Stop taking requests of a client that does not take answers."""
@@ -232,6 +241,8 @@ class Connection(asyncio.Protocol):
         """Free the id of an exchange that has its answer."""
         self._exchanges.pop(exchange.ident, None)
         self._streams -= exchange.stream
+        if self._last_words is not None:
+            self._end_if_done()
         if self._server.closing:
             self._server.progressed()
 
@@ -261,6 +272,12 @@ class Connection(asyncio.Protocol):
     def _malformed(self, frame: Malformed) -> None:
         self.write(error_line(dumps(frame.id), frame.error))
         if frame.fatal:
+            self._ending = True  # what follows cannot be read; what went before is answered
+            self._last_words = "unreadable"
+            self._end_if_done()
+
+    def _end_if_done(self) -> None:
+        if self.idle if self._last_words == "unreadable" else not self._exchanges:
             self.end()
 
     # Limits.
@@ -292,3 +309,10 @@ class Connection(asyncio.Protocol):
         self._timestamp = b""
         if out and self.transport is not None:
             self.transport.write(b"".join(out) if len(out) > 1 else out[0])
+
+
+def _is_gone(transport: asyncio.Transport) -> bool:
+    """Tell a client that has closed from one that has only ended what it sends."""
+    hung_up = poll()
+    hung_up.register(transport.get_extra_info("socket").fileno(), POLLHUP)
+    return bool(hung_up.poll(0))

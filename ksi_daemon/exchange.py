@@ -35,7 +35,7 @@ class Exchange:
         self.wire_id = dumps(ident)
         self.stream = stream
         self.answered = False
-        self.task: "asyncio.Task[None] | None" = None
+        self.task: asyncio.Task[None] | None = None
         envelope = EventEnvelope(
             call.event, call.data, event_id, call.correlation_id or event_id, call.causation_id
         )
