@@ -116,6 +116,13 @@ class StoredEvent:
     kind: str = "notification"
     line: bytes | None = None
     """The item frame without its id, rendered once for all subscribers."""
+    after: int = 0
+    """Of an ephemeral one: the last seq that was published before it."""
+
+    @property
+    def position(self) -> int:
+        """Where to resume after it: everything up to here comes before it, in every subscription."""
+        return self.after if self.seq is None else self.seq
 
     @property
     def time(self) -> str:

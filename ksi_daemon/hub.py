@@ -36,8 +36,7 @@ class Batch:
     def _render(self, event: StoredEvent) -> bytes:
         line = event.line
         if line is None:
-            seq = self.head if event.seq is None else event.seq
-            line = event.line = item_tail(event, f"{self._log_id}-{seq}")
+            line = event.line = item_tail(event, f"{self._log_id}-{event.position}")
         return line
 
 
@@ -112,7 +111,10 @@ class Hub:
         if not self._channels:
             return
         for event in events:
-            for channel in self._routes.get(event.event) or self._route(event.event):
+            if event.seq is None:
+                event.after = head
+            route = self._routes.get(event.event)
+            for channel in self._route(event.event) if route is None else route:
                 if channel.stream is None or channel.stream == event.stream:
                     self._queue(channel, event)
 
