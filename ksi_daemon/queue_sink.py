@@ -10,7 +10,7 @@ from ksi_common.envelope import StoredEvent
 from ksi_common.errors import KSIError
 from ksi_common.frames import MarkKind
 from ksi_daemon.hub import Batch
-from ksi_daemon.subscriptions import MAX_EVENTS, Interest, Subscriptions
+from ksi_daemon.subscriptions import MAX_BYTES, MAX_EVENTS, Interest, Subscriptions
 
 
 class QueueSink:
@@ -20,7 +20,8 @@ class QueueSink:
         self.limit = limit
         self.lagged = 0
         """How often it was full, or something could not be had any more."""
-        self._events: deque[tuple[StoredEvent, int]] = deque()
+        self._events: deque[StoredEvent] = deque()
+        self._bytes = 0
         self._error: KSIError | None = None
         self._arrived = asyncio.Event()
         self._drained = asyncio.Event()
@@ -28,12 +29,17 @@ class QueueSink:
     @property
     def full(self) -> bool:
         """Tell whether it holds as much unread as it may."""
-        return len(self._events) >= self.limit
+        return len(self._events) >= self.limit or self._bytes >= MAX_BYTES
+
+    @property
+    def half_full(self) -> bool:
+        """Tell whether it holds more than half of that."""
+        return len(self._events) > self.limit // 2 or self._bytes > MAX_BYTES // 2
 
     def deliver(self, batch: Batch) -> None:
         """Take events; never waits."""
-        for event in batch.events:
-            self._events.append((event, batch.head if event.seq is None else event.seq))
+        self._events.extend(batch.events)
+        self._bytes += batch.size
         self._arrived.set()
 
     def mark(self, kind: MarkKind, cursor: str, fields: Mapping[str, Any]) -> None:  # noqa: ARG002 -- a Sink
@@ -43,7 +49,7 @@ class QueueSink:
     async def wait_drained(self) -> None:
         """Return when half of it is read."""
         self.lagged += 1
-        while len(self._events) > self.limit // 2:
+        while self.half_full:
             self._drained.clear()
             await self._drained.wait()
 
@@ -54,10 +60,11 @@ class QueueSink:
                 raise self._error
             self._arrived.clear()
             await self._arrived.wait()
-        taken = self._events.popleft()
-        if len(self._events) <= self.limit // 2:
+        event = self._events.popleft()
+        self._bytes -= len(event.data)
+        if not self.half_full:
             self._drained.set()
-        return taken
+        return event, event.position
 
     async def fill(self, subscriptions: Subscriptions, interest: Interest) -> None:
         """Follow ``interest`` until cancelled; an error is raised where the events are taken."""

@@ -84,6 +84,7 @@ class _Feed:
         self._position = 0
         self._state: Literal["behind", "holding", "live"] = "behind"
         self._held: list[Batch] = []
+        self._held_events = 0
         self._held_bytes = 0
         self._missed = 0
         self._caught_up = False
@@ -118,8 +119,9 @@ class _Feed:
                 self._sink.deliver(batch)
         elif self._state == "holding":
             self._held.append(batch)
+            self._held_events += len(batch.events)
             self._held_bytes += batch.size
-            if self._held_bytes > MAX_BYTES or len(self._held) > MAX_EVENTS:
+            if self._held_bytes > MAX_BYTES or self._held_events > MAX_EVENTS:
                 self._let_go()
         else:
             self._pass_by(batch)
@@ -174,7 +176,7 @@ class _Feed:
 
     def _hold(self) -> None:
         self._hub.settle(self._channel)
-        self._held, self._held_bytes = [], 0
+        self._held, self._held_events, self._held_bytes = [], 0, 0
         self._state = "holding"
 
     def _release(self) -> None:
@@ -216,9 +218,9 @@ class _Feed:
     def _deliver_skipped(self, skipped: "_Skipping") -> None:
         self._hub.settle(self._channel)
         events, dropped = skipped.take()
-        self._position = self._hub.head
-        if dropped:
+        if dropped:  # from where it had everything: the events that were kept are still to come
             self._mark("gap", reason="overflow", dropped=dropped)
+        self._position = self._hub.head
         if events:
             self._sink.deliver(Batch(events, self._position, self._log.log_id))
 
