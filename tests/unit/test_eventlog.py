@@ -1,0 +1,183 @@
+"""The log is read by position, by stream, by id and by question, page by page."""
+
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ksi_common.envelope import StoredEvent, event_context
+from ksi_daemon import eventlog
+from ksi_daemon.database import Database
+from ksi_daemon.eventlog import EventLog, LogQuery
+from ksi_daemon.testing import FakeClock
+from tests.databases import Heard, envelope, opened, tell
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock(1_000_000)
+
+
+@pytest.fixture
+async def database(tmp_path: Path, clock: FakeClock) -> AsyncIterator[Database]:
+    async with opened(tmp_path, Heard(), clock=clock) as made:
+        yield made
+
+
+@pytest.fixture
+def log(database: Database) -> EventLog:
+    return EventLog(database)
+
+
+@pytest.fixture
+async def told(database: Database, clock: FakeClock) -> None:
+    """Tell, a second apart: a:b in s, x:y, a:c in s with the request that asked for it, a:b in t."""
+    await database.write(tell("1", "a:b", b'{"n":1}', stream="s"))
+    clock.advance(1)
+    await database.write(tell("2", "x:y"))
+    clock.advance(1)
+    with event_context(envelope("do:it", event_id="r", actor="agent-7")):
+        await database.write(tell("4", "a:c", stream="s"))
+    clock.advance(1)
+    await database.write(tell("5", "a:b", stream="t"))
+
+
+def ids(events: Sequence[StoredEvent]) -> list[str]:
+    return [event.event_id for event in events]
+
+
+@pytest.mark.usefixtures("told")
+async def test_an_event_is_found_by_its_id(log: EventLog) -> None:
+    event = await log.get("4")
+    assert event is not None
+    assert (event.event, event.data, event.seq) == ("a:c", b"{}", 4)
+    assert (event.stream, event.version) == ("s", 2)
+    assert (event.correlation_id, event.causation_id, event.actor) == ("c1", "r", "agent-7")
+    assert (event.kind, event.hop, event.time_us) == ("notification", 1, 3_000_000)
+    assert await log.get("none") is None
+
+
+@pytest.mark.usefixtures("told")
+async def test_a_request_has_no_data(log: EventLog) -> None:
+    request = await log.get("r")
+    assert request is not None
+    assert (request.kind, request.event, request.data) == ("request", "do:it", b"null")
+
+
+@pytest.mark.usefixtures("told")
+@pytest.mark.parametrize(
+    ("after", "until", "patterns", "stream", "expected"),
+    [
+        (0, 5, ["*"], None, ["1", "2", "4", "5"]),
+        (1, 5, ["*"], None, ["2", "4", "5"]),
+        (0, 2, ["*"], None, ["1", "2"]),
+        (0, 5, ["a:*"], None, ["1", "4", "5"]),
+        (0, 5, ["a:b", "x:*"], None, ["1", "2", "5"]),
+        (0, 5, ["*"], "s", ["1", "4"]),
+        (0, 5, ["a:c"], "s", ["4"]),
+        (0, 5, ["do:*"], None, []),
+        (5, 5, ["*"], None, []),
+    ],
+)
+async def test_a_page_has_the_notifications_that_match(
+    log: EventLog, after: int, until: int, patterns: list[str], stream: str | None, expected: list[str]
+) -> None:
+    page = await log.page(after, until, patterns, stream)
+    assert (ids(page.events), page.last) == (expected, until)
+
+
+@pytest.mark.usefixtures("told")
+async def test_a_page_ends_at_its_limit_of_rows(log: EventLog) -> None:
+    first = await log.page(0, 5, ["a:*"], None, limit=3)
+    second = await log.page(first.last, 5, ["a:*"], None, limit=3)
+    assert (ids(first.events), first.last) == (["1"], 3)
+    assert (ids(second.events), second.last) == (["4", "5"], 5)
+
+
+@pytest.mark.usefixtures("told")
+async def test_a_page_ends_at_its_limit_of_bytes(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eventlog, "PAGE_BYTES", 8)
+    pages = []
+    last = 0
+    while last < 5:
+        page = await log.page(last, 5, ["*"], None)
+        pages.append(ids(page.events))
+        assert page.last > last
+        last = page.last
+    assert pages == [["1", "2"], ["4", "5"]]
+
+
+@pytest.mark.usefixtures("told")
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, ["1", "4"]),
+        ({"backwards": True}, ["4", "1"]),
+        ({"from_version": 2}, ["4"]),
+        ({"from_version": 3}, []),
+        ({"from_version": 1, "backwards": True}, ["1"]),
+        ({"limit": 1}, ["1"]),
+        ({"limit": 1, "backwards": True}, ["4"]),
+    ],
+)
+async def test_a_stream_is_read_either_way(
+    log: EventLog, options: dict[str, Any], expected: list[str]
+) -> None:
+    given: dict[str, Any] = {"from_version": None, "backwards": False, "limit": 100, **options}
+    assert ids(await log.stream("s", **given)) == expected
+
+
+@pytest.mark.usefixtures("told")
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        (LogQuery(), ["5", "4", "r", "2", "1"]),
+        (LogQuery(reverse=False), ["1", "2", "r", "4", "5"]),
+        (LogQuery(limit=2), ["5", "4"]),
+        (LogQuery(after=4), ["r", "2", "1"]),
+        (LogQuery(after=4, reverse=False), ["5"]),
+        (LogQuery(patterns=["a:b"]), ["5", "1"]),
+        (LogQuery(patterns=["a:*"]), ["5", "4", "1"]),
+        (LogQuery(patterns=["a*", "do:it"]), ["5", "4", "r", "1"]),
+        (LogQuery(patterns=["*"], kind="request"), ["r"]),
+        (LogQuery(kind="notification"), ["5", "4", "2", "1"]),
+        (LogQuery(stream="s"), ["4", "1"]),
+        (LogQuery(correlation_id="c1"), ["4", "r"]),
+        (LogQuery(actor="agent-7"), ["4", "r"]),
+        (LogQuery(since_us=2_000_000), ["5", "4", "r", "2"]),
+        (LogQuery(until_us=2_000_000), ["1"]),
+        (LogQuery(since_us=2_000_000, until_us=3_000_000), ["2"]),
+        (LogQuery(actor="agent-7", kind="notification", patterns=["a:*", "x:*"]), ["4"]),
+        (LogQuery(actor="nobody"), []),
+    ],
+)
+async def test_the_log_answers_questions(log: EventLog, query: LogQuery, expected: list[str]) -> None:
+    assert ids(await log.query(query)) == expected
+
+
+async def test_an_underscore_in_a_pattern_means_itself(log: EventLog, database: Database) -> None:
+    for event in ("a:b_c", "a:bxc"):
+        await database.write(tell(event, event))
+    assert ids(await log.query(LogQuery(patterns=["a:b_*"]))) == ["a:b_c"]
+    assert ids((await log.page(0, 2, ["a:b_*"], None)).events) == ["a:b_c"]
+
+
+@pytest.mark.usefixtures("told")
+@pytest.mark.parametrize(
+    ("time_us", "position"),
+    [(0, 0), (1_000_000, 0), (1_000_001, 1), (3_000_000, 2), (4_000_000, 4), (4_000_001, 5)],
+)
+async def test_a_time_is_the_position_before_the_first_event_at_or_after_it(
+    log: EventLog, time_us: int, position: int
+) -> None:
+    assert await log.position_at(time_us) == position
+
+
+async def test_in_an_empty_log_every_time_is_its_beginning(log: EventLog) -> None:
+    assert await log.position_at(7) == 0
+
+
+async def test_a_cursor_names_the_log_and_the_position(log: EventLog, database: Database) -> None:
+    assert log.log_id == database.log_id
+    assert log.cursor(7) == f"{database.log_id}-7"
