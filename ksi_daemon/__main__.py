@@ -12,7 +12,8 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final
 
 import structlog
 
@@ -26,6 +27,9 @@ from ksi_daemon.notify import notify
 from ksi_daemon.settings import Settings, load_settings
 
 log = structlog.get_logger()
+
+_LEFT_S: Final = 1.0
+"""Time for tasks that are left at the end to let themselves be cancelled."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,8 +53,7 @@ def _serve(paths: Paths, settings: Settings, *, recovered: bool) -> int:
     log.info("daemon.starting", home=str(paths.home), recovered=recovered)
     error: BaseException | None = None
     try:
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(_run(daemon, recovered=recovered))
+        _run_to_end(_run(daemon, recovered=recovered))
     except* Exception as group:
         error = _first(group)
         log.exception("daemon.failed")
@@ -62,6 +65,25 @@ def _serve(paths: Paths, settings: Settings, *, recovered: bool) -> int:
         return _exit_code(error)
     _print(f"KSI had to end: {error!r}; the log has the traceback: {paths.log}")
     return 1
+
+
+def _run_to_end(work: Coroutine[Any, Any, None]) -> None:
+    """Do as ``asyncio.run``, but give up on what does not let itself be cancelled: it must not hold us."""
+    make = loop_factory()
+    loop = make() if make is not None else asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_until_complete(work)
+    finally:
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        if left:
+            _, stuck = loop.run_until_complete(asyncio.wait(left, timeout=_LEFT_S))
+            log.warning("task.abandoned", stuck=len(stuck), cancelled=len(left) - len(stuck))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        asyncio.set_event_loop(None)
+        loop.close()
 
 
 async def _run(daemon: Daemon, *, recovered: bool) -> None:

@@ -225,8 +225,10 @@ class Connection(asyncio.Protocol):
         self._tasks.add(task)
 
     async def _run(self, exchange: Exchange) -> None:
+        exchange.begun = True
         try:
-            await self._server.dispatch(exchange.envelope, exchange.send)
+            if not exchange.answered:
+                await self._server.dispatch(exchange.envelope, exchange.send)
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # noqa: BLE001 -- strict mode only: it ends the daemon, not the loop

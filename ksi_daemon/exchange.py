@@ -1,10 +1,10 @@
 """One call of a client, from its frame to its answer."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ksi_common.envelope import EventEnvelope
-from ksi_common.errors import DeadlineExceeded, InternalError, KSIError, ResourceExhausted
+from ksi_common.errors import Cancelled, DeadlineExceeded, InternalError, KSIError, ResourceExhausted
 from ksi_common.frames import Call, FrameId, MarkKind, end_line, error_line, item_line, mark_line, reply_line
 from ksi_common.ids import new_id
 from ksi_common.messages import Message
@@ -18,23 +18,35 @@ if TYPE_CHECKING:
     import asyncio
 
     from ksi_daemon.connection import Connection
+MAX_ANSWER_DATA: Final = MAX_ANSWER - 4096
+"""Bytes of a reply or an item; the rest of its line is for the frame."""
 
 
 class Exchange:
     """One call of a client, from its frame to its answer. Exactly one terminal frame is sent."""
 
-    __slots__ = ("_connection", "_route", "answered", "envelope", "ident", "stream", "task", "wire_id")
+    __slots__ = (
+        "_connection",
+        "_route",
+        "answered",
+        "begun",
+        "envelope",
+        "ident",
+        "stream",
+        "task",
+        "wire_id",
+    )
 
     def __init__(
         self, connection: "Connection", call: Call, ident: FrameId, route: Route | None, *, stream: bool
     ) -> None:
         event_id = new_id()
         self._connection = connection
-        self._route = route
         self.ident = ident
         self.wire_id = dumps(ident)
         self.stream = stream
         self.answered = False
+        self.begun = False
         self.task: asyncio.Task[None] | None = None
         envelope = EventEnvelope(
             call.event, call.data, event_id, call.correlation_id or event_id, call.causation_id
@@ -72,8 +84,12 @@ class Exchange:
 
     def cancel(self) -> None:
         """Stop the work; its end is answered by the middleware."""
-        if self.task is not None:
+        if self.task is None:
+            return
+        if self.begun:
             self.task.cancel()
+        else:  # a task that is cancelled before its first step never runs, and would never answer
+            self.fail(Cancelled(f"{self.envelope.event} was cancelled"))
 
     def release(self) -> None:
         """Cut the circle of references, so that the request is freed at once and not by the collector."""
@@ -86,13 +102,7 @@ class Exchange:
 
     def _reply(self, value: Message | Mapping[str, Any]) -> None:
         data = self._connection.encode(value)
-        if len(data) > MAX_ANSWER - 4096:
-            self.fail(
-                ResourceExhausted(
-                    f"the reply has {len(data)} bytes", reason="too_large", limit=MAX_ANSWER, retryable=False
-                )
-            )
-            return
+        _check_size("reply", data)
         envelope = self.envelope
         self._finish(
             reply_line(
@@ -107,7 +117,9 @@ class Exchange:
     async def _item(self, value: Message) -> None:
         if self._connection.full:
             await self._connection.wait_writable()
-        self._connection.write(item_line(self.wire_id, encode(value)))
+        data = encode(value)
+        _check_size("item", data)
+        self._connection.write(item_line(self.wire_id, data))
 
     def _finish(self, line: bytes) -> None:
         self.answered = True
@@ -142,6 +154,13 @@ class ConnectionSink:
     async def wait_drained(self) -> None:
         """Return when the client has read enough, or is gone."""
         await self._connection.wait_writable()
+
+
+def _check_size(what: str, data: bytes) -> None:
+    if len(data) > MAX_ANSWER_DATA:
+        raise ResourceExhausted(
+            f"the {what} has {len(data)} bytes", reason="too_large", limit=MAX_ANSWER_DATA, retryable=False
+        )
 
 
 def encode(value: Message | Mapping[str, Any]) -> bytes:

@@ -13,6 +13,8 @@ from ksi_daemon.outcomes import Endpoint, Failed, Send
 
 log = structlog.get_logger()
 
+_OURS = (str(Path(__file__).parent.parent), str(Path(asyncio.__file__).parent))
+
 
 class ReportedError(InternalError):
     """A bug that is in the log already: passed on from call to call, it is not logged again."""
@@ -72,7 +74,14 @@ def _asked_for() -> bool:
 
 
 def _origin(error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    if not frames:
-        return "unknown"
-    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}"
+    """Name the place that is nearest to the error and not ours; what it was made of may say more than it."""
+    place = "unknown"
+    seen: BaseException | None = error
+    while seen is not None:
+        for frame in reversed(traceback.extract_tb(seen.__traceback__)):
+            here = f"{Path(frame.filename).name}:{frame.lineno}"
+            if not frame.filename.startswith(_OURS):
+                return here
+            place = here if place == "unknown" else place
+        seen = seen.__cause__ or seen.__context__
+    return place
