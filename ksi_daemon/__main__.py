@@ -6,7 +6,6 @@ Exit codes: 0 stopped as asked, 1 cannot start or had to end, 4 another daemon h
 
 import argparse
 import asyncio
-import contextlib
 import gc
 import os
 import resource
@@ -140,8 +139,8 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def _check(paths: Paths, settings: Settings) -> int:
     daemon = Daemon(paths, settings)
-    with contextlib.redirect_stdout(sys.stderr):  # log lines of refused plugins
-        daemon.load()
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # said below, and once
+    daemon.load()
     refused = [plugin for plugin in daemon.catalog.plugins.values() if plugin.status == "refused"]
     for plugin in refused:
         _print(f"plugin {plugin.name} ({plugin.origin}): {plugin.error}")
