@@ -150,7 +150,7 @@ def _listen(path: Path) -> socket.socket:
     elif path.exists() or path.is_symlink():
         raise FailedPrecondition(f"{path} exists and is no socket", hint="move it away")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o077)
+    before = os.umask(0o177)
     try:
         listener.bind(os.fspath(path))
     except OSError as error:

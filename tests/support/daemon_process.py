@@ -51,7 +51,7 @@ class DaemonProcess:
         self._process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Self:
-        self.home.mkdir(mode=0o700)
+        self.home.mkdir(mode=0o700, exist_ok=True)
         try:
             await self.start()
         except BaseException:

@@ -12,6 +12,8 @@ from typing import Any
 
 import orjson
 
+from tests.support.pipeline import call_line, connected
+
 
 class Follower:
     """Give ``heard`` the data of each item: what was told, with its ids."""
@@ -41,17 +43,14 @@ class Follower:
                 await again()
 
     async def _follow_once(self) -> None:
-        reader, writer = await asyncio.open_unix_connection(self._path, limit=4 * 1024 * 1024)
-        self.connections += 1
-        wish = {"event": "event:subscribe", "data": {"patterns": self._patterns, "start": self.start}}
-        try:
-            writer.write(orjson.dumps({**wish, "id": 1}) + b"\n")
+        async with connected(self._path) as (reader, writer):
+            self.connections += 1
+            wish = {"patterns": self._patterns, "start": self.start}
+            writer.write(call_line("event:subscribe", wish))
             async for line in reader:
                 if line.endswith(b"\n"):
                     self._take(orjson.loads(line))
-            raise ConnectionResetError("the daemon hung up")
-        finally:
-            writer.close()
+        raise ConnectionResetError("the daemon hung up")
 
     def _take(self, frame: dict[str, Any]) -> None:
         match frame["type"]:

@@ -1,7 +1,8 @@
 """Requests in volume: raw lines, many in flight."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,18 @@ def call_line(event: str, data: dict[str, Any] | None = None, ident: str | None 
     return orjson.dumps(frame, option=orjson.OPT_APPEND_NEWLINE)
 
 
+@asynccontextmanager
+async def connected(path: Path) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Connect, and close at the end."""
+    reader, writer = await asyncio.open_unix_connection(path, limit=4 * 1024 * 1024)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+
 async def pipeline(
     path: Path, lines: Iterable[bytes], heard: Callable[[bytes], object], *, window: int = 64
 ) -> None:
@@ -22,9 +35,8 @@ async def pipeline(
 
     Raises ConnectionError where the daemon hangs up before it has answered all.
     """
-    reader, writer = await asyncio.open_unix_connection(path)
     unsent, flying, rest = iter(lines), 0, b""
-    try:
+    async with connected(path) as (reader, writer):
         while True:
             batch = list(islice(unsent, window - flying))
             flying += len(batch)
@@ -38,8 +50,6 @@ async def pipeline(
             flying -= len(answers)
             for answer in answers:
                 heard(answer)
-    finally:
-        writer.close()
 
 
 async def publish_many(path: Path, event: str, number: int, *, start: int = 0, size: int = 1000) -> None:

@@ -1,0 +1,189 @@
+"""Only the owner gets in, and nobody who is in can hold up the others."""
+
+import asyncio
+import json
+import os
+import socket
+import stat
+import sys
+from asyncio import TaskGroup, timeout
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+import pytest
+
+from tests.support.daemon_process import DaemonProcess, Died
+from tests.support.pipeline import call_line, connected, expect_reply, pipeline
+from tests.support.scale import scaled
+
+PATIENCE_S: Final = 5
+NOBODY: Final = 65534
+CONNECTIONS: Final = 1000
+CALLS: Final = scaled(2, 10)
+"""Of each connection."""
+FEW_FILES: Final = ("sh", "-c", 'ulimit -Sn 256 && exec "$@"', "sh")
+"""What many shells allow; the hard limit stays."""
+HEALTH: Final = call_line("system:health")
+
+AS_NOBODY: Final = f"""
+import contextlib, os, socket, sys
+os.setgroups([])
+os.setresgid({NOBODY}, {NOBODY}, {NOBODY})
+os.setresuid({NOBODY}, {NOBODY}, {NOBODY})
+with socket.socket(socket.AF_UNIX) as sock:
+    sock.connect(sys.argv[1])
+    with contextlib.suppress(BrokenPipeError):  # refused already
+        sock.sendall({HEALTH!r})
+    while chunk := sock.recv(65536):
+        sys.stdout.write(chunk.decode())
+"""
+
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+
+
+async def ask_as_nobody(daemon: DaemonProcess) -> tuple[str, str]:
+    """Ask for the daemon's health as another user; give what that user reads, and what goes wrong."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-I", "-c", AS_NOBODY, daemon.socket, stdout=-1, stderr=-1
+    )
+    async with timeout(20):
+        stdout, stderr = await process.communicate()
+    return stdout.decode(), stderr.decode()
+
+
+def open_to_all(daemon: DaemonProcess) -> None:
+    for folder in (daemon.base, daemon.home, daemon.socket.parent):
+        folder.chmod(0o755)
+    daemon.socket.chmod(0o666)
+
+
+async def health(daemon: DaemonProcess) -> dict[str, Any]:
+    answers: list[bytes] = []
+    async with timeout(PATIENCE_S):
+        await pipeline(daemon.socket, [HEALTH], answers.append)
+    reply: dict[str, Any] = orjson.loads(answers[0])["data"]
+    return reply
+
+
+@pytest.mark.root
+@needs_root
+async def test_another_user_is_refused_even_where_the_files_let_him_in() -> None:
+    async with DaemonProcess() as daemon:
+        open_to_all(daemon)
+        said, _ = await ask_as_nobody(daemon)
+        (frame,) = [json.loads(line) for line in said.splitlines()]
+        assert frame["error"]["code"] == "PERMISSION_DENIED"
+        assert (await health(daemon))["status"] == "healthy"
+
+
+@pytest.mark.root
+@needs_root
+async def test_another_user_does_not_even_get_to_the_socket() -> None:
+    async with DaemonProcess() as daemon:
+        daemon.base.chmod(0o755)
+        said, wrong = await ask_as_nobody(daemon)
+        assert said == ""
+        assert "PermissionError" in wrong
+
+
+@pytest.mark.root
+@needs_root
+async def test_a_folder_of_another_user_is_refused() -> None:
+    daemon = DaemonProcess()
+    run = daemon.home / "run"
+    run.mkdir(parents=True)
+    os.chown(run, NOBODY, NOBODY)
+    with pytest.raises(Died, match=f"exit code 1: .*belongs to uid {NOBODY}"):
+        async with daemon:
+            pass
+
+
+async def test_socket_and_database_are_the_owners_alone() -> None:
+    async with DaemonProcess() as daemon:
+        private = {daemon.socket: 0o600, daemon.socket.parent: 0o700}
+        private |= {daemon.database: 0o600, daemon.database.parent: 0o700}
+        assert {path: stat.S_IMODE(path.stat().st_mode) for path in private} == private
+
+
+async def test_1000_connections_at_once_are_served_where_256_files_are_allowed() -> None:
+    answers: list[bytes] = []
+    async with DaemonProcess(wrapper=FEW_FILES) as daemon, timeout(60):
+        async with TaskGroup() as tasks:
+            for _ in range(CONNECTIONS):
+                tasks.create_task(pipeline(daemon.socket, [HEALTH] * CALLS, answers.append, window=1))
+        assert (await health(daemon))["active_connections"] == 1
+    assert len(answers) == CALLS * CONNECTIONS
+    for answer in answers:
+        expect_reply(answer)
+
+
+async def test_a_line_that_does_not_end_is_cut_however_it_goes_on() -> None:
+    async with (
+        DaemonProcess(environ={"KSI_LIMITS__PARTIAL_LINE_S": "0.5"}) as daemon,
+        timeout(PATIENCE_S),
+        TaskGroup() as tasks,
+    ):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(os.fspath(daemon.socket))
+            sock.setblocking(False)
+            dribble = tasks.create_task(drip(daemon, sock))
+            frame = json.loads(await read_to_the_end(sock))
+            dribble.cancel()
+    assert frame["id"] is None
+    assert frame["error"]["code"] == "DEADLINE_EXCEEDED"
+    assert frame["error"]["details"]["reason"] == "partial_line"
+
+
+async def drip(daemon: DaemonProcess, sock: socket.socket) -> None:
+    """Send a byte for each answer that another client gets."""
+    with suppress(ConnectionError):
+        while True:
+            await asyncio.get_running_loop().sock_sendall(sock, b"x")
+            await health(daemon)
+
+
+async def read_to_the_end(sock: socket.socket) -> bytes:
+    data = b""
+    with suppress(ConnectionResetError):  # what it was sent after it hung up
+        while chunk := await asyncio.get_running_loop().sock_recv(sock, 65536):
+            data += chunk
+    return data
+
+
+@pytest.mark.xfail(strict=True, reason="the time that a line has begins with the first of a row of lines")
+async def test_lines_that_end_in_time_are_not_cut_because_the_next_has_begun() -> None:
+    half = len(HEALTH) // 2
+    async with (
+        DaemonProcess(environ={"KSI_LIMITS__PARTIAL_LINE_S": "0.3"}) as daemon,
+        connected(daemon.socket) as (reader, writer),
+        timeout(PATIENCE_S),
+    ):
+        end_s = (await health(daemon))["uptime_s"] + 1
+        writer.write(HEALTH[:half])
+        uptime_s = 0.0
+        while uptime_s < end_s:
+            writer.write(HEALTH[half:] + HEALTH[:half])
+            answer = orjson.loads(await reader.readline())
+            assert answer["type"] == "reply", answer
+            uptime_s = answer["data"]["uptime_s"]
+
+
+async def test_a_client_that_asks_and_never_reads_is_cut_and_costs_little() -> None:
+    async with DaemonProcess(environ={"KSI_LIMITS__UNWRITABLE_S": "0.3"}) as daemon:
+        await health(daemon)
+        before = daemon.rss
+        await asyncio.to_thread(ask_until_cut, daemon.socket)
+        assert daemon.rss - before < 15_000_000
+        assert (await health(daemon))["active_connections"] == 1
+
+
+def ask_until_cut(path: Path) -> None:
+    """Send requests and read nothing; TimeoutError where the daemon lets that go on."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(PATIENCE_S)
+        sock.connect(os.fspath(path))
+        with suppress(ConnectionError):
+            while True:
+                sock.sendall(HEALTH * 100)
