@@ -1,5 +1,6 @@
 """From loaded plugins to one table: what of a plugin does not fit refuses that plugin, and no other."""
 
+import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,7 +10,7 @@ from ksi_common.messages import Notification, spec_of
 from ksi_daemon.breadcrumb import Breadcrumb
 from ksi_daemon.catalog import Catalog, Plugin
 from ksi_daemon.database import Database
-from ksi_daemon.handlers import Compiler
+from ksi_daemon.handlers import Compiler, HandlerError
 from ksi_daemon.hooks import Relay
 from ksi_daemon.marks import HANDLER, SUBSCRIBER
 from ksi_daemon.middleware.observation import Observer
@@ -83,9 +84,10 @@ class Assembly:
 
     def _compile(self, plugin: Plugin, compiler: Compiler) -> None:
         made = self.relay.handlers(plugin.name)
+        heard = [function for function in made if getattr(function, SUBSCRIBER, False)]
         routes: dict[str, Route] = {}
-        for function in (*declared(plugin.module, HANDLER), *made):
-            if getattr(function, SUBSCRIBER, False):
+        for function in dict.fromkeys((*declared(plugin.module, HANDLER), *made)):
+            if function in heard:
                 continue
             route = compiler.handler(function, plugin.name)
             if not plugin.builtin:
@@ -93,10 +95,12 @@ class Assembly:
             self._check_free(route, routes)
             routes[route.spec.name] = route
         subscribers = []
-        for function in declared(plugin.module, SUBSCRIBER):
+        for function in dict.fromkeys((*declared(plugin.module, SUBSCRIBER), *heard)):
             event, call = compiler.subscriber(function)
             subscribers.append(Subscriber(function.__qualname__, plugin.name, event, call))
         middleware = self.relay.middleware(plugin.name)
+        for layer in middleware:
+            _check_layer(layer)
         self._take_in(plugin, routes, subscribers, middleware)
 
     def _take_in(
@@ -115,10 +119,12 @@ class Assembly:
         plugin.subscribed = [
             f"{subscriber.name}({spec_of(subscriber.event).name})" for subscriber in subscribers
         ]
-        plugin.middleware = [getattr(layer, "__name__", type(layer).__name__) for layer in middleware]
-        events = [*(route.message for route in routes.values()), *(heard.event for heard in subscribers)]
-        for notification in notifications_of(modules_of(plugin.module, events)):
-            self.catalog.notifications.setdefault(spec_of(notification).name, notification)
+        plugin.middleware = [_name_of(layer) for layer in middleware]
+        handled = [route.message for route in routes.values()]
+        for notification in notifications_of(modules_of(plugin.module, handled)):
+            name = spec_of(notification).name
+            if self.catalog.notifications.setdefault(name, notification) is notification:
+                plugin.told.append(name)
 
     def _check_free(self, route: Route, own: dict[str, Route]) -> None:
         taken = self.catalog.routes.get(route.spec.name) or own.get(route.spec.name)
@@ -134,7 +140,20 @@ class Assembly:
         self.relay.unregister(plugin.name)
         for name in plugin.handled:
             self.catalog.routes.pop(name, None)
-        plugin.handled, plugin.subscribed = [], []
+        for name in plugin.told:
+            self.catalog.notifications.pop(name, None)
+        plugin.handled, plugin.told, plugin.subscribed = [], [], []
         lost = self._layers.pop(plugin.name, ())
         self.middleware[:] = [layer for layer in self.middleware if layer not in lost]
         self.subscribers[:] = [heard for heard in self.subscribers if heard.plugin != plugin.name]
+
+
+def _check_layer(layer: Middleware) -> None:
+    try:
+        inspect.signature(layer).bind(None, None, call_next=None)
+    except (TypeError, ValueError) as error:
+        raise HandlerError(f"middleware {_name_of(layer)} must take (envelope, send, call_next)") from error
+
+
+def _name_of(layer: object) -> str:
+    return str(getattr(layer, "__name__", type(layer).__name__))

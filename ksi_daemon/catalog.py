@@ -26,6 +26,8 @@ class Plugin:
     """Errors that were bugs."""
     module: object = None
     handled: list[str] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
+    """Notifications that it declares."""
     subscribed: list[str] = field(default_factory=list)
     services: list[str] = field(default_factory=list)
     middleware: list[str] = field(default_factory=list)
@@ -50,17 +52,17 @@ class Catalog:
         return difflib.get_close_matches(event, [*self.routes, *self.notifications], n=3)
 
     def plugin_telling(self, event: str) -> str:
-        """Give the plugin whose namespace a told event is in."""
-        namespace = event.partition(":")[0]
-        for route in self.routes.values():
-            if route.spec.namespace == namespace:
-                return route.plugin
-        return namespace
+        """Give the plugin that declares a told event."""
+        tellers = (plugin.name for plugin in self.plugins.values() if event in plugin.told)
+        return next(tellers, event.partition(":")[0])
 
     def blame(self, event: str) -> str:
         """Count a bug against the plugin that handles an event; give its name."""
         route = self.routes.get(event)
-        name = route.plugin if route else "unknown"
+        return self.charge(route.plugin if route else "unknown")
+
+    def charge(self, name: str) -> str:
+        """Count a bug against a plugin; give its name."""
         plugin = self.plugins.get(name)
         if plugin is not None:
             plugin.failures += 1

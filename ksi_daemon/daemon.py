@@ -5,6 +5,7 @@ import os
 import resource
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -40,13 +41,13 @@ from ksi_daemon.middleware.errors import Errors
 from ksi_daemon.middleware.observation import Observation
 from ksi_daemon.middleware.permissions import permissions
 from ksi_daemon.outcomes import Endpoint, Middleware
-from ksi_daemon.plugins import GROUP, Loader
+from ksi_daemon.plugins import GROUP, Loader, explain
 from ksi_daemon.processes import Processes
 from ksi_daemon.router import Router
 from ksi_daemon.services import Services
 from ksi_daemon.settings import Settings
 from ksi_daemon.subscriptions import Subscriptions
-from ksi_daemon.supervisor import supervise
+from ksi_daemon.supervisor import attempt_async, supervise
 from ksi_daemon.threads import Threads
 from ksi_daemon.timers import DatabaseTimers, Timers
 from ksi_daemon.transports.unix import UnixServer
@@ -55,6 +56,8 @@ log = structlog.get_logger()
 
 RESERVED_FILES: Final = 128
 """Files that connections leave to the database, the log and child processes."""
+SHUTDOWN_S: Final = 5.0
+"""What each plugin has for cleaning up."""
 
 
 class Daemon:
@@ -199,8 +202,9 @@ class Daemon:
         return reply
 
     async def _start_children(self) -> None:
-        errors = Errors(self.catalog.blame, strict=self.settings.strict)
         for subscriber in self.assembly.subscribers:
+            blame = partial(self._charge, subscriber.plugin)
+            errors = Errors(blame, strict=self.settings.strict)
             listener = Listener(subscriber, self.subscriptions, self.tasks.group, errors)
             self.tasks.start(
                 supervise(f"{subscriber.plugin}.{subscriber.name}", listener.run, quarantine=None)
@@ -216,7 +220,11 @@ class Daemon:
                     )
                 )
 
-    def _quarantine(self, name: str, error: Exception) -> None:
+    def _charge(self, plugin: str, event: str) -> str:
+        del event  # what a subscriber raises is its own plugin's doing, whoever tells the event
+        return self.catalog.charge(plugin)
+
+    def _quarantine(self, name: str, error: BaseException) -> None:
         plugin = self.catalog.plugins[name]
         plugin.status = "quarantined"
         plugin.error = repr(error)
@@ -246,8 +254,14 @@ class Daemon:
         if left:
             log.warning("request.abandoned", connections=left)
         for plugin in reversed(self.assembly.loaded):
-            await self.relay.shutdown(plugin.name)
+            error = await attempt_async(partial(self._shut_down, plugin.name))
+            if error is not None:
+                log.error("plugin.not_shut_down", plugin=plugin.name, error=explain(error))
         self.tasks.cancel()
+
+    async def _shut_down(self, plugin: str) -> None:
+        async with asyncio.timeout(SHUTDOWN_S):
+            await self.relay.shutdown(plugin)
 
 
 def open_files() -> int:

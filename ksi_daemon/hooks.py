@@ -5,6 +5,7 @@ even if that resolves to None, and a raise would leak the others un-awaited. So 
 implementations from pluggy, in its order, and awaits them itself.
 """
 
+import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +14,20 @@ from typing import Any
 import pluggy
 
 from ksi_common.envelope import EventEnvelope
+from ksi_common.errors import FailedPrecondition
 from ksi_daemon import hookspecs
 from ksi_daemon.outcomes import Middleware
 from ksi_daemon.services import Service
 
 PROJECT = "ksi"
+
+_SPECS: Mapping[str, Callable[..., Any]] = {
+    name: spec for name, spec in vars(hookspecs).items() if name.startswith("ksi_")
+}
+
+
+class HookError(FailedPrecondition):
+    """A hook is implemented wrongly; the message says which and how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +48,12 @@ class Relay:
         self._manager.add_hookspecs(hookspecs)
 
     def register(self, module: object, name: str) -> None:
-        """Take a plugin in; raise PluginValidationError where a hook's arguments are not as specified."""
+        """Take a plugin in; raise HookError where a hook is not as specified."""
+        for attribute in dir(module):
+            options = self._manager.parse_hookimpl_opts(module, attribute)
+            if options is not None:
+                _check(options["specname"] or attribute, getattr(module, attribute))
         self._manager.register(module, name=name)
-        for caller in self._manager.get_hookcallers(module) or ():
-            if caller.spec is None and caller.name.startswith("ksi_"):
-                self._manager.unregister(name=name)
-                raise pluggy.PluginValidationError(module, f"there is no hook {caller.name}")
 
     def unregister(self, name: str) -> None:
         """Let a plugin go."""
@@ -106,9 +116,7 @@ class Relay:
     def hooks(self) -> Sequence[HookInfo]:
         """Describe every hook."""
         infos = []
-        for name, spec in sorted(vars(hookspecs).items()):
-            if not name.startswith("ksi_"):
-                continue
+        for name, spec in sorted(_SPECS.items()):
             caller = getattr(self._manager.hook, name)
             plugins = [impl.plugin_name for impl in reversed(caller.get_hookimpls())]
             summary = (inspect.getdoc(spec) or "").partition("\n")[0]
@@ -129,6 +137,20 @@ class Relay:
     async def _await_one(self, hook: str, name: str, arguments: Mapping[str, Any]) -> None:
         for implementation in self._implementations(hook, name):
             await _call(implementation, arguments)
+
+
+def _check(hook: str, function: Callable[..., Any]) -> None:
+    spec = _SPECS.get(hook)
+    if spec is None:
+        near = difflib.get_close_matches(hook, _SPECS, n=1)
+        raise HookError(f"there is no hook {hook}" + (f"; did you mean {near[0]}?" if near else ""))
+    known = inspect.signature(spec).parameters
+    strange = [name for name in inspect.signature(function).parameters if name not in known]
+    if strange:
+        has = ", ".join(known) or "none"
+        raise HookError(f"hook {hook} has no parameter {strange[0]}; it has {has}")
+    if inspect.iscoroutinefunction(function) and not inspect.iscoroutinefunction(spec):
+        raise HookError(f"hook {hook} is called without await; {function.__name__} must not be async")
 
 
 async def _call(implementation: Any, arguments: Mapping[str, Any]) -> Any:

@@ -26,6 +26,9 @@ CORE: Final = "system"
 
 _FILE = re.compile(r"^[a-z][a-z0-9_]*\.py$")
 
+_NOT_ITS_OWN = frozenset(("importlib", "ksi_common", "ksi_daemon"))
+"""Folders of code that a plugin's error only passes through."""
+
 Found = tuple[Plugin, Callable[[], ModuleType]]
 
 
@@ -88,7 +91,8 @@ def explain(error: BaseException) -> str:
         return error.message
     if isinstance(error, SyntaxError) and error.filename:
         return f"SyntaxError: {error.msg} ({Path(error.filename).name}:{error.lineno})"
-    text = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    said = str(error)
+    text = f"{type(error).__name__}: {said}".splitlines()[0][:300] if said else type(error).__name__
     place = _place(error)
     return f"{text} ({place})" if place else text
 
@@ -100,16 +104,24 @@ def declared(module: object, mark: str) -> list[Callable[..., Any]]:
 
 
 def notifications_of(modules: Iterable[str]) -> Iterator[type[Notification]]:
-    """Find the declared notifications of modules."""
+    """Find the notifications that modules declare; those that they import are another's."""
     for name in modules:
-        for member in vars(sys.modules.get(name, ModuleType(name))).values():
-            if isinstance(member, type) and issubclass(member, Notification) and hasattr(member, "__ksi__"):
+        for member in tuple(vars(sys.modules[name]).values()):
+            if (
+                isinstance(member, type)
+                and issubclass(member, Notification)
+                and hasattr(member, "__ksi__")
+                and member.__module__ == name
+            ):
                 yield member
 
 
-def modules_of(module: object, events: Iterable[type[Message]]) -> list[str]:
-    """List where a plugin's events are declared: in itself, and where the classes that it handles are."""
-    return list(dict.fromkeys((getattr(module, "__name__", ""), *(event.__module__ for event in events))))
+def modules_of(module: object, handled: Iterable[type[Message]]) -> list[str]:
+    """List where a plugin's events are declared: in its own modules, and where what it handles is."""
+    own = str(getattr(module, "__name__", "")).partition(".")[0]
+    inside = [name for name in tuple(sys.modules) if name == own or name.startswith(f"{own}.")]
+    names = dict.fromkeys((*inside, *(event.__module__ for event in handled)))
+    return [name for name in names if name in sys.modules]
 
 
 def _core() -> Iterator[Found]:
@@ -132,6 +144,9 @@ def _files(folders: Iterable[Path]) -> Iterator[Found]:
         for path in sorted(folder.glob("*.py")) if folder.is_dir() else ():
             if _FILE.match(path.name):
                 yield Plugin(path.stem, str(path)), _file_loader(path)
+            else:
+                reason = "a plugin's file is named in small letters, digits and underscores"
+                log.error("plugin.refused", plugin=path.stem, origin=str(path), error=reason)
 
 
 def _file_loader(path: Path) -> Callable[[], ModuleType]:
@@ -158,7 +173,7 @@ def _place(error: BaseException) -> str | None:
     place = None
     while traceback is not None:
         code = traceback.tb_frame.f_code
-        if "importlib" not in code.co_filename and "ksi_daemon" not in Path(code.co_filename).parts:
+        if "frozen" not in code.co_filename and _NOT_ITS_OWN.isdisjoint(Path(code.co_filename).parts):
             place = f"{Path(code.co_filename).name}:{traceback.tb_lineno}"
         traceback = traceback.tb_next
     return place

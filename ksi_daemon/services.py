@@ -72,13 +72,13 @@ class Services:
         """Tell whether ``interface`` is offered."""
         return interface in self._instances
 
-    async def open(self, offered: Mapping[str, Sequence[Service[Any]]]) -> Mapping[str, Exception]:
+    async def open(self, offered: Mapping[str, Sequence[Service[Any]]]) -> Mapping[str, BaseException]:
         """Open the services of plugins, in order of need; give the plugins that failed, with the reason.
 
         A plugin's services are closed with the registry, also where a later one of it failed.
         """
         opening = _Opening(self, offered)
-        failed: dict[str, Exception] = {}
+        failed: dict[str, BaseException] = {}
         for plugin, services in offered.items():
             error = await attempt_async(partial(opening.open_all, plugin, services))
             if error is not None:

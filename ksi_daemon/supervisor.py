@@ -26,7 +26,7 @@ async def supervise(
     name: str,
     run: Callable[[], Awaitable[None]],
     *,
-    quarantine: Callable[[str, Exception], None] | None,
+    quarantine: Callable[[str, BaseException], None] | None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
     """Run ``run`` until it returns. One that raises is restarted, after a delay that doubles, with jitter.
@@ -36,22 +36,17 @@ async def supervise(
     """
     failures: deque[float] = deque(maxlen=MAX_FAILURES)
     loop = asyncio.get_running_loop()
-    while True:
-        try:
-            await run()
-        except Exception as error:
-            failures.append(loop.time())
-            log.exception("child.crashed", child=name, error=repr(error))
-            if len(failures) == MAX_FAILURES and failures[-1] - failures[0] < WINDOW_S:
-                if quarantine is None:
-                    raise GaveUp(f"{name} failed {MAX_FAILURES} times within {WINDOW_S:.0f} s") from error
-                quarantine(name, error)
-                return
-            recent = sum(loop.time() - moment < WINDOW_S for moment in failures)
-            delay = min(FIRST_DELAY_S * 2 ** (recent - 1), MAX_DELAY_S)
-            await sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 -- jitter is no secret
-        else:
+    while (error := await attempt_async(run)) is not None:
+        failures.append(loop.time())
+        log.error("child.crashed", child=name, error=repr(error), exc_info=error)
+        if len(failures) == MAX_FAILURES and failures[-1] - failures[0] < WINDOW_S:
+            if quarantine is None:
+                raise GaveUp(f"{name} failed {MAX_FAILURES} times within {WINDOW_S:.0f} s") from error
+            quarantine(name, error)
             return
+        recent = sum(loop.time() - moment < WINDOW_S for moment in failures)
+        delay = min(FIRST_DELAY_S * 2 ** (recent - 1), MAX_DELAY_S)
+        await sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 -- jitter is no secret
 
 
 def attempt(action: Callable[[], T]) -> T | BaseException:
@@ -64,9 +59,14 @@ def attempt(action: Callable[[], T]) -> T | BaseException:
         return error
 
 
-async def attempt_async(action: Callable[[], Awaitable[T]]) -> T | Exception:
-    """Await foreign code; give what it returned or raised."""
+async def attempt_async(action: Callable[[], Awaitable[T]]) -> T | BaseException:
+    """Await foreign code that may do anything; give what it returned or raised; cancellation passes."""
     try:
         return await action()
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise
         return error
