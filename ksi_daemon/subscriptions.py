@@ -20,6 +20,8 @@ from ksi_daemon.hub import Batch, Hub
 MAX_EVENTS: Final = 10_000
 MAX_BYTES: Final = 8 * 1024 * 1024
 HEARTBEAT_S: Final = 10.0
+PAGES_AT_ONCE: Final = 2
+"""Pages in memory, on their way to subscribers that catch up; there are no more readers anyway."""
 
 Overflow = Literal["log", "drop_oldest", "latest_per_key"]
 
@@ -62,6 +64,7 @@ class Subscriptions:
         self.hub = hub
         self.log = log
         self.heartbeat_s = heartbeat_s
+        self.reading = asyncio.Semaphore(PAGES_AT_ONCE)
 
     async def follow(self, interest: Interest, sink: Sink) -> None:
         """Feed ``sink`` until cancelled."""
@@ -79,6 +82,7 @@ class _Feed:
         self._hub = subscriptions.hub
         self._log = subscriptions.log
         self._heartbeat_s = subscriptions.heartbeat_s
+        self._reading = subscriptions.reading
         self._interest = interest
         self._sink = sink
         self._position = 0
@@ -192,17 +196,21 @@ class _Feed:
     async def _read_to(self, target: int) -> None:
         beat = asyncio.get_running_loop().time() + self._heartbeat_s
         while self._position < target:
-            page = await self._log.page(
-                self._position, target, self._interest.patterns, self._interest.stream
-            )
-            self._position = page.last
-            if page.events:
-                self._sink.deliver(Batch(page.events, page.last, self._log.log_id))
-            elif asyncio.get_running_loop().time() > beat:
+            async with self._reading:
+                # While this one waited for its turn, another of the same client may have filled the sink.
+                empty = not self._sink.full and not await self._read_page(target)
+            if empty and asyncio.get_running_loop().time() > beat:
                 beat += self._heartbeat_s
                 self._mark("heartbeat")
             if self._sink.full:
                 await self._sink.wait_drained()
+
+    async def _read_page(self, target: int) -> bool:
+        page = await self._log.page(self._position, target, self._interest.patterns, self._interest.stream)
+        self._position = page.last
+        if page.events:
+            self._sink.deliver(Batch(page.events, page.last, self._log.log_id))
+        return bool(page.events)
 
     async def _wait_overflow(self) -> None:
         while not self._overflowed.is_set():

@@ -24,6 +24,7 @@ EVENTS: Final = scaled(20_000, 200_000)
 STEPS: Final = 20
 """How often the memory is looked at while they are published."""
 MOST_GROWTH: Final = 15_000_000
+MOST_GROWTH_OF_MANY: Final = 60_000_000
 PATIENCE_S: Final = 5
 FOLLOWER: Final = Path(__file__).parents[1] / "support" / "follower.py"
 
@@ -109,11 +110,23 @@ async def test_a_subscriber_that_is_cut_resumes_from_its_cursor() -> None:
             following.cancel()
 
 
-def subscribed(daemon: DaemonProcess) -> socket.socket:
+@pytest.mark.timeout(60)
+async def test_many_subscriptions_of_one_client_that_does_not_read_cost_little() -> None:
+    async with DaemonProcess() as daemon:
+        await publish_many(daemon.socket, "demo:told", 5000)
+        before = most = daemon.rss
+        with subscribed(daemon, 1000):
+            for _ in range(30):
+                await publish_many(daemon.socket, "demo:told", 100)
+                most = max(most, daemon.rss)
+    assert most - before < MOST_GROWTH_OF_MANY
+
+
+def subscribed(daemon: DaemonProcess, number: int = 1) -> socket.socket:
     """Subscribe, and read nothing."""
     sock = socket.socket(socket.AF_UNIX)
     sock.connect(str(daemon.socket))
-    sock.sendall(call_line("event:subscribe", {"patterns": ["demo:*"], "start": "beginning"}, "s"))
+    sock.sendall(call_line("event:subscribe", {"patterns": ["demo:*"], "start": "beginning"}) * number)
     return sock
 
 
