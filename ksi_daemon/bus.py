@@ -5,16 +5,17 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ksi_common.bus import Delivered
-from ksi_common.clock import Clock
+from ksi_common.clock import Clock, parse_time
 from ksi_common.envelope import EventEnvelope, StoredEvent, current_envelope
-from ksi_common.errors import FailedPrecondition, InternalError
+from ksi_common.errors import FailedPrecondition, InternalError, InvalidArgument
 from ksi_common.ids import new_id
-from ksi_common.messages import Message, Notification, Request, Stream, spec_of
+from ksi_common.messages import Message, Notification, Request, Stream, is_event_pattern, spec_of
 from ksi_common.strict_json import loads
+from ksi_daemon.children import Tasks
 from ksi_daemon.database import Database
 from ksi_daemon.database.transaction import MAX_HOPS
 from ksi_daemon.hub import Hub
-from ksi_daemon.outcomes import Endpoint, Failed, Outcome, Replied, Yielded
+from ksi_daemon.outcomes import Endpoint, Failed, Outcome, Replied, Send, Yielded
 from ksi_daemon.queue_sink import following
 from ksi_daemon.subscriptions import Interest, Subscriptions
 
@@ -36,7 +37,7 @@ class LocalBus:
         hub: Hub,
         subscriptions: Subscriptions,
         clock: Clock,
-        tasks: asyncio.TaskGroup,
+        tasks: Tasks,
     ) -> None:
         self._dispatch = dispatch
         self._database = database
@@ -57,10 +58,18 @@ class LocalBus:
 
     async def stream(self, request: Stream[R], *, timeout_s: float | None = None) -> AsyncIterator[R]:
         """Ask for many items; closing the iterator stops the handler."""
-        queue: asyncio.Queue[Outcome] = asyncio.Queue(_STREAM_BUFFER)
-        work = self._tasks.create_task(self._fill(envelope_of(request, timeout_s), queue))
+        outcomes: asyncio.Queue[Outcome] = asyncio.Queue()
+        room = asyncio.Semaphore(_STREAM_BUFFER)
+
+        async def send(outcome: Outcome) -> None:
+            if type(outcome) is Yielded:
+                await room.acquire()
+            outcomes.put_nowait(outcome)  # the end never waits: there may be nobody left to make room
+
+        work = self._tasks.create_task(self._work(envelope_of(request, timeout_s), send))
         try:
-            while isinstance(outcome := await queue.get(), Yielded):
+            while isinstance(outcome := await outcomes.get(), Yielded):
+                room.release()
                 yield outcome.value  # type: ignore[misc]  # the route checks what its handler yields
             if isinstance(outcome, Failed):
                 raise outcome.error
@@ -107,14 +116,16 @@ class LocalBus:
         self, patterns: str | Sequence[str], *, start: str | Mapping[str, Any] = "now"
     ) -> AsyncIterator[Delivered]:
         """Follow events that match, in order."""
-        wanted = (patterns,) if isinstance(patterns, str) else tuple(patterns)
-        async with following(self._subscriptions, Interest(wanted, start=start), self._tasks) as sink:
+        async with following(self._subscriptions, _interest(patterns, start), self._tasks) as sink:
             while True:
                 event, position = await sink.take()
                 yield delivered(event, self._subscriptions.log.cursor(position))
 
-    async def _fill(self, envelope: EventEnvelope, queue: "asyncio.Queue[Outcome]") -> None:
-        await self._dispatch()(envelope, queue.put)
+    async def _work(self, envelope: EventEnvelope, send: Send) -> None:
+        await self._dispatch()(envelope, send)
+        await send(
+            Failed(InternalError(f"{envelope.event} was not answered"))
+        )  # unless it was: none reads on
 
     @staticmethod
     def _reply(request: Request[R], outcomes: Sequence[Outcome]) -> R:
@@ -152,6 +163,28 @@ def envelope_of(message: Message, timeout_s: float | None = None) -> EventEnvelo
         message=message,
         spec=spec,
     )
+
+
+def _interest(patterns: str | Sequence[str], start: str | Mapping[str, Any]) -> Interest:
+    wanted = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    for pattern in wanted:
+        if not is_event_pattern(pattern):
+            raise InvalidArgument(f"{pattern!r} is no event pattern: a name, or the beginning of one and '*'")
+    match start:
+        case "now" | "beginning" | {"cursor": str()}:
+            pass
+        case {"time": str(text)}:
+            _check_time(text)
+        case _:
+            raise InvalidArgument(f'start is "now", "beginning", a cursor or a time, not {start!r}')
+    return Interest(wanted, start=start)
+
+
+def _check_time(text: str) -> None:
+    try:
+        parse_time(text)
+    except ValueError as error:
+        raise InvalidArgument(f"{text!r} is no time: {error}") from error
 
 
 def _hop(cause: EventEnvelope | None, event: str) -> int:

@@ -135,7 +135,7 @@ class Daemon:
             hub=self.hub,
             subscriptions=self.subscriptions,
             clock=self.clock,
-            tasks=self.tasks.group,
+            tasks=self.tasks,
         )
         self._offer_core()
         await self._offer_resources(stack)
@@ -205,14 +205,14 @@ class Daemon:
         for subscriber in self.assembly.subscribers:
             blame = partial(self._charge, subscriber.plugin)
             errors = Errors(blame, strict=self.settings.strict)
-            listener = Listener(subscriber, self.subscriptions, self.tasks.group, errors)
-            self.tasks.start(
+            listener = Listener(subscriber, self.subscriptions, self.tasks, errors)
+            self.tasks.create_task(
                 supervise(f"{subscriber.plugin}.{subscriber.name}", listener.run, quarantine=None)
             )
-        self.tasks.start(supervise("timers", self.timers.serve, quarantine=None))
+        self.tasks.create_task(supervise("timers", self.timers.serve, quarantine=None))
         for plugin in self.assembly.loaded:
             if self.relay.serves(plugin.name):
-                self.tasks.start(
+                self.tasks.create_task(
                     supervise(
                         plugin.name,
                         lambda name=plugin.name: self.relay.serve(name, bus=self.bus, services=self.services),  # type: ignore[misc]

@@ -1,10 +1,9 @@
 """Subscribers in the process: each in order, each in its own time, none in anybody's way."""
 
-import asyncio
-
 from ksi_common.envelope import EventEnvelope, StoredEvent
 from ksi_common.messages import spec_of
 from ksi_daemon.assembly import Subscriber
+from ksi_daemon.children import Tasks
 from ksi_daemon.middleware import compose
 from ksi_daemon.middleware.correlation import correlation
 from ksi_daemon.middleware.errors import Errors
@@ -17,7 +16,7 @@ class Listener:
     """Give one subscriber its events. What it raises is logged by ``errors``; then comes the next event."""
 
     def __init__(
-        self, subscriber: Subscriber, subscriptions: Subscriptions, tasks: asyncio.TaskGroup, errors: Errors
+        self, subscriber: Subscriber, subscriptions: Subscriptions, tasks: Tasks, errors: Errors
     ) -> None:
         self._subscriber = subscriber
         self._subscriptions = subscriptions

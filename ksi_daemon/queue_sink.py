@@ -7,10 +7,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from ksi_common.envelope import StoredEvent
-from ksi_common.errors import KSIError
 from ksi_common.frames import MarkKind
+from ksi_daemon.children import Tasks
 from ksi_daemon.hub import Batch
 from ksi_daemon.subscriptions import MAX_BYTES, MAX_EVENTS, Interest, Subscriptions
+from ksi_daemon.supervisor import attempt_async
 
 
 class QueueSink:
@@ -22,7 +23,7 @@ class QueueSink:
         """How often it was full, or something could not be had any more."""
         self._events: deque[StoredEvent] = deque()
         self._bytes = 0
-        self._error: KSIError | None = None
+        self._error: BaseException | None = None
         self._arrived = asyncio.Event()
         self._drained = asyncio.Event()
 
@@ -68,16 +69,13 @@ class QueueSink:
 
     async def fill(self, subscriptions: Subscriptions, interest: Interest) -> None:
         """Follow ``interest`` until cancelled; an error is raised where the events are taken."""
-        try:
-            await subscriptions.follow(interest, self)
-        except KSIError as error:
-            self._error = error
-            self._arrived.set()
+        self._error = await attempt_async(lambda: subscriptions.follow(interest, self))
+        self._arrived.set()
 
 
 @asynccontextmanager
 async def following(
-    subscriptions: Subscriptions, interest: Interest, tasks: asyncio.TaskGroup
+    subscriptions: Subscriptions, interest: Interest, tasks: Tasks
 ) -> AsyncIterator[QueueSink]:
     """Fill a queue for as long as the block runs."""
     sink = QueueSink()
