@@ -107,6 +107,7 @@ async def test_socket_and_database_are_the_owners_alone() -> None:
         assert {path: stat.S_IMODE(path.stat().st_mode) for path in private} == private
 
 
+@pytest.mark.timeout(90)
 async def test_1000_connections_at_once_are_served_where_256_files_are_allowed() -> None:
     answers: list[bytes] = []
     async with DaemonProcess(wrapper=FEW_FILES) as daemon, timeout(60):
