@@ -1,5 +1,6 @@
 """How the daemon fares, on one screen or in one line."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -53,7 +54,7 @@ def _data(paths: Paths, standing: Standing) -> dict[str, Any]:
         "version": answer.get("version"),
         "home": str(paths.home),
         "socket": str(paths.socket),
-        "socket_moved": paths.socket.parent != paths.run,
+        "socket_moved": "KSI_SOCKET" not in os.environ and paths.socket.parent != paths.run,
         "log": str(paths.log),
         "events": figures.get("database", {}).get("detail", {}).get("head"),
         "clients": answer.get("active_connections"),
