@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ksi_daemon.database import Database
-from tests.databases import Heard, opened
+from tests.support.databases import Heard, opened
 
 
 @pytest.fixture

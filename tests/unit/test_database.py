@@ -17,7 +17,7 @@ from ksi_common.errors import FailedPrecondition, InternalError, ResourceExhaust
 from ksi_common.messages import Message, Request
 from ksi_daemon.database import Database, Transaction, core
 from ksi_daemon.database.errors import StoreUnavailable, UnitInterrupted
-from tests.databases import (
+from tests.support.databases import (
     Heard,
     envelope,
     fill_the_disk,

@@ -11,7 +11,7 @@ from ksi_daemon import eventlog
 from ksi_daemon.database import Database
 from ksi_daemon.eventlog import EventLog, LogQuery
 from ksi_daemon.testing import FakeClock
-from tests.databases import Heard, envelope, opened, tell
+from tests.support.databases import Heard, envelope, opened, tell
 
 
 @pytest.fixture

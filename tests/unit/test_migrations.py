@@ -13,7 +13,7 @@ import pytest
 
 from ksi_common.async_db import SchemaTooNew
 from ksi_daemon.database.migrations import CORE, migrate, refuse_newer, scripts, version_of
-from tests.databases import rows
+from tests.support.databases import rows
 
 FIRST: Mapping[int, str] = {1: "CREATE TABLE a (x);\nINSERT INTO a VALUES (1);"}
 SECOND: Mapping[int, str] = {**FIRST, 2: "ALTER TABLE a ADD COLUMN y;\nINSERT INTO a VALUES (2, 2);"}

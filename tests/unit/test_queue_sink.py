@@ -13,7 +13,7 @@ from ksi_daemon import queue_sink
 from ksi_daemon.hub import Batch
 from ksi_daemon.queue_sink import QueueSink, following
 from ksi_daemon.subscriptions import Interest
-from tests.following import Followed, followed
+from tests.support.following import Followed, followed
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from ksi_common.errors import InvalidArgument
 from ksi_daemon import subscriptions
 from ksi_daemon.eventlog import PAGE
-from tests.following import Followed, SlowSink, followed
+from tests.support.following import Followed, SlowSink, followed
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ async def test_a_stream_can_be_followed_alone(bus: Followed) -> None:
 
 
 async def test_requests_are_not_delivered(bus: Followed) -> None:
-    from tests.databases import envelope
+    from tests.support.databases import envelope
 
     await bus.database.record(envelope())
     await bus.tell("a")

@@ -10,7 +10,7 @@ from ksi_common.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from ksi_common.messages import Notification
 from ksi_daemon.database import Database, Transaction
 from ksi_daemon.database.transaction import MAX_EVENT_DATA, MAX_HOPS
-from tests.databases import Heard, envelope, group, rows, tell
+from tests.support.databases import Heard, envelope, group, rows, tell
 
 
 class Told(Notification, event="demo:told"):

@@ -14,7 +14,7 @@ from ksi_daemon.database import Transaction, writer
 from ksi_daemon.database.errors import StoreUnavailable, UnitInterrupted
 from ksi_daemon.database.writer import MAX_GROUP, Job, Unit
 from ksi_daemon.testing import FakeClock
-from tests.databases import Bench, bench, fill_the_disk, interrupt_itself, put, rows, tell
+from tests.support.databases import Bench, bench, fill_the_disk, interrupt_itself, put, rows, tell
 
 
 @pytest.fixture
