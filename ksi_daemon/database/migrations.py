@@ -95,6 +95,8 @@ def _back_up(connection: sqlite3.Connection, target: Path) -> None:
     target.unlink(missing_ok=True)
     connection.execute("VACUUM INTO ?", (str(target),))
     target.chmod(0o600)
+    with closing(sqlite3.connect(target)) as backup:
+        backup.execute("PRAGMA journal_mode = WAL")  # a copy is not in the mode of its original
 
 
 def _is_script(file: Traversable) -> bool:
