@@ -130,7 +130,8 @@ class ClientConnection:
 
     def receive(self, data: bytes) -> list[Answer]:
         """Take bytes, give the answers that they complete, in order; kinds not known yet are passed over."""
-        answers = (answer_from_wire(loads(line)) for line in self._lines.feed(data))
+        # The limits of what may be sent do not bind the daemon: its frames nest what it was sent.
+        answers = (answer_from_wire(orjson.loads(line)) for line in self._lines.feed(data))
         return [answer for answer in answers if answer is not None]
 
 

@@ -42,6 +42,7 @@ class Assembly:
     observers: list[Observer] = field(default_factory=list)
     subscribers: list[Subscriber] = field(default_factory=list)
     _layers: dict[str, Sequence[Middleware]] = field(default_factory=dict)
+    _observers: dict[str, Sequence[Observer]] = field(default_factory=dict)
 
     @property
     def loaded(self) -> Sequence[Plugin]:
@@ -114,7 +115,8 @@ class Assembly:
         self.subscribers.extend(subscribers)
         self.middleware.extend(middleware)
         self._layers[plugin.name] = middleware
-        self.observers.extend(self.relay.observers(plugin.name))
+        self._observers[plugin.name] = observers = self.relay.observers(plugin.name)
+        self.observers.extend(observers)
         plugin.handled = sorted(routes)
         plugin.subscribed = [
             f"{subscriber.name}({spec_of(subscriber.event).name})" for subscriber in subscribers
@@ -144,6 +146,8 @@ class Assembly:
             self.catalog.notifications.pop(name, None)
         plugin.handled, plugin.told, plugin.subscribed = [], [], []
         lost = self._layers.pop(plugin.name, ())
+        for observer in self._observers.pop(plugin.name, ()):
+            self.observers.remove(observer)
         self.middleware[:] = [layer for layer in self.middleware if layer not in lost]
         self.subscribers[:] = [heard for heard in self.subscribers if heard.plugin != plugin.name]
 

@@ -112,11 +112,16 @@ class LocalBus:
         self._hub.publish((told,), self._hub.head)
         return told
 
-    async def subscribe(
+    def subscribe(
         self, patterns: str | Sequence[str], *, start: str | Mapping[str, Any] = "now"
     ) -> AsyncIterator[Delivered]:
-        """Follow events that match, in order."""
-        async with following(self._subscriptions, _interest(patterns, start), self._tasks) as sink:
+        """Follow events that match, in order. "now" is now, though ephemeral events wait for a reader."""
+        if start == "now":
+            start = {"cursor": self._subscriptions.log.cursor(self._hub.head)}
+        return self._follow(_interest(patterns, start))
+
+    async def _follow(self, interest: Interest) -> AsyncIterator[Delivered]:
+        async with following(self._subscriptions, interest, self._tasks) as sink:
             while True:
                 event, position = await sink.take()
                 yield delivered(event, self._subscriptions.log.cursor(position))

@@ -12,6 +12,10 @@ from ksi_daemon.database.log_writer import COLUMNS, KINDS, from_row
 PAGE: Final = 1000
 """Rows of one hop to a reader: a snapshot is never held longer."""
 PAGE_BYTES: Final = 4 * 1024 * 1024
+REPLY_BYTES: Final = 1536 * 1024
+"""Of the events of one reply, about: lists page by bytes, too."""
+_REPLY_STEP: Final = 100
+_REPLY_OVERHEAD: Final = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,23 +83,41 @@ class EventLog:
 
     async def stream(
         self, stream: str, *, from_version: int | None, backwards: bool, limit: int
-    ) -> Sequence[StoredEvent]:
-        """Read events of a stream in order of version, or against it."""
+    ) -> tuple[Sequence[StoredEvent], bool]:
+        """Read events of a stream in order of version, or against it; tell whether there may be more."""
         order, sign = ("DESC", "<=") if backwards else ("ASC", ">=")
         start = from_version if from_version is not None else (2**62 if backwards else 1)
         sql = (
             f"SELECT {COLUMNS} FROM log WHERE stream = ? AND version {sign} ? "  # noqa: S608
             f"ORDER BY version {order} LIMIT ?"
         )
-        return [from_row(row) for row in await self._database.read(sql, (stream, start, limit))]
+        return await self._read_reply(sql, (stream, start), limit)
 
-    async def query(self, query: LogQuery) -> Sequence[StoredEvent]:
-        """Search the log."""
+    async def query(self, query: LogQuery) -> tuple[Sequence[StoredEvent], bool]:
+        """Search the log; tell whether there may be more."""
         where, parameters = _where(query)
         order = "DESC" if query.reverse else "ASC"
         sql = f"SELECT {COLUMNS} FROM log WHERE {where} ORDER BY seq {order} LIMIT ?"  # noqa: S608
-        rows = await self._database.read(sql, (*parameters, query.limit))
-        return [from_row(row) for row in rows]
+        return await self._read_reply(sql, parameters, query.limit)
+
+    async def _read_reply(
+        self, sql: str, parameters: Sequence[Any], limit: int
+    ) -> tuple[Sequence[StoredEvent], bool]:
+        """Read at most ``limit`` events, and no more bytes than a reply takes."""
+        events: list[StoredEvent] = []
+        size = 0
+        async with (
+            self._database.reader() as reader,
+            reader.connection.execute(sql, (*parameters, limit)) as cursor,
+        ):
+            while rows := await cursor.fetchmany(_REPLY_STEP):
+                for row in rows:
+                    event = from_row(row)
+                    size += len(event.data) + _REPLY_OVERHEAD
+                    if events and size > REPLY_BYTES:
+                        return events, True
+                    events.append(event)
+        return events, len(events) == limit
 
     async def position_at(self, time_us: int) -> int:
         """Give the seq before the first event at or after a time; the head where there is none."""

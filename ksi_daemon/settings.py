@@ -1,13 +1,15 @@
 """Settings: environment ``KSI_*`` over ksi.toml over the user's and the system's over defaults."""
 
 import difflib
+import json
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -50,6 +52,12 @@ class Limits(Section):
     disk_free_bytes: int = Field(500 * 1024 * 1024, ge=0, description="Below this, health is degraded.")
 
 
+def _folders(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return json.loads(value) if value.startswith("[") else [part for part in value.split(os.pathsep) if part]
+
+
 class Settings(BaseSettings):
     """Everything that can be set."""
 
@@ -63,7 +71,10 @@ class Settings(BaseSettings):
 
     strict: bool = Field(default=False, description="Bugs in handlers end the daemon; for tests.")
     load_plugins: str | None = Field(None, description="Only these plugins, by name, parted by commas.")
-    plugins_dir: list[Path] = Field(default_factory=list, description="More folders of single-file plugins.")
+    plugins_dir: Annotated[list[Path], NoDecode, BeforeValidator(_folders)] = Field(
+        default_factory=list,
+        description="More folders of single-file plugins; in the environment parted by ':'.",
+    )
     log: LogSettings = LogSettings()
     limits: Limits = Limits()
     plugins: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Tables of plugins.")

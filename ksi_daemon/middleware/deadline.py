@@ -5,6 +5,7 @@ from time import monotonic
 from typing import Final
 
 from ksi_common.envelope import Caller, EventEnvelope
+from ksi_common.errors import DeadlineExceeded
 from ksi_daemon.outcomes import Endpoint, Send
 
 TICK_S: Final = 0.1
@@ -26,12 +27,16 @@ class Deadline:
                 await call_next(envelope, send)
                 return
             timeout_s = self._default_s
+        inherited = envelope.deadline is not None
         deadline = monotonic() + timeout_s  # the loop's clock; asking for the loop would cost a getpid
         if envelope.deadline is None or deadline < envelope.deadline:
             envelope.deadline = deadline
         caller = envelope.caller
         if caller is None:
-            await _within(envelope, send, call_next)
+            if inherited and envelope.timeout_s is None:  # the caller's own deadline holds
+                await call_next(envelope, send)
+            else:
+                await _within(envelope, send, call_next)
             return
         slot = self._wheel.add(envelope.deadline, caller)
         try:
@@ -41,11 +46,13 @@ class Deadline:
 
 
 async def _within(envelope: EventEnvelope, send: Send, call_next: Endpoint) -> None:
-    if envelope.timeout_s is None:  # the caller's own deadline holds
-        await call_next(envelope, send)
-        return
-    async with asyncio.timeout_at(envelope.deadline):
-        await call_next(envelope, send)
+    try:
+        async with asyncio.timeout_at(envelope.deadline) as limit:
+            await call_next(envelope, send)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise DeadlineExceeded(f"{envelope.event} took too long", reason="deadline") from None
 
 
 class DeadlineWheel:

@@ -1,13 +1,17 @@
 """Count and time what is handled; a line of log each only where that is asked for."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from time import perf_counter
+from functools import partial
+from time import monotonic, perf_counter
 
 import structlog
 
 from ksi_common.envelope import EventEnvelope
+from ksi_common.errors import Cancelled, DeadlineExceeded
 from ksi_daemon.outcomes import Endpoint, Failed, Outcome, Send
+from ksi_daemon.supervisor import attempt
 
 log = structlog.get_logger()
 
@@ -25,10 +29,14 @@ class EventStatistics:
 
 
 class Observation:
-    """Keep figures by event name. Only declared names are kept, so they cannot grow without bound."""
+    """Keep figures by event name. Only declared names are kept, so they cannot grow without bound.
+
+    ``observers`` is looked at anew for each event: those of a plugin refused late are taken out of it.
+    """
 
     def __init__(self, *, log_requests: bool, observers: Sequence[Observer] = ()) -> None:
-        self._observers = (*observers, _log_line) if log_requests else tuple(observers)
+        self._plugins = observers
+        self._own: Sequence[Observer] = (_log_line,) if log_requests else ()
         self._by_event: dict[str, EventStatistics] = {}
 
     @property
@@ -39,7 +47,7 @@ class Observation:
     async def __call__(self, envelope: EventEnvelope, send: Send, call_next: Endpoint) -> None:
         """Measure the rest of the way."""
         start = perf_counter()
-        if self._observers:
+        if self._plugins or self._own:
             await self._observed(envelope, send, call_next, start)
             return
         failed = True
@@ -61,13 +69,19 @@ class Observation:
         try:
             await call_next(envelope, watch)
         except BaseException as error:
-            code = getattr(error, "code", "INTERNAL")
+            code = _code(error, envelope)
             raise
         finally:
             took = perf_counter() - start
             self._count(envelope, took, failed=code != "OK")
-            for observe in self._observers:
-                observe(envelope, took, code)
+            # After the answer, which on failure is given by a layer further out.
+            asyncio.get_running_loop().call_soon(self._tell, envelope, took, code)
+
+    def _tell(self, envelope: EventEnvelope, took: float, code: str) -> None:
+        for observe in (*self._own, *self._plugins):
+            error = attempt(partial(observe, envelope, took, code))
+            if isinstance(error, BaseException):
+                log.error("observer.failed", handled=envelope.event, error=repr(error))
 
     def _count(self, envelope: EventEnvelope, took: float, *, failed: bool) -> None:
         if envelope.spec is None:
@@ -78,6 +92,13 @@ class Observation:
         figures.handled += 1
         figures.failed += failed
         figures.seconds += took
+
+
+def _code(error: BaseException, envelope: EventEnvelope) -> str:
+    if isinstance(error, asyncio.CancelledError):
+        late = envelope.deadline is not None and monotonic() >= envelope.deadline
+        return DeadlineExceeded.code if late else Cancelled.code
+    return str(getattr(error, "code", "INTERNAL"))
 
 
 def _log_line(envelope: EventEnvelope, took: float, code: str) -> None:

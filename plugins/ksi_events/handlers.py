@@ -97,11 +97,10 @@ async def append(request: Append, database: Database, log: EventLog, catalog: Ca
 async def read(request: Read, log: EventLog) -> StreamEvents:
     """Read a stream, by pages."""
     backwards = request.direction == "backwards"
-    stored = await log.stream(
+    stored, more = await log.stream(
         request.stream, from_version=request.from_version, backwards=backwards, limit=request.limit
     )
     events = [_event(event, log) for event in stored]
-    more = len(events) == request.limit
     last = (stored[-1].version or 0) if stored else 0
     return StreamEvents(
         stream=request.stream,
@@ -114,7 +113,7 @@ async def read(request: Read, log: EventLog) -> StreamEvents:
 @handler
 async def query(request: Query, log: EventLog) -> Events:
     """Search the log, by pages."""
-    stored = await log.query(
+    stored, more = await log.query(
         LogQuery(
             patterns=request.patterns,
             stream=request.stream,
@@ -129,9 +128,7 @@ async def query(request: Query, log: EventLog) -> Events:
         )
     )
     events = [_event(event, log) for event in stored]
-    return Events(
-        events=events, count=len(events), next=events[-1].cursor if len(events) == request.limit else None
-    )
+    return Events(events=events, count=len(events), next=events[-1].cursor if more else None)
 
 
 @handler

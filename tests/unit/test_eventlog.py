@@ -9,7 +9,7 @@ import pytest
 from ksi_common.envelope import StoredEvent, event_context
 from ksi_daemon import eventlog
 from ksi_daemon.database import Database
-from ksi_daemon.eventlog import EventLog, LogQuery
+from ksi_daemon.eventlog import REPLY_BYTES, EventLog, LogQuery
 from ksi_daemon.testing import FakeClock
 from tests.support.databases import Heard, envelope, opened, tell
 
@@ -125,7 +125,7 @@ async def test_a_stream_is_read_either_way(
     log: EventLog, options: dict[str, Any], expected: list[str]
 ) -> None:
     given: dict[str, Any] = {"from_version": None, "backwards": False, "limit": 100, **options}
-    assert ids(await log.stream("s", **given)) == expected
+    assert ids((await log.stream("s", **given))[0]) == expected
 
 
 @pytest.mark.usefixtures("told")
@@ -153,13 +153,13 @@ async def test_a_stream_is_read_either_way(
     ],
 )
 async def test_the_log_answers_questions(log: EventLog, query: LogQuery, expected: list[str]) -> None:
-    assert ids(await log.query(query)) == expected
+    assert ids((await log.query(query))[0]) == expected
 
 
 async def test_an_underscore_in_a_pattern_means_itself(log: EventLog, database: Database) -> None:
     for event in ("a:b_c", "a:bxc"):
         await database.write(tell(event, event))
-    assert ids(await log.query(LogQuery(patterns=["a:b_*"]))) == ["a:b_c"]
+    assert ids((await log.query(LogQuery(patterns=["a:b_*"])))[0]) == ["a:b_c"]
     assert ids((await log.page(0, 2, ["a:b_*"], None)).events) == ["a:b_c"]
 
 
@@ -181,3 +181,15 @@ async def test_in_an_empty_log_every_time_is_its_beginning(log: EventLog) -> Non
 async def test_a_cursor_names_the_log_and_the_position(log: EventLog, database: Database) -> None:
     assert log.log_id == database.log_id
     assert log.cursor(7) == f"{database.log_id}-7"
+
+
+async def test_a_reply_ends_where_it_has_bytes_enough_and_says_that_there_is_more(
+    log: EventLog, database: Database
+) -> None:
+    data = b'{"text":"' + b"x" * (REPLY_BYTES // 3) + b'"}'
+    for number in range(5):
+        await database.write(lambda tx, number=number: tx.tell_raw("a:b", data, event_id=str(number)))  # type: ignore[misc]
+    events, more = await log.query(LogQuery(reverse=False))
+    assert (ids(events), more) == (["0", "1"], True)
+    events, more = await log.query(LogQuery(reverse=False, after=4))
+    assert (ids(events), more) == (["4"], False)
