@@ -28,7 +28,9 @@ class Section(BaseModel):
 class LogSettings(Section):
     """What is written to the log."""
 
-    level: Literal["debug", "info", "warning", "error"] = "info"
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="What matters less is not written: debug, info, warning or error."
+    )
     requests: bool = Field(
         default=False, description="A line for each event handled. Costs more than the event."
     )
@@ -37,9 +39,9 @@ class LogSettings(Section):
 
 
 class Limits(Section):
-    """Where to stop. Seconds and bytes; precedents in docs/reference/limits.md."""
+    """Where to stop. Seconds and bytes."""
 
-    connections: int = Field(4096, ge=1)
+    connections: int = Field(4096, ge=1, description="Connections at once; one more is told so and closed.")
     in_flight: int = Field(128, ge=1, description="Requests of one connection that are not answered yet.")
     streams: int = Field(1024, ge=1, description="Streams of one connection.")
     handler_s: float = Field(30.0, gt=0, description="A request's time, where its caller gives none.")
@@ -90,7 +92,7 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Read environment and TOML files; no .env: the working directory is nobody's to trust."""
         del dotenv_settings, file_secret_settings
-        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls))
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, deep_merge=True))
 
 
 def load_settings(paths: Paths) -> Settings:
