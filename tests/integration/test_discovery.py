@@ -82,9 +82,8 @@ async def test_what_is_not_listed_is_not_found_and_what_is_listed_is_handled(ksi
 async def test_a_plugins_event_is_described_as_it_declares_it(write_plugin: WritePlugin) -> None:
     async with running_daemon(plugins=[write_plugin(RICH, "rich")]) as ksi:
         found = await ksi.call_raw("system:discover", {"namespace": "rich"})
-        hidden = await ksi.connect().__aenter__()
-        refused = await hidden.call("rich:hidden")
-        hidden.close()
+        async with ksi.connect() as wire:
+            refused = await wire.call("rich:hidden")
     (make,) = found["events"]["rich"]
     (broken,) = found["notifications"]["rich"]
     assert (make["event"], make["kind"], make["plugin"], make["version"]) == (
@@ -131,10 +130,9 @@ async def test_a_namespace_alone_can_be_listed(ksi: RunningDaemon) -> None:
 async def test_every_event_and_every_field_that_is_sent_is_described(ksi: RunningDaemon) -> None:
     found = await ksi.call_raw("system:discover")
     assert [event["event"] for event in (*asked(found), *told(found)) if not event["summary"]] == []
-    fields = [
-        (event["event"], name, field) for event in asked(found) for name, field in event["parameters"].items()
-    ]
-    assert [(event, name) for event, name, field in fields if not field["description"]] == []
+    for event in asked(found):
+        bare = [name for name, field in event["parameters"].items() if not field["description"]]
+        assert (event["event"], bare) == (event["event"], [])
 
 
 async def test_every_example_is_answered_as_declared(write_plugin: WritePlugin) -> None:
@@ -263,9 +261,8 @@ def broken(old: Described, new: Described) -> Iterator[str]:
             yield from (f"{name}: {found}" for found in broken_for_readers(was["schema"], now["schema"]))
         else:
             yield from (f"{name}: {found}" for found in broken_for_writers(was["schema"], now["schema"]))
-            yield from (
-                f"{name}: answer: {found}" for found in broken_for_readers(was["reply"], now["reply"])
-            )
+            answer = broken_for_readers(was["reply"], now["reply"])
+            yield from (f"{name}: answer: {found}" for found in answer)
             yield from behaves_otherwise(was, now)
 
 
@@ -306,5 +303,5 @@ async def send_as_it_is(wire: Wire, example: Described) -> Described:
 def is_as_declared(event: Described, answer: Described) -> bool:
     """Tell whether this is how an event may be answered: a reply, a mark or item, or an error of its own."""
     if answer["type"] == "error":
-        return answer["error"]["code"] in event["errors"]
-    return answer["type"] == ("reply" if event["kind"] == "request" else "caught_up")
+        return bool(answer["error"]["code"] in event["errors"])
+    return bool(answer["type"] == ("reply" if event["kind"] == "request" else "caught_up"))
