@@ -45,7 +45,7 @@ class LogWriter:
         self._rows: list[tuple[Any, ...]] = []
         self._ids: dict[str, StoredEvent] = {}
         self._versions: dict[str, int] = {}
-        self._touched: list[tuple[str, int | None]] = []
+        self._touched: list[tuple[str, int]] = []
         row = connection.execute("SELECT seq, chain FROM log ORDER BY seq DESC LIMIT 1").fetchone()
         self.seq: int = row[0] if row else 0
         self.chain: bytes = row[1] if row else EMPTY_CHAIN
@@ -63,10 +63,7 @@ class LogWriter:
             self._ids.pop(row[1], None)
         del self._rows[rows:]
         for stream, version in reversed(self._touched):
-            if version is None:
-                self._versions.pop(stream, None)
-            else:
-                self._versions[stream] = version
+            self._versions[stream] = version
         self._touched.clear()
 
     def append(self, event: StoredEvent, *, named: bool = False) -> None:

@@ -129,14 +129,10 @@ class Followed:
         await asyncio.wait(following)
 
     async def tell(self, *ids: str, event: str = "demo:told", **options: Any) -> None:
-        """Store events in one commit; they are published when this returns."""
-        units = [tell(event_id, event, **options) for event_id in ids]
-
-        def unit(tx: Any) -> None:
-            for each in units:
-                each(tx)
-
-        await self.database.write(unit)
+        """Store events, as few as fit into a group in one commit; they are published when this returns."""
+        stored = [self.database.write(tell(event_id, event, **options)) for event_id in ids]
+        for each in stored:
+            await each
 
     def pass_by(self, event_id: str, event: str = "demo:passing", stream: str | None = None) -> None:
         """Tell an ephemeral event."""

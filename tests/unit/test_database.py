@@ -17,6 +17,7 @@ from ksi_common.errors import FailedPrecondition, InternalError, ResourceExhaust
 from ksi_common.messages import Message, Request
 from ksi_daemon.database import Database, Transaction, core
 from ksi_daemon.database.errors import StoreUnavailable, UnitInterrupted
+from ksi_daemon.database.migrations import CORE, migrate, scripts
 from tests.support.databases import (
     Heard,
     envelope,
@@ -356,6 +357,34 @@ async def test_a_core_of_a_newer_version_is_refused_and_not_one_byte_is_changed(
             pass
     assert {file: file.read_bytes() for file in left} == left
     assert rows(database.path, "SELECT min(version) > 1000 FROM schema_versions") == [(1,)]
+
+
+async def test_a_migration_of_the_core_that_cannot_be_made_lets_go_of_the_file(tmp_path: Path) -> None:
+    left_by_the_first_version(tmp_path / "db" / "ksi.db")
+    (tmp_path / "backups").touch()
+    with pytest.raises(FileExistsError):
+        async with opened(tmp_path, Heard()):
+            pass
+    (tmp_path / "backups").unlink()
+    async with opened(tmp_path, Heard()) as database:
+        await database.write(put(1))
+
+
+def left_by_the_first_version(path: Path) -> None:
+    path.parent.mkdir()
+    connection = sqlite3.connect(path, isolation_level=None)
+    first = {1: scripts("ksi_daemon.database")[1]}
+    migrate(connection, CORE, first, backups=path.parent)
+    connection.close()
+
+
+def test_after_the_loop_nobody_is_left_to_be_told(tmp_path: Path, heard: Heard) -> None:
+    async def use() -> Database:
+        async with opened(tmp_path, heard) as database:
+            return database
+
+    asyncio.run(use())._deliver([], 7)
+    assert heard.heads == []
 
 
 async def test_the_row_of_a_request_joins_its_unit(database: Database, heard: Heard) -> None:

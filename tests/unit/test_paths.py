@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ksi_common import paths
 from ksi_common.paths import MAX_SOCKET_PATH, Paths, default_home, runtime_dir
 
 
@@ -16,22 +17,22 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_layout_is_that_of_var() -> None:
-    paths = Paths(Path("/home/k/var"))
+    var = Paths(Path("/home/k/var"))
     names = {
-        paths.run: "run",
-        paths.socket: "run/daemon.sock",
-        paths.pid_file: "run/ksi_daemon.pid",
-        paths.lock: "run/lock",
-        paths.breadcrumb: "run/breadcrumb",
-        paths.database: "db/ksi.db",
-        paths.backups: "backups",
-        paths.log: "logs/daemon/ksi.jsonl",
-        paths.blobs: "blobs",
-        paths.plugins: "../plugins",
-        paths.config: "../ksi.toml",
+        var.run: "run",
+        var.socket: "run/daemon.sock",
+        var.pid_file: "run/ksi_daemon.pid",
+        var.lock: "run/lock",
+        var.breadcrumb: "run/breadcrumb",
+        var.database: "db/ksi.db",
+        var.backups: "backups",
+        var.log: "logs/daemon/ksi.jsonl",
+        var.blobs: "blobs",
+        var.plugins: "../plugins",
+        var.config: "../ksi.toml",
     }
     for path, name in names.items():
-        assert path == Path(os.path.normpath(paths.home / name))
+        assert path == Path(os.path.normpath(var.home / name))
 
 
 def test_the_socket_can_be_named_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,6 +75,16 @@ def test_the_home_is_the_one_that_is_named(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_the_home_of_a_checkout_is_its_var() -> None:
     assert default_home() == Path(__file__).resolve().parents[2] / "var"
+
+
+@pytest.mark.parametrize(("data_home", "home"), [("/xdg", "/xdg/ksi"), (None, "~/.local/share/ksi")])
+def test_the_home_of_an_installation_is_among_the_users_data(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data_home: str | None, home: str
+) -> None:
+    monkeypatch.setattr(paths, "__file__", str(tmp_path / "site-packages" / "ksi_common" / "paths.py"))
+    if data_home is not None:
+        monkeypatch.setenv("XDG_DATA_HOME", data_home)
+    assert default_home() == Path(home).expanduser()
 
 
 def test_sockets_go_to_a_folder_of_the_user_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -121,6 +121,14 @@ def test_an_id_that_can_be_read_is_answered_under() -> None:
     assert malformed(dumps({"id": "x" * (MAX_ID + 1)})).id is None
 
 
+def test_an_id_beside_json_that_is_refused_is_answered_under() -> None:
+    deep = b"[" * 100 + b"]" * 100
+    for data in (b'{"n":9007199254740993}', b'{"n":%b}' % deep):
+        assert malformed(b'{"id":"x","event":"a:b","data":%b}' % data).id == "x"
+    for line in (b'{"id":"x","n":NaN}', b'[{"id":"x"},9007199254740993]'):
+        assert malformed(line).id is None
+
+
 def test_an_id_has_a_limit() -> None:
     assert called(dumps({"event": "a:b", "id": "x" * MAX_ID})).id == "x" * MAX_ID
     assert malformed(dumps({"event": "a:b", "id": "x" * (MAX_ID + 1)})).error.details["field"] == "id"

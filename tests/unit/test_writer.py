@@ -305,6 +305,16 @@ def test_a_commit_that_fails_otherwise_is_tried_again_one_by_one(
     assert desk.failures == []
 
 
+def test_a_unit_whose_rows_cannot_be_written_is_told_why(desk: Bench) -> None:
+    """It takes an id for other content that was made in the same unit, where nobody looks for it."""
+
+    def guilty(tx: Transaction) -> None:
+        made = tell(data=b"[]")(tx)
+        tell(made.event_id)(tx)
+
+    assert isinstance(in_between(desk, guilty).error, sqlite3.IntegrityError)
+
+
 def test_where_even_the_rollback_fails_nothing_more_is_written(
     faulty: tuple[Bench, Callable[..., None]],
 ) -> None:
