@@ -239,10 +239,19 @@ class Connection(asyncio.Protocol):
             self._tasks.discard(exchange.task)
             exchange.release()
 
-    def finished(self, exchange: Exchange) -> None:
-        """Free the id of an exchange that has its answer."""
+    def answer(self, exchange: Exchange, line: bytes) -> None:
+        """Send the one terminal frame of an exchange, and free its id.
+
+        The last request at work does not wait for the end of the turn: nothing would join it.
+        """
+        waiting = bool(self._out)
+        self._out.append(line)
         self._exchanges.pop(exchange.ident, None)
         self._streams -= exchange.stream
+        if self.idle:
+            self._flush()
+        elif not waiting:
+            self._loop.call_soon(self._flush)
         if self._last_words is not None:
             self._end_if_done()
         if self._server.closing:

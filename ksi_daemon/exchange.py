@@ -123,8 +123,7 @@ class Exchange:
 
     def _finish(self, line: bytes) -> None:
         self.answered = True
-        self._connection.write(line)
-        self._connection.finished(self)
+        self._connection.answer(self, line)
 
 
 class ConnectionSink:
