@@ -150,7 +150,8 @@ async def test_hook_ksi_migrations(write_plugin: WritePlugin, tmp_path: Path) ->
 
     @handler
     async def keep(request: Keep, database: Database) -> Said:
-        await database.write(lambda tx: tx.execute("INSERT INTO probe_words (word) VALUES (?)", (request.word,)))
+        row = (request.word,)
+        await database.write(lambda tx: tx.execute("INSERT INTO probe_words (word) VALUES (?)", row))
         return Said(text=request.word)
 
     @handler

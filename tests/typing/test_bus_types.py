@@ -1,4 +1,4 @@
-"""What a plugin's bus promises to a type checker. mypy reads this: an ignore that it does not need is an error."""
+"""What a bus promises to a type checker. mypy reads this; an ignore too many is an error."""
 
 from collections.abc import AsyncIterator, Mapping
 from typing import assert_type
