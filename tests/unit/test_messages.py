@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from ksi_common.errors import NotFound
+from ksi_common.events.types import EventPattern, Time
 from ksi_common.messages import (
     EventSpec,
     Message,
@@ -149,6 +150,20 @@ def test_the_beginning_of_a_name_and_a_star_are_a_pattern(pattern: str) -> None:
 )
 def test_a_star_elsewhere_is_no_pattern(pattern: str) -> None:
     assert not is_event_pattern(pattern)
+
+
+class Follow(Message):
+    pattern: EventPattern = "*"
+    since: Time = "2026-01-31T12:00:00Z"
+
+
+@pytest.mark.parametrize(
+    "data", [{"pattern": "a*b"}, {"since": "yesterday"}, {"since": "2026-01-31T12:00:00"}]
+)
+def test_fields_of_these_types_are_checked(data: dict[str, str]) -> None:
+    Follow.model_validate({"pattern": "a:*", "since": "2026-01-31T12:00:00+02:00"})
+    with pytest.raises(ValidationError, match="value_error"):
+        Follow.model_validate(data)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import sqlite3  # noqa: TID251 -- what the writer makes of its errors
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -356,7 +357,17 @@ def test_the_writer_goes_on_where_its_wal_cannot_be_looked_at(tmp_path: Path) ->
         assert [desk.group(put(n))[0].error for n in range(3)] == [None] * 3
 
 
-async def test_the_wal_is_checkpointed_in_idle_moments(tmp_path: Path) -> None:
+def test_the_wal_is_checkpointed_once_in_an_idle_moment(desk: Bench) -> None:
+    ran: SimpleQueue[str] = SimpleQueue()
+    desk.connection.set_trace_callback(ran.put)
+    desk.group(put(1))
+    statements = [ran.get(timeout=5) for _ in range(6)]
+    assert statements[-2:] == ["COMMIT", "PRAGMA wal_checkpoint(PASSIVE)"]
+    desk.group(put(2))
+    assert ran.get(timeout=5) == "BEGIN IMMEDIATE"
+
+
+async def test_the_wal_is_checkpointed_at_the_end(tmp_path: Path) -> None:
     with bench(tmp_path) as desk:
         desk.group(put(1))
     async with AsyncSQLiteDB(tmp_path / "ksi.db") as db:
