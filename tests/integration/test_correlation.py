@@ -1,9 +1,9 @@
 """What one request leads to carries its correlation id, everywhere; what it did not lead to never does."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -137,8 +137,10 @@ async def chain(write_plugin: WritePlugin) -> AsyncIterator[RunningDaemon]:
 
 async def first(ksi: RunningDaemon, pattern: str) -> Delivered:
     """Wait for the first event that matches, ever."""
-    async with asyncio.timeout(PATIENCE_S), aclosing(ksi.bus.subscribe(pattern, start="beginning")) as told:
-        return await anext(told)
+    told = ksi.bus.subscribe(pattern, start="beginning")
+    # The bus promises an iterator; it gives a generator, which is closed here rather than by the collector.
+    async with asyncio.timeout(PATIENCE_S), aclosing(cast("AsyncGenerator[Delivered, None]", told)) as events:
+        return await anext(events)
 
 
 async def logged(ksi: RunningDaemon, correlation_id: str) -> dict[str, event.Event]:

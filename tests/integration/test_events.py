@@ -45,7 +45,14 @@ def numbers(events: Sequence[dict[str, Any]]) -> list[Any]:
 
 
 async def test_what_is_published_is_in_the_log_as_it_was_sent(ksi: RunningDaemon) -> None:
-    data = {"n": 1, "f": 1.0, "null": None, "text": "世界", "list": [[], {}], "": {"a:b": True}}
+    data: dict[str, Any] = {
+        "n": 1,
+        "f": 1.0,
+        "null": None,
+        "text": "世界",
+        "list": [[], {}],
+        "": {"a:b": True},
+    }
     async with ksi.connect() as wire:
         answer = await wire.call(
             "event:publish",
