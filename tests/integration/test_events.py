@@ -253,6 +253,15 @@ async def test_an_append_twice_is_one(ksi: RunningDaemon) -> None:
     assert len(ksi.events("demo:told")) == 3
 
 
+@pytest.mark.xfail(strict=True, reason="the version is not looked at where the first event is known")
+async def test_an_append_that_is_new_in_part_needs_its_version_too(ksi: RunningDaemon) -> None:
+    known = {"event": "demo:told", "event_id": "known"}
+    await ksi.call_raw("event:append", {"stream": "demo/1", "events": [known]})
+    new = {"stream": "demo/1", "events": [known, {"event": "demo:more"}], "expected_version": 0}
+    assert (await refused(ksi, "event:append", new))[0] == "FAILED_PRECONDITION"
+    assert ksi.events("demo:more") == []
+
+
 async def test_streams_are_counted_each_on_its_own(ksi: RunningDaemon) -> None:
     versions = [
         (await append(ksi, stream, n))["version"]
