@@ -3,15 +3,17 @@
 import asyncio
 import re
 import sqlite3
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import aiosqlite
 
 from ksi_common.errors import FailedPrecondition
+
+T = TypeVar("T")
 
 Parameters = Sequence[Any] | Mapping[str, Any]
 
@@ -90,6 +92,13 @@ class AsyncSQLiteDB:
         """Run a query; give all its rows. One hop to the thread of the connection."""
         return list(await self.connection.execute_fetchall(sql, parameters))
 
+    async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Run ``function`` in the thread of the connection: one hop, whatever number of rows it looks at."""
+        connection = self.connection
+        # aiosqlite has no public way to do more than one thing in a hop.
+        execute: Callable[..., Awaitable[T]] = connection._execute  # noqa: SLF001
+        return await execute(function, connection._conn)  # noqa: SLF001
+
     async def fetch_one(self, sql: str, parameters: Parameters = ()) -> sqlite3.Row | None:
         """Run a query; give its first row."""
         rows = await self.fetch(sql, parameters)
@@ -167,8 +176,8 @@ def pragmas(*, read_only: bool) -> Iterable[str]:
 def statements(script: str) -> Iterable[str]:
     """Cut a script into its statements (``executescript`` would commit an open transaction)."""
     statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
+    for piece in re.split(r"(?<=;)", script):
+        statement += piece
         if sqlite3.complete_statement(statement):
             yield statement.strip()
             statement = ""

@@ -7,7 +7,6 @@ Exit codes: 0 stopped as asked, 1 cannot start or had to end, 4 another daemon h
 import argparse
 import asyncio
 import gc
-import os
 import resource
 import signal
 import sys
@@ -19,10 +18,10 @@ import structlog
 from ksi_common.async_db import SchemaTooNew
 from ksi_common.errors import KSIError
 from ksi_common.paths import Paths, default_home
+from ksi_daemon import notify
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.lock import HomeLocked, home_lock
 from ksi_daemon.logs import logging_to
-from ksi_daemon.notify import notify
 from ksi_daemon.settings import Settings, load_settings
 
 log = structlog.get_logger()
@@ -55,7 +54,7 @@ def _serve(paths: Paths, settings: Settings, *, recovered: bool) -> int:
         _run_to_end(_run(daemon, recovered=recovered))
     except* Exception as group:
         error = _first(group)
-        log.exception("daemon.failed")
+        log.error("daemon.failed", error=str(error), exc_info=not isinstance(error, KSIError))
     if error is None:
         log.info("daemon.stopped")
         return 0
@@ -95,11 +94,12 @@ async def _run(daemon: Daemon, *, recovered: bool) -> None:
             loop.add_signal_handler(number, daemon.lifecycle.stop, signal.Signals(number).name, grace_s)
         settle_memory()
         log.info("daemon.ready", socket=str(daemon.paths.socket), plugins=len(daemon.assembly.loaded))
-        notify("READY=1", f"STATUS=serving on {daemon.paths.socket}")
+        loop.add_signal_handler(signal.SIGHUP, log.info, "daemon.hung_up")  # a terminal's end is not ours
+        notify.ready(f"serving on {daemon.paths.socket}")
         _feed_watchdog(loop)
 
     await daemon.serve(recovered=recovered, ready=ready)
-    notify("STOPPING=1")
+    notify.stopping("stopped")
 
 
 def raise_file_limit() -> None:
@@ -121,10 +121,10 @@ def settle_memory() -> None:
 
 def _feed_watchdog(loop: asyncio.AbstractEventLoop) -> None:
     """Tell whoever watches (systemd, or our supervisor) twice per interval that the loop turns."""
-    interval_us = os.environ.get("WATCHDOG_USEC", "")
-    if interval_us.isdigit():
-        notify("WATCHDOG=1")
-        loop.call_later(int(interval_us) / 2_000_000, _feed_watchdog, loop)
+    interval_s = notify.watchdog_interval_s()
+    if interval_s is not None:
+        notify.watchdog()
+        loop.call_later(interval_s, _feed_watchdog, loop)
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

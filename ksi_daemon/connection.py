@@ -100,14 +100,16 @@ class Connection(asyncio.Protocol):
         """Take what the client sent; the work that it asks for begins in the order sent."""
         if self._ending:
             return
+        ended = False
         for frame in self._frames.receive(data):
+            ended = True
             if type(frame) is Call:
                 self._call(frame)
             elif type(frame) is Malformed:
                 self._malformed(frame)
             elif type(frame) is Cancel:
                 self._cancel(frame.id)
-        if self._frames.partial is not (self._partial_timer is not None):
+        if ended or (self._partial_timer is None) is self._frames.partial:
             self._watch_partial_line()
 
     def eof_received(self) -> bool:

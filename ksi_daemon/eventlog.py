@@ -6,15 +6,14 @@ from typing import Any, Final
 
 from ksi_common.envelope import StoredEvent
 from ksi_common.messages import matches
-from ksi_daemon.database import Database
+from ksi_daemon.database import Connection, Database
 from ksi_daemon.database.log_writer import COLUMNS, KINDS, from_row
 
 PAGE: Final = 1000
 """Rows of one hop to a reader: a snapshot is never held longer."""
 PAGE_BYTES: Final = 4 * 1024 * 1024
-REPLY_BYTES: Final = 1536 * 1024
+REPLY_BYTES: Final = 1920 * 1024
 """Of the events of one reply, about: lists page by bytes, too."""
-_REPLY_STEP: Final = 100
 _REPLY_OVERHEAD: Final = 600
 
 
@@ -63,17 +62,24 @@ class EventLog:
     ) -> LogPage:
         """Read notifications of ``after < seq <= until`` that match, from at most ``limit`` rows."""
         sql = f"SELECT {COLUMNS} FROM log WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?"  # noqa: S608
-        rows = await self._database.read(sql, (after, until, limit))
         wanted = _Names(patterns)
-        events: list[StoredEvent] = []
-        size = 0
-        for row in rows:
-            if row["kind"] == 0 and row["name"] in wanted and (stream is None or row["stream"] == stream):
-                events.append(from_row(row))
-                size += len(events[-1].data)
-                if size > PAGE_BYTES:
-                    return LogPage(events, row["seq"])
-        return LogPage(events, rows[-1]["seq"] if len(rows) == limit else until)
+
+        def cut(connection: Connection) -> LogPage:
+            """Stop where there are bytes enough, before the next row is read."""
+            events: list[StoredEvent] = []
+            last = size = rows = 0
+            for row in connection.execute(sql, (after, until, limit)):
+                rows += 1
+                last = row[0]
+                if row[2] == 0 and row[3] in wanted and (stream is None or row[4] == stream):
+                    events.append(from_row(row))
+                    size += len(events[-1].data)
+                    if size > PAGE_BYTES:
+                        return LogPage(events, last)
+            return LogPage(events, last if rows == limit else until)
+
+        async with self._database.reader() as reader:
+            return await reader.run(cut)
 
     async def get(self, event_id: str) -> StoredEvent | None:
         """Read one event by its id."""
@@ -104,20 +110,20 @@ class EventLog:
         self, sql: str, parameters: Sequence[Any], limit: int
     ) -> tuple[Sequence[StoredEvent], bool]:
         """Read at most ``limit`` events, and no more bytes than a reply takes."""
-        events: list[StoredEvent] = []
-        size = 0
-        async with (
-            self._database.reader() as reader,
-            reader.connection.execute(sql, (*parameters, limit)) as cursor,
-        ):
-            while rows := await cursor.fetchmany(_REPLY_STEP):
-                for row in rows:
-                    event = from_row(row)
-                    size += len(event.data) + _REPLY_OVERHEAD
-                    if events and size > REPLY_BYTES:
-                        return events, True
-                    events.append(event)
-        return events, len(events) == limit
+
+        def cut(connection: Connection) -> tuple[Sequence[StoredEvent], bool]:
+            events: list[StoredEvent] = []
+            size = 0
+            for row in connection.execute(sql, (*parameters, limit)):
+                event = from_row(row)
+                size += len(event.data) + _REPLY_OVERHEAD
+                if events and size > REPLY_BYTES:
+                    return events, True
+                events.append(event)
+            return events, len(events) == limit
+
+        async with self._database.reader() as reader:
+            return await reader.run(cut)
 
     async def position_at(self, time_us: int) -> int:
         """Give the seq before the first event at or after a time; the head where there is none."""

@@ -55,7 +55,10 @@ async def ksi_shutdown() -> None:
 
 @hookspec
 async def ksi_handle_event(event: str, data: Mapping[str, Any], context: EventEnvelope) -> Any:
-    """Answer an event that no class declares, with an object; None passes it on to the next plugin."""
+    """Answer an event that no class declares, with an object; None passes it on to the next plugin.
+
+    The plugin loaded last is asked first, as pluggy does.
+    """
 
 
 @hookspec

@@ -45,7 +45,8 @@ class Router:
         raise self._unknown(envelope.event)
 
     def _unknown(self, event: str) -> NotFound:
-        near = difflib.get_close_matches(event[:128], self.routes, n=3, cutoff=0.6)
+        exposed = [name for name, route in self.routes.items() if route.spec.expose]
+        near = difflib.get_close_matches(event[:128], exposed, n=3, cutoff=0.6)
         shown = event if len(event) <= 128 else event[:125] + "..."
         hint = f"did you mean {' or '.join(near)}?" if near else "system:discover lists what there is"
         return NotFound(f'no plugin handles "{shown}"', hint=hint, reason="unknown_event", nearest=near)

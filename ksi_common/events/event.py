@@ -167,10 +167,11 @@ class Subscribed(Message):
 
 
 class Subscribe(Stream[Subscribed], event="event:subscribe", safe=True):
-    """Follow events: those stored from ``start`` on, then live, in one order, with no gap and no duplicate.
+    """Follow events: those stored from ``start`` on, then live.
 
-    Between the items come marks: ``caught_up`` once, ``heartbeat`` every ten seconds, and ``gap`` where
-    events cannot be had any more. Each item and mark has the ``cursor`` to resume from.
+    They come in one order, with no gap and no duplicate. Between the items come marks: ``caught_up`` once,
+    ``heartbeat`` every ten seconds, and ``gap`` where events cannot be had any more. Each item and mark has
+    the ``cursor`` to resume from.
     """
 
     patterns: Annotated[list[EventPattern], Field(min_length=1, max_length=256)] = Field(

@@ -1,6 +1,8 @@
 """One SQLite file, one writer thread, a pool of readers."""
 
+from sqlite3 import Connection
+
 from ksi_daemon.database.core import Database
 from ksi_daemon.database.transaction import Transaction
 
-__all__ = ["Database", "Transaction"]
+__all__ = ["Connection", "Database", "Transaction"]

@@ -83,15 +83,16 @@ class Database:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._hand_over()
+        self._closed = True
+        # The readers first: SQLite removes the WAL with the last connection, if that one can write.
+        await self._exit.aclose()
         if self._writer.is_alive():
-            self._hand_over()
-            self._closed = True
             self._writer.stop()
             # The thread ends after what it has in hand; a hung disk holds it, and then holds us.
             await self._loop.run_in_executor(None, self._writer.join)
         else:
             self._migrating.close()
-        await self._exit.aclose()
 
     def migrate(self, component: str, migrations: Mapping[int, str]) -> int:
         """Bring a plugin's tables to their newest schema; before ``start`` only."""

@@ -46,8 +46,9 @@ class Deadline:
 
 
 async def _within(envelope: EventEnvelope, send: Send, call_next: Endpoint) -> None:
+    limit = asyncio.timeout_at(envelope.deadline)
     try:
-        async with asyncio.timeout_at(envelope.deadline) as limit:
+        async with limit:
             await call_next(envelope, send)
     except TimeoutError:
         if not limit.expired():

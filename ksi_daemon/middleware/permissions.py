@@ -1,13 +1,15 @@
 """Who may ask for what."""
 
 from ksi_common.envelope import OWNER, EventEnvelope
-from ksi_common.errors import PermissionDenied
+from ksi_common.errors import NotFound, PermissionDenied
 from ksi_daemon.outcomes import Endpoint, Send
 
 
 async def permissions(envelope: EventEnvelope, send: Send, call_next: Endpoint) -> None:
-    """Refuse what the actor may not do; the owner may do everything."""
+    """Refuse what the actor may not do; the owner may do everything that is exposed."""
     spec = envelope.spec
+    if spec is not None and not spec.expose and envelope.caller is not None:
+        raise NotFound(f'no plugin handles "{envelope.event}"', reason="unknown_event", nearest=[])
     if envelope.actor != OWNER and spec is not None and spec.permission is not None:
         raise PermissionDenied(f"{envelope.actor} may not send {envelope.event}", permission=spec.permission)
     await call_next(envelope, send)

@@ -74,10 +74,10 @@ async def append(request: Append, database: Database, log: EventLog, catalog: Ca
                 data,
                 event_id=event.event_id,
                 stream=request.stream,
-                expected_version=request.expected_version if number == 0 else "any",
+                expected_version="any" if tx.told else request.expected_version,
                 cause=False,
             )
-            for number, (event, data) in enumerate(prepared)
+            for event, data in prepared
         ]
         return told, len(tx.told)
 

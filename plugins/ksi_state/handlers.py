@@ -61,13 +61,15 @@ async def delete(request: Delete, store: StateStore) -> Deleted:
 @handler
 async def list_(request: List, store: StateStore) -> Listed:
     """List keys, by pages."""
-    keys = await store.keys(request.namespace, request.pattern, after=request.after, limit=request.limit)
+    keys, more = await store.keys(
+        request.namespace, request.pattern, after=request.after, limit=request.limit
+    )
     return Listed(
         keys=list(keys),
         count=len(keys),
         namespace=request.namespace,
         pattern=request.pattern,
-        next=keys[-1] if len(keys) == request.limit else None,
+        next=keys[-1] if more else None,
     )
 
 

@@ -15,6 +15,9 @@ from ksi_common.events.state import Changed, NamespaceCleared, Removed
 from ksi_daemon.plugin import Database, Transaction
 
 CACHED_BYTES: Final = 8 * 1024 * 1024
+REPLY_BYTES: Final = 1024 * 1024
+"""Of the keys of one reply: lists page by bytes, too."""
+_KEY_OVERHEAD: Final = 8
 _OVERHEAD: Final = 200
 """Bytes of a cached entry besides its text, about."""
 
@@ -47,7 +50,7 @@ class StateStore:
         text = orjson.dumps(value).decode()
         extra = orjson.dumps(metadata).decode() if metadata is not None else None
         told = Changed(
-            namespace=namespace, key=key, value=value, metadata=dict(metadata) if metadata else None
+            namespace=namespace, key=key, value=value, metadata=None if metadata is None else dict(metadata)
         )
 
         def put(tx: Transaction) -> None:
@@ -87,14 +90,24 @@ class StateStore:
 
     async def keys(
         self, namespace: str, pattern: str | None, *, after: str | None, limit: int
-    ) -> Sequence[str]:
-        """List keys in order; ``pattern``: as in a shell, ``[`` is a plain character."""
+    ) -> tuple[Sequence[str], bool]:
+        """List keys in order, and tell whether there may be more.
+
+        ``pattern``: as in a shell, but ``[`` is a plain character.
+        """
         glob = (pattern or "*").replace("[", "[[]")
         rows = await self._database.read(
             "SELECT key FROM state WHERE namespace = ? AND key > ? AND key GLOB ? ORDER BY key LIMIT ?",
             (namespace, after or "", glob, limit),
         )
-        return [row["key"] for row in rows]
+        keys: list[str] = []
+        size = 0
+        for row in rows:
+            size += len(row["key"].encode()) + _KEY_OVERHEAD
+            if size > REPLY_BYTES:
+                return keys, True
+            keys.append(row["key"])
+        return keys, len(keys) == limit
 
     async def _read(self, entry: Entry) -> str | None:
         changes = self._changes

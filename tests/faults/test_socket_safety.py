@@ -153,7 +153,6 @@ async def read_to_the_end(sock: socket.socket) -> bytes:
     return data
 
 
-@pytest.mark.xfail(strict=True, reason="the time that a line has begins with the first of a row of lines")
 async def test_lines_that_end_in_time_are_not_cut_because_the_next_has_begun() -> None:
     half = len(HEALTH) // 2
     async with (

@@ -206,7 +206,6 @@ def test_giving_up_fails_everything_that_waits(session: Session) -> None:
     [
         b"x\n",
         b"[]\n",
-        b'{"id":1,"type":"surprise"}\n',
         b'{"id":1,"type":"reply"}\n',
         b'{"id":1,"type":"error","error":null}\n',
         b"\xff\n",
