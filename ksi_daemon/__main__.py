@@ -54,7 +54,7 @@ def _serve(paths: Paths, settings: Settings, *, recovered: bool) -> int:
         _run_to_end(_run(daemon, recovered=recovered))
     except* Exception as group:
         error = _first(group)
-        log.error("daemon.failed", error=str(error), exc_info=not isinstance(error, KSIError))
+        log.exception("daemon.failed", error=str(error), exc_info=not isinstance(error, KSIError))
     if error is None:
         log.info("daemon.stopped")
         return 0
