@@ -113,6 +113,10 @@ class StateStore:
         changes = self._changes
         rows = await self._database.read("SELECT value FROM state WHERE namespace = ? AND key = ?", entry)
         text = rows[0]["value"] if rows else None
+        if entry in self._cache:
+            # Another read was here first. It may have seen an older row than this one did, of a commit that
+            # is not published yet; whoever reads next must not go back behind what this one is given.
+            return self._cache[entry]
         if changes == self._changes:  # else the row may be older than what was committed meanwhile
             self._remember(entry, text)
         return text

@@ -8,7 +8,9 @@ import socket
 import struct
 import sys
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -49,6 +51,9 @@ class DaemonProcess:
         self._command = [*wrapper, sys.executable, *program]
         self._environ = {**_inherited(measured=measured), **self._own(), **(environ or {})}
         self._process: asyncio.subprocess.Process | None = None
+        self._alive: set[int] = set()
+        # Called in __aexit__, or at the end of the tests where a time limit has cut one short.
+        self._leave_nothing = weakref.finalize(self, _leave_nothing, self.base, self._alive)
 
     async def __aenter__(self) -> Self:
         self.home.mkdir(mode=0o700, exist_ok=True)
@@ -62,7 +67,7 @@ class DaemonProcess:
     async def __aexit__(self, *_: object) -> None:
         if self._process is not None and self._process.returncode is None:
             await self.kill()
-        shutil.rmtree(self.base)
+        self._leave_nothing()
 
     def add_plugin(self, name: str, source: str) -> None:
         """Put a single-file plugin beside the home; the next start loads it."""
@@ -72,6 +77,7 @@ class DaemonProcess:
 
     async def start(self) -> None:
         """Start it, and wait until it serves; raise Died where it does not get there."""
+        self.pid = 0
         with _listen(self._notified) as notified, self.stderr.open("wb") as stderr:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command, env=self._environ, stdout=asyncio.subprocess.DEVNULL, stderr=stderr
@@ -81,6 +87,7 @@ class DaemonProcess:
             except* Died as group:
                 raise group.exceptions[0] from None
         self.pid = self._pid()
+        self._alive.add(self.pid)
         self.serving.set()
 
     def kill_now(self) -> None:
@@ -91,7 +98,9 @@ class DaemonProcess:
     async def wait(self) -> int:
         """Wait for its end; give the exit code, or the number of the signal below zero."""
         async with asyncio.timeout(START_S):
-            return await self._running.wait()
+            code = await self._running.wait()
+        self._alive.clear()
+        return code
 
     async def kill(self) -> None:
         """End it by SIGKILL."""
@@ -147,6 +156,13 @@ class DaemonProcess:
             sock.connect(os.fspath(self.socket))
             credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         return int(struct.unpack("3i", credentials)[0])
+
+
+def _leave_nothing(base: Path, alive: set[int]) -> None:
+    for pid in alive:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(base, ignore_errors=bool(alive))
 
 
 def _inherited(*, measured: bool) -> dict[str, str]:
