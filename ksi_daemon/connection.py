@@ -77,6 +77,7 @@ class Connection(asyncio.Protocol):
         self._exchanges: dict[FrameId, Exchange] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._streams = 0
+        self._pushed = 0
         self._writable = asyncio.Event()
         self._writable.set()
         self._cut_timer: asyncio.TimerHandle | None = None
@@ -158,12 +159,21 @@ class Connection(asyncio.Protocol):
 
     @property
     def full(self) -> bool:
-        """Tell whether the client has as much unread as it may."""
-        return not self._writable.is_set()
+        """Tell whether the client has as much unread as it may, this turn's items counted."""
+        return not self._writable.is_set() or self._pushed > HIGH_WATER
 
     async def wait_writable(self) -> None:
         """Return when the client has read enough, or is gone."""
-        await self._writable.wait()
+        while self.full:
+            if self._writable.is_set():
+                await asyncio.sleep(0)  # what this turn has pushed is flushed before this goes on
+            else:
+                await self._writable.wait()
+
+    def push(self, lines: bytes) -> None:
+        """Send items of a subscription; they count against what the client may have unread."""
+        self._pushed += len(lines)
+        self.write(lines)
 
     @property
     def timestamp(self) -> bytes:
@@ -320,6 +330,7 @@ class Connection(asyncio.Protocol):
     def _flush(self) -> None:
         out, self._out = self._out, []
         self._timestamp = b""
+        self._pushed = 0
         if out and self.transport is not None:
             self.transport.write(b"".join(out) if len(out) > 1 else out[0])
 
