@@ -13,6 +13,7 @@ from benchmarks.load import LoadFailedError
 from benchmarks.outcome import Outcome, Usage
 
 SUBSCRIBE = b'{"id":"s","event":"event:subscribe","data":{"patterns":["bench:told"],"start":"beginning"}}\n'
+CAUGHT_UP = b'"type":"caught_up"'
 ITEM = b'"type":"item"'
 
 
@@ -37,10 +38,11 @@ def read_lines(connection: socket.socket, events: int) -> None:
         text = rest + chunk
         whole = text.rfind(b"\n") + 1
         rest = text[whole:]
-        lines = text.count(b"\n", 0, whole)
-        if not chunk or text.count(ITEM, 0, whole) != lines:
+        items = text.count(ITEM, 0, whole)
+        marks = text.count(CAUGHT_UP, 0, whole)
+        if not chunk or items + marks != text.count(b"\n", 0, whole):
             raise LoadFailedError(f"after {seen} items: {text[:400]!r}")
-        seen += lines
+        seen += items
 
 
 def main() -> None:
