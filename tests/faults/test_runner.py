@@ -28,12 +28,14 @@ NOBODY = 2**22
 FORKING = r"""
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
+end = time.monotonic() + 60  # a test that is killed leaves nothing for ever
 here, there = os.pipe()
 os.set_inheritable(there, True)
 def linger():
     os.write(there, b".")
     os.closerange(0, 3)
-    while True: time.sleep(60)
+    while time.monotonic() < end: time.sleep(1)
+    os._exit(0)
 def child(*steps):
     if os.fork() == 0:
         for step in steps: step()
@@ -44,7 +46,7 @@ def stopped():
     os.write(there, b".")
     os.kill(os.getpid(), signal.SIGSTOP)
 def emptied():
-    words = ["sh", "-c", f"echo >&{there}; while :; do sleep 60; done", sys.argv[-1]]
+    words = ["sh", "-c", f"echo >&{there}; sleep 60; exit", sys.argv[-1]]
     os.execve("/bin/sh", words, {})
 child()
 child(os.setsid)
@@ -55,7 +57,7 @@ child(os.setsid, orphaned, emptied)
 child(stopped)
 for _ in range(7): os.read(here, 1)
 os.write(1, b"ready\n")
-while True:
+while time.monotonic() < end:
     child(os.setsid, orphaned)
     os.waitpid(-1, os.WNOHANG)
     time.sleep(0.01)
@@ -63,10 +65,11 @@ while True:
 """Ignores SIGTERM and keeps forking, in every way that escapes a group or a session."""
 
 HOPPING = r"""
-import os, signal
+import os, signal, time
+end = time.monotonic() + 60
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 os.write(1, b"ready\n")
-while True:
+while time.monotonic() < end:
     if os.fork(): os._exit(0)
     os.setsid()
 """
