@@ -1,5 +1,6 @@
 """What a client has asked and what came of it so far. No I/O, no clock."""
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
@@ -19,7 +20,7 @@ def _nobody() -> None:
     """Stand in until someone waits."""
 
 
-class Exchange:
+class Exchange(ABC):
     """A request under way. ``wake`` is called whenever something came that its owner should look at.
 
     ``resend``: the request may be sent again on a new connection.
@@ -40,9 +41,9 @@ class Exchange:
         self.done = False
         self.error: KSIError | None = None
 
+    @abstractmethod
     def take(self, answer: Answer, size: int) -> None:
         """Take an answer of about ``size`` bytes."""
-        raise NotImplementedError
 
     def rewind(self) -> None:
         """Prepare to be sent again."""
