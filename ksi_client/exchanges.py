@@ -45,7 +45,7 @@ class Exchange(ABC):
     def take(self, answer: Answer, size: int) -> None:
         """Take an answer of about ``size`` bytes."""
 
-    def rewind(self) -> None:
+    def rewind(self) -> None:  # noqa: B027 -- most have nothing to prepare
         """Prepare to be sent again."""
 
     def interrupt(self) -> bool:
