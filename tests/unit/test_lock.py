@@ -123,8 +123,15 @@ def test_a_home_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 
 def test_children_do_not_keep_the_lock(paths: Paths) -> None:
     with home_lock(paths):
-        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False)
+        child = subprocess.Popen(
+            [sys.executable, "-c", "print(flush=True); input()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            close_fds=False,
+        )
     try:
+        assert child.stdout is not None
+        child.stdout.readline()  # it runs: the kernel lets the parent go on before exec has closed the files
         with home_lock(paths):
             assert child.poll() is None
     finally:
