@@ -1,0 +1,324 @@
+"""``completion:*``: ask a model; what was accepted is answered, failed or cancelled, exactly once."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from ksi_common.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
+from ksi_common.events.types import Name
+from ksi_common.messages import Message, Notification, Request, Stream, renamed_from
+from ksi_common.references import Reference
+
+MAX_TIMEOUT_S = 1800
+DEFAULT_TIMEOUT_S = 300
+
+Text = Annotated[str, StringConstraints(max_length=1024 * 1024)]
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
+
+State = Literal["queued", "running", "completed", "failed", "cancelled"]
+"""Of a completion. The last three are final."""
+
+OPEN: tuple[State, ...] = ("queued", "running")
+
+
+class ChatMessage(Message):
+    """One thing said in a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Text
+
+
+class Usage(Message):
+    """Tokens of one call; ``cached_tokens`` are those of the prompt that were not computed again."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class Proof(Message):
+    """Why nothing works on a cancelled completion any more."""
+
+    how: Literal["not_started", "confirmed", "killed", "recovered"]
+    """It had not begun; the worker said that it stopped; the worker is gone; found at a start."""
+    elapsed_s: float
+    """From the wish to the proof."""
+    pids_gone: list[int] = Field(default_factory=list)
+    """Processes that ended for it."""
+
+
+class Failure(Message):
+    """Why a completion has no answer. ``reason``: the machine's word."""
+
+    reason: str
+    message: str
+    retryable: bool = False
+    """Asking again may help."""
+
+
+class Asked(Message):
+    """What one asks of a model: the fields that completion:async and completion:stream share."""
+
+    prompt: Text | None = Field(None, description="What to ask.", examples=["Say hi"])
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)] | None = Field(
+        None, description="A whole conversation instead of a prompt; its last message is the user's."
+    )
+    prompt_file: Annotated[str, StringConstraints(min_length=1, max_length=4096)] | None = Field(
+        None, description="A file that holds the prompt, below a folder of prompt_roots; for large ones."
+    )
+    model: ModelName | None = Field(None, description="Which model; default: the provider's first.")
+    provider: Name | None = Field(None, description="Who runs it; default: the first that can.")
+    session_id: Name | None = Field(None, description="Go on with this session; default: a new one.")
+    request_id: Name | None = Field(
+        None, description="Your id of it: the same one again is the same completion, not another."
+    )
+    system: Text | None = Field(None, description="What the model is told before the conversation.")
+    max_tokens: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
+        None, description="Of the answer at most; default: the provider's."
+    )
+    timeout_s: Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S)] = Field(
+        DEFAULT_TIMEOUT_S, description="Seconds that the model may take, once it begins."
+    )
+    agent_id: Name | None = renamed_from("client_id", "agent_id", None, description="For whom.")
+    originator_agent_id: Name | None = Field(None, description="Who wanted it first.")
+    purpose: Annotated[str, StringConstraints(max_length=256)] | None = renamed_from(
+        "task", "purpose", None, description="What for; kept with it."
+    )
+
+    @model_validator(mode="after")
+    def _has_one_prompt(self) -> Self:
+        given = [name for name in ("prompt", "messages", "prompt_file") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                "give one of prompt, messages and prompt_file" + (f", not {given}" * bool(given))
+            )
+        if self.prompt is not None and not self.prompt.strip():
+            raise ValueError("the prompt is empty")
+        if self.messages is not None and self.messages[-1].role != "user":
+            raise ValueError("the last message must be the user's")
+        return self
+
+
+class Accepted(Message):
+    """It is on disk, and will end in exactly one result, failure or cancellation."""
+
+    request_id: str
+    session_id: str
+    status: State
+    position: int
+    """How many completions of its session are before it."""
+    provider: str
+    model: str
+
+
+_RAISES = (AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted)
+
+
+class Async(Asked, Request[Accepted], event="completion:async", raises=_RAISES):
+    """Ask a model for an answer; answered at once, the answer comes as completion:result."""
+
+
+class Step(Message):
+    """One step of a completion. Which fields are set depends on ``type``.
+
+    ``accepted``: request_id, session_id, provider, model, position. ``started``: attempt; what came before
+    of an earlier attempt is void. ``delta``: text. ``progress``: elapsed_s. ``retrying``: attempt, reason,
+    delay_s. At last one of ``result``: text (all of it), usage, finish_reason, duration_ms, reference;
+    ``failed``: failure; ``cancelled``: proof.
+    """
+
+    type: Literal["accepted", "started", "delta", "progress", "retrying", "result", "failed", "cancelled"]
+    request_id: str
+    session_id: str
+    provider: str | None = None
+    model: str | None = None
+    position: int | None = None
+    attempt: int | None = None
+    text: str | None = None
+    elapsed_s: float | None = None
+    delay_s: float | None = None
+    reason: str | None = None
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    duration_ms: int | None = None
+    reference: Reference | None = None
+    failure: Failure | None = None
+    proof: Proof | None = None
+
+
+class StreamCompletion(Asked, Stream[Step], event="completion:stream", raises=_RAISES):
+    """Ask a model for an answer and get it as it is made.
+
+    Closing the stream stops nothing: ask completion:cancel. Asked again with the same request_id, it goes on
+    with the completion that there is: what was said so far comes as one delta.
+    """
+
+
+class CancelReply(Message):
+    """``cancelled``: it has ended by this or an earlier wish, and ``proof`` says how; ``too_late``: otherwise."""
+
+    status: Literal["cancelled", "too_late"]
+    request_id: str
+    state: State
+    proof: Proof | None = None
+
+
+class Cancel(Request[CancelReply], event="completion:cancel", idempotent=True, raises=(NotFound,)):
+    """Stop a completion, wherever it is; answered when it has stopped."""
+
+    request_id: Name = Field(description="Which one.", examples=["no-such-request"])
+
+
+class Completion(Message):
+    """Where a completion is. Times are RFC 3339."""
+
+    request_id: str
+    session_id: str
+    state: State
+    position: int | None
+    """How many of its session are before it; None once it runs."""
+    provider: str
+    model: str
+    attempts: int
+    accepted: str
+    started: str | None
+    ended: str | None
+    duration_ms: int | None
+    usage: Usage | None
+    finish_reason: str | None
+    reference: Reference | None
+    """Where its line of answer is, once it has one."""
+    failure: Failure | None
+    proof: Proof | None
+    agent_id: str | None
+    originator_agent_id: str | None
+    purpose: str | None
+    response: str | None = None
+    """The answer, where include_response asked for it."""
+
+
+class SessionQueue(Message):
+    """What waits in one session."""
+
+    session_id: str
+    queued: int
+    running: str | None
+    """The request that runs."""
+
+
+class Overview(Message):
+    """The queue as a whole, or one completion where request_id asked for it."""
+
+    active_count: int
+    queued_count: int
+    active_requests: list[str]
+    session_queues: list[SessionQueue]
+    """Of at most 1,000 sessions."""
+    completion: Completion | None = None
+
+
+class Status(Request[Overview], event="completion:status", safe=True, raises=(NotFound,)):
+    """Tell how a completion stands, or the whole queue."""
+
+    request_id: Name | None = Field(None, description="Which one; without it, the queue only.")
+    include_response: bool = Field(default=False, description="Read the answer, too.")
+
+
+class CompletionAccepted(Notification, event="completion:accepted"):
+    """A completion is on disk and waits for its turn. The prompt is with it, or in a blob where it is long."""
+
+    request_id: str
+    session_id: str
+    provider: str
+    model: str
+    messages: list[ChatMessage] | None = None
+    prompt: Reference | None = None
+    """JSON of the messages, where they are long."""
+    system: str | None = None
+    max_tokens: int | None = None
+    timeout_s: float
+    agent_id: str | None = None
+    originator_agent_id: str | None = None
+    purpose: str | None = None
+
+
+class CompletionStarted(Notification, event="completion:started"):
+    """A provider works on it. ``attempt`` counts from 1, over restarts, too."""
+
+    request_id: str
+    session_id: str
+    provider: str
+    model: str
+    attempt: int
+
+
+class CompletionDelta(Notification, event="completion:delta", ephemeral=True):
+    """A piece of an answer that is being made; ``index`` counts the pieces of the attempt from 0."""
+
+    request_id: str
+    session_id: str
+    attempt: int
+    index: int
+    text: str
+
+
+class CompletionProgress(Notification, event="completion:progress", ephemeral=True):
+    """It is still at work, though nothing came."""
+
+    request_id: str
+    session_id: str
+    attempt: int
+    elapsed_s: float
+
+
+class CompletionRetrying(Notification, event="completion:retrying"):
+    """An attempt failed; the next follows after ``delay_s``."""
+
+    request_id: str
+    session_id: str
+    attempt: int
+    """The one that failed."""
+    delay_s: float
+    reason: str
+    message: str
+
+
+class CompletionResult(Notification, event="completion:result"):
+    """The answer is on disk: one line of the session's file, which ``reference`` names."""
+
+    request_id: str
+    session_id: str
+    provider: str
+    model: str
+    attempt: int
+    duration_ms: int
+    finish_reason: str
+    usage: Usage
+    reference: Reference
+    agent_id: str | None = None
+
+
+class CompletionFailed(Notification, event="completion:failed"):
+    """There will be no answer."""
+
+    request_id: str
+    session_id: str
+    provider: str
+    model: str
+    attempt: int
+    failure: Failure
+    reference: Reference
+    agent_id: str | None = None
+
+
+class CompletionCancelled(Notification, event="completion:cancelled"):
+    """It was stopped by wish, and nothing works on it any more."""
+
+    request_id: str
+    session_id: str
+    provider: str
+    model: str
+    attempt: int
+    proof: Proof
+    reference: Reference
+    agent_id: str | None = None

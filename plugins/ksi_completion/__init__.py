@@ -1,0 +1,1 @@
+"""``completion:*`` and ``conversation:*``: ask a model, durably."""

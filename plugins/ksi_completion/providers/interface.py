@@ -1,0 +1,98 @@
+"""What a provider of completions is: start, deltas, answer with usage, cancel with proof."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from pydantic import JsonValue
+
+from ksi_common.events.completion import ChatMessage, Proof, Usage
+
+FailureClass = Literal[
+    "transient", "rate_limited", "stalled", "invalid", "auth", "unknown_outcome", "not_deployed"
+]
+"""What a failure means for another try: the first three may be tried again, the others may not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One attempt at one completion. ``messages``: the whole conversation, oldest first, the prompt last."""
+
+    request_id: str
+    session_id: str
+    model: str
+    messages: Sequence[ChatMessage]
+    attempt: int = 1
+    system: str | None = None
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer. ``response``: what the provider gave, as it goes into the session's file."""
+
+    text: str
+    model: str
+    finish_reason: str
+    usage: Usage
+    response: Mapping[str, JsonValue] = field(default_factory=dict)
+
+
+class ProviderFailure(Exception):
+    """An attempt that gave no answer. ``reason``: the machine's word for the case."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str,
+        kind: FailureClass = "transient",
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.reason = reason
+        self.kind = kind
+        self.retry_after_s = retry_after_s
+
+
+class Generation(Protocol):
+    """One answer on its way."""
+
+    def deltas(self) -> AsyncIterator[str]:
+        """Give the pieces of text as they come; ends with the answer. Iterated once.
+
+        Raises ProviderFailure. Cancelling the iteration stops nothing: ask ``cancel``.
+        """
+        ...
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer, once the deltas have ended."""
+        ...
+
+    async def cancel(self) -> Proof:
+        """Stop the work; return when nothing works on it any more, within 3 s. May be called at any time, also after the end."""
+        ...
+
+
+class CompletionProvider(Protocol):
+    """Makes answers. Any number of ``start`` may be under way; what is above ``concurrency`` is not asked."""
+
+    name: str
+    models: Sequence[str]
+    """Names of the models that it has; the first is the default."""
+    concurrency: int
+    """Answers that it makes at once."""
+
+    def missing(self) -> str | None:
+        """Say why it cannot be used, and what to do about it; None where it can. Cheap: no process is started."""
+        ...
+
+    async def start(self, job: Job) -> Generation:
+        """Begin an answer; raise ProviderFailure. Cancelling it leaves nothing at work."""
+        ...
+
+    async def close(self) -> None:
+        """End its processes."""
+        ...
