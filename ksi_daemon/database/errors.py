@@ -1,5 +1,6 @@
 """What SQLite says, in KSI's words."""
 
+import errno
 import sqlite3
 
 from ksi_common.errors import DeadlineExceeded, OperationalError, Unavailable
@@ -31,6 +32,17 @@ class UnitInterrupted(DeadlineExceeded):
 def is_fsync_failure(error: BaseException) -> bool:
     """Tell whether the disk refused to promise anything."""
     return isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) in FSYNC_FAILED
+
+
+def file_refused(error: OSError) -> StoreUnavailable:
+    """Give the KSIError for bytes beside the database that could not be put on disk.
+
+    Whatever the errno: it says nothing of the database, which may be on a disk that is well.
+    """
+    hint = "free space on the disk" if error.errno == errno.ENOSPC else None
+    refused = StoreUnavailable(f"cannot store: {error}", reason="store_unavailable", hint=hint)
+    refused.__cause__ = error
+    return refused
 
 
 def translate(error: Exception) -> Exception:

@@ -1,7 +1,7 @@
-"""What a unit of work may do: run SQL, tell events, and leave word for after the commit."""
+"""What a unit of work may do: run SQL, tell events, and leave word for before and after the commit."""
 
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Final
 
 from ksi_common.clock import Clock
@@ -26,6 +26,7 @@ class Transaction:
         "_envelope",
         "_log",
         "after_commit",
+        "conditions",
         "saved",
         "told",
     )
@@ -46,6 +47,8 @@ class Transaction:
         """What the unit told and the log did not have."""
         self.after_commit: list[Callable[[], None]] = []
         """What the unit left to do."""
+        self.conditions: dict[Hashable, Callable[[], None]] | None = None
+        """What must be done before the unit may commit; few units have any."""
         self.saved = False
         """It has a savepoint: it ran SQL."""
 
@@ -63,6 +66,18 @@ class Transaction:
             # The unit hid the error that said so; outside of a transaction each statement would commit.
             raise FailedPrecondition("the transaction of this unit is lost", reason="transaction_lost")
         return self._connection.execute(sql, parameters)
+
+    def before_commit(self, key: Hashable, callback: Callable[[], None]) -> None:
+        """Have bytes on disk that rows of this unit refer to: call ``callback`` before the commit.
+
+        It is called in the writer's thread, so it may block, and once for all units of the group that
+        name ``key``. Where it raises OSError these units are refused with StoreUnavailable, and the
+        others commit. It is not asked again: after a failed sync the next one may succeed although the
+        bytes are gone, so the caller must write them again before a new unit refers to them.
+        """
+        if self.conditions is None:
+            self.conditions = {}
+        self.conditions.setdefault(key, callback)
 
     def on_commit(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` on the loop after the commit, in commit order, before anyone hears of it."""

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from ksi_common.clock import Clock
 from ksi_common.envelope import EventEnvelope, StoredEvent
+from ksi_daemon.database.conditions import Conditions
 from ksi_daemon.database.errors import is_fsync_failure, translate
 from ksi_daemon.database.log_writer import LogWriter
 from ksi_daemon.database.transaction import Transaction
@@ -73,6 +74,7 @@ class Writer(threading.Thread):
         self._queue: SimpleQueue[Sequence[Job] | None] = SimpleQueue()
         self._unit_ends = _NEVER
         self._log = LogWriter(connection)
+        self._conditions = Conditions()
         self._broken: Exception | None = None
         self.groups = 0
         self.units = 0
@@ -126,6 +128,7 @@ class Writer(threading.Thread):
         return self._queue.get()
 
     def _commit(self, group: Sequence[Job]) -> None:
+        self._conditions.begin_group()
         if self._broken is None:
             self.groups += 1
             self.units += len(group)
@@ -148,7 +151,8 @@ class Writer(threading.Thread):
         except TransactionLost as lost:
             job.told = job.after_commit = ()
             if job.error is None:
-                job.error = translate(lost.__cause__) if isinstance(lost.__cause__, Exception) else lost
+                cause = lost.__cause__
+                job.error = translate(cause) if isinstance(cause, Exception) else cause
 
     def _transact(self, group: Sequence[Job]) -> None:
         if not self._begin(group):
@@ -157,6 +161,7 @@ class Writer(threading.Thread):
             for job in group:
                 self._run_unit(job)
             self._log.flush()
+            self._meet_conditions()
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             self._give_up(error)
@@ -169,6 +174,7 @@ class Writer(threading.Thread):
 
     def _begin(self, group: Sequence[Job]) -> bool:
         """Open a transaction; where that fails no unit is to blame, and one by one would fare no better."""
+        self._conditions.begin()
         try:
             self._connection.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
@@ -186,6 +192,11 @@ class Writer(threading.Thread):
             self._log.lost()
         except sqlite3.Error as worse:  # nobody knows any more what the connection holds
             self._break_off(worse)
+
+    def _meet_conditions(self) -> None:
+        error = self._conditions.meet()
+        if error is not None:
+            raise TransactionLost from error
 
     def _run_unit(self, job: Job) -> None:
         mark = self._log.mark()
@@ -207,6 +218,8 @@ class Writer(threading.Thread):
         else:
             job.told = transaction.told
             job.after_commit = transaction.after_commit
+            if transaction.conditions is not None:
+                self._conditions.add(transaction.conditions)
         finally:
             self._unit_ends = _NEVER
 

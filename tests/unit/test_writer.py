@@ -1,6 +1,8 @@
 """The writer: one commit for a group, in which each unit stands or falls alone."""
 
+import errno
 import sqlite3  # noqa: TID251 -- what the writer makes of its errors
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
@@ -253,6 +255,111 @@ def test_stop_drains(tmp_path: Path) -> None:
         desk.writer.join(timeout=5)
         assert not desk.writer.is_alive()
     assert rows(tmp_path / "ksi.db", "SELECT count(*) FROM things") == [(100,)]
+
+
+class Condition:
+    """Something that units want done before they commit: it notes when, and fails as ordered."""
+
+    def __init__(self, desk: Bench, *errors: BaseException) -> None:
+        self._desk = desk
+        self._errors = list(errors)
+        self.met: list[tuple[str, bool]] = []
+        """By which thread, and whether a transaction was open."""
+
+    def __call__(self) -> None:
+        self.met.append((threading.current_thread().name, self._desk.connection.in_transaction))
+        if self._errors:
+            raise self._errors.pop(0)
+
+    def unit(self, key: str, *units: Unit) -> Unit:
+        return both(*units, lambda tx: tx.before_commit(key, self))
+
+
+def test_a_condition_is_met_once_for_a_group_after_its_rows_and_before_its_commit(desk: Bench) -> None:
+    file, other = Condition(desk), Condition(desk)
+    ran: list[str] = []
+    desk.connection.set_trace_callback(ran.append)
+    note = both(file.unit("file"), lambda tx: tx.before_commit("last", lambda: ran.append("condition")))
+    desk.group(file.unit("file", tell("a")), other.unit("other"), file.unit("file"), note)
+    assert file.met == other.met == [("ksi-writer", True)]
+    assert ran[-3].startswith("INSERT INTO log")
+    assert ran[-2:] == ["condition", "COMMIT"]
+    desk.group(file.unit("file"))
+    assert len(file.met) == 2
+
+
+def test_a_condition_that_cannot_be_met_refuses_the_units_that_name_it(desk: Bench) -> None:
+    """It is not tried again for them: a second sync of bytes that are lost may succeed."""
+    file, other = Condition(desk, OSError(errno.EIO, "Input/output error")), Condition(desk)
+    jobs = desk.group(
+        put("a"),
+        file.unit("file", put("guilty"), tell("guilty"), lambda tx: tx.on_commit(lambda: None)),
+        other.unit("other", put("b"), tell("b")),
+        file.unit("file", put("guilty too")),
+    )
+    assert [type(job.error) for job in jobs] == [type(None), StoreUnavailable, type(None), StoreUnavailable]
+    refused = jobs[1].error
+    assert isinstance(refused, StoreUnavailable)
+    assert refused.details == {"reason": "store_unavailable"}
+    assert refused.hint is None
+    assert (list(jobs[1].told), list(jobs[1].after_commit)) == ([], [])
+    assert things(desk) == ["a", "b"]
+    assert logged(desk) == [(1, "b")]
+    assert (len(file.met), len(other.met)) == (1, 1)
+
+
+def test_a_file_that_cannot_be_synced_says_nothing_of_the_database(desk: Bench) -> None:
+    file = Condition(desk, OSError(errno.EIO, "Input/output error"))
+    desk.group(file.unit("file", put("guilty")))
+    assert desk.failures == []
+    (again,) = desk.group(file.unit("file", put("again")))
+    assert again.error is None
+    assert things(desk) == ["again"]
+
+
+def test_a_full_disk_of_a_file_is_told_with_what_to_do(desk: Bench) -> None:
+    (job,) = desk.group(Condition(desk, OSError(errno.ENOSPC, "No space left on device")).unit("file"))
+    assert isinstance(job.error, StoreUnavailable)
+    assert job.error.hint == "free space on the disk"
+
+
+def test_a_unit_that_fails_wants_nothing(desk: Bench) -> None:
+    file = Condition(desk)
+    desk.group(file.unit("file", raising(ValueError())), put("b"))
+    desk.group(both(lambda tx: tx.before_commit("file", file), raising(ValueError())), put("c"))
+    assert file.met == []
+    assert things(desk) == ["b", "c"]
+
+
+def test_what_was_met_for_a_group_holds_where_its_units_are_run_one_by_one(desk: Bench) -> None:
+    file = Condition(desk)
+    broken = Condition(desk, OSError(errno.EIO, "Input/output error"))
+    jobs = desk.group(file.unit("file", put("a")), broken.unit("broken"), file.unit("file", put("b")))
+    assert [type(job.error) for job in jobs] == [type(None), StoreUnavailable, type(None)]
+    assert len(file.met) == 1
+
+
+def test_what_a_lost_transaction_wanted_is_wanted_by_those_that_are_run_again_only(desk: Bench) -> None:
+    file, other = Condition(desk), Condition(desk)
+    runs: list[int] = []
+
+    def wants_it_once(tx: Transaction) -> None:
+        runs.append(1)
+        if len(runs) == 1:
+            tx.before_commit("other", other)
+
+    desk.group(wants_it_once, file.unit("file", put("a")), fill_the_disk)
+    assert (len(file.met), len(other.met)) == (1, 0)
+    assert things(desk) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("x"), KeyboardInterrupt()], ids=lambda error: type(error).__name__
+)
+def test_a_condition_with_a_bug_is_its_units_own(desk: Bench, error: BaseException) -> None:
+    jobs = desk.group(put("a"), Condition(desk, error).unit("file", put("guilty")), put("b"))
+    assert [job.error for job in jobs] == [None, error, None]
+    assert things(desk) == ["a", "b"]
 
 
 class Faulty(sqlite3.Connection):
