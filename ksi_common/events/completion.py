@@ -155,7 +155,7 @@ class StreamCompletion(Asked, Stream[Step], event="completion:stream", raises=_R
 
 
 class CancelReply(Message):
-    """``cancelled``: it has ended by this or an earlier wish, and ``proof`` says how; ``too_late``: otherwise."""
+    """``cancelled``: it has ended by this or an earlier wish, ``proof`` says how. ``too_late``: otherwise."""
 
     status: Literal["cancelled", "too_late"]
     request_id: str
@@ -224,17 +224,22 @@ class Status(Request[Overview], event="completion:status", safe=True, raises=(No
     include_response: bool = Field(default=False, description="Read the answer, too.")
 
 
+class PromptMessage(Message):
+    """A message of a prompt: its content, or the blob that holds it where it is long."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str | None = None
+    reference: Reference | None = None
+
+
 class CompletionAccepted(Notification, event="completion:accepted"):
-    """A completion is on disk and waits for its turn. The prompt is with it, or in a blob where it is long."""
+    """A completion is on disk and waits for its turn."""
 
     request_id: str
     session_id: str
     provider: str
     model: str
-    messages: list[ChatMessage] | None = None
-    prompt: Reference | None = None
-    """JSON of the messages, where they are long."""
-    system: str | None = None
+    messages: list[PromptMessage]
     max_tokens: int | None = None
     timeout_s: float
     agent_id: str | None = None

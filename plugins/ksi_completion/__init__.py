@@ -1,1 +1,29 @@
 """``completion:*`` and ``conversation:*``: ask a model, durably."""
+
+from ksi_completion.handlers import (
+    async_,
+    cancel,
+    get,
+    ksi_migrations,
+    ksi_serve,
+    ksi_services,
+    ksi_startup,
+    list_,
+    status,
+    stopping,
+    stream,
+)
+
+__all__ = [
+    "async_",
+    "cancel",
+    "get",
+    "ksi_migrations",
+    "ksi_serve",
+    "ksi_services",
+    "ksi_startup",
+    "list_",
+    "status",
+    "stopping",
+    "stream",
+]

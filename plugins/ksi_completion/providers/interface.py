@@ -72,7 +72,10 @@ class Generation(Protocol):
         ...
 
     async def cancel(self) -> Proof:
-        """Stop the work; return when nothing works on it any more, within 3 s. May be called at any time, also after the end."""
+        """Stop the work; return when nothing works on it any more, within 3 s.
+
+        May be called at any time, also after the end.
+        """
         ...
 
 
@@ -86,7 +89,7 @@ class CompletionProvider(Protocol):
     """Answers that it makes at once."""
 
     def missing(self) -> str | None:
-        """Say why it cannot be used, and what to do about it; None where it can. Cheap: no process is started."""
+        """Say why it cannot be used, and what to do; None where it can. Cheap: starts no process."""
         ...
 
     async def start(self, job: Job) -> Generation:

@@ -1,0 +1,203 @@
+"""The conductor: accepted completions get their turn, run beside each other, and end, each exactly once."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Final, Protocol
+
+from ksi_common.events.completion import Accepted, Asked, CancelReply, Overview, Step
+from ksi_completion.acceptance import Acceptance
+from ksi_completion.ending import Ending, step_of
+from ksi_completion.live import Live
+from ksi_completion.provider_manager import ProviderManager
+from ksi_completion.queue_manager import Entry, QueueManager
+from ksi_completion.responses import Responses, text_of
+from ksi_completion.rows import ONE, Row
+from ksi_completion.running import Run
+from ksi_daemon.plugin import Database, NotFound, ResourceExhausted, Transaction, event_context
+
+RETRY_AFTER_S: Final = 2.0
+
+_WISH: Final = "UPDATE completions SET cancel_wanted = 1 WHERE request_id = ? AND sha256 IS NULL"
+
+
+class MakeRun(Protocol):
+    """Make the work on a completion whose turn it is."""
+
+    def __call__(self, row: Row, live: Live) -> Run:
+        """Make it; nothing begins yet."""
+        ...
+
+
+class CompletionService:
+    """Accept, run, cancel and follow completions. ``serve`` runs them; everything else works without it."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        acceptance: Acceptance,
+        ending: Ending,
+        providers: ProviderManager,
+        responses: Responses,
+        make_run: MakeRun,
+        concurrency: int,
+        limit: int,
+    ) -> None:
+        self._database = database
+        self._acceptance = acceptance
+        self._ending = ending
+        self._providers = providers
+        self._responses = responses
+        self._make_run = make_run
+        self._concurrency = concurrency
+        self._limit = limit
+        self._wake = asyncio.Event()
+        self._queue = QueueManager(self._wake.set)
+        self._live: dict[str, Live] = {}
+        self._runs: dict[str, Run] = {}
+        self._unwanted: set[str] = set()
+        self._unbegun: list[Row] = []
+        """Stopped while they waited: to be ended."""
+        self._is_draining = False
+
+    async def accept(self, asked: Asked) -> Accepted:
+        """Put a completion on disk and let it wait for its turn."""
+        if len(self._queue) >= self._limit:
+            raise ResourceExhausted(
+                f"{len(self._queue)} completions are open", reason="queue_full", retry_after_s=RETRY_AFTER_S
+            )
+        taken = await self._acceptance.accept(asked, opened=self.open)
+        row = taken.row
+        return Accepted(
+            request_id=row.request_id,
+            session_id=row.session_id,
+            status=row.state,
+            position=taken.ahead,
+            provider=row.provider,
+            model=row.model,
+        )
+
+    def open(self, row: Row, ahead: int) -> None:
+        """Queue what is on disk; called in the order of acceptance."""
+        accepted = Step(
+            type="accepted",
+            request_id=row.request_id,
+            session_id=row.session_id,
+            provider=row.provider,
+            model=row.model,
+            position=ahead,
+        )
+        self._live[row.request_id] = Live(accepted)
+        self._queue.add(row.entry)
+
+    async def stream(self, asked: Asked) -> AsyncIterator[Step]:
+        """Accept a completion, or find it, and follow it to its end."""
+        accepted = await self.accept(asked)
+        live = self._live.get(accepted.request_id)
+        if live is None:
+            yield await self._last_step(await self._row(accepted.request_id))
+            return
+        async for step in live.follow():
+            yield step
+
+    async def cancel(self, request_id: str) -> CancelReply:
+        """Stop a completion; return when it has ended, by this or otherwise. Raises NotFound."""
+        row = await self._row(request_id)
+
+        def wish(tx: Transaction) -> bool:
+            return tx.execute(_WISH, (request_id,)).rowcount > 0
+
+        if await self._database.write(wish) and (live := self._live.get(request_id)) is not None:
+            self._stop(row)
+            async for _ in live.follow():
+                pass
+        row = await self._row(request_id)
+        is_cancelled = row.state == "cancelled"
+        return CancelReply(
+            status="cancelled" if is_cancelled else "too_late",
+            request_id=request_id,
+            state=row.state,
+            proof=row.proof,
+        )
+
+    async def status(self, request_id: str | None, *, include_response: bool) -> Overview:
+        """Describe the queue, and one completion where it is asked for. Raises NotFound."""
+        completion = None
+        if request_id is not None:
+            row = await self._row(request_id)
+            response = None
+            if include_response and row.reference is not None:
+                response = text_of((await self._responses.read(row.reference)).response)
+            position = self._queue.position(row.entry) if row.state == "queued" else None
+            completion = row.completion(position=position, response=response)
+        running = self._queue.running
+        return Overview(
+            active_count=len(running),
+            queued_count=self._queue.queued,
+            active_requests=[entry.request_id for entry in running],
+            session_queues=self._queue.sessions(),
+            completion=completion,
+        )
+
+    def drain(self) -> None:
+        """Begin nothing more; what is at work goes on."""
+        self._is_draining = True
+
+    async def serve(self) -> None:
+        """Give completions their turn for as long as the daemon runs."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                self._wake.clear()
+                while self._unbegun:
+                    tasks.create_task(self._run(self._unbegun.pop()))
+                while (entry := self._next()) is not None:
+                    tasks.create_task(self._conduct(entry), name=f"completion {entry.request_id}")
+                await self._wake.wait()
+
+    def _next(self) -> Entry | None:
+        if self._is_draining or len(self._queue.running) >= self._concurrency:
+            return None
+        entry = self._queue.next(self._providers.has_room)
+        if entry is not None:
+            self._providers.begin(entry.provider)
+        return entry
+
+    def _stop(self, row: Row) -> None:
+        self._unwanted.add(row.request_id)
+        if (run := self._runs.get(row.request_id)) is not None:
+            run.cancel()
+        elif self._queue.remove(row.request_id) is not None:
+            self._unbegun.append(row)
+            self._wake.set()
+        # Else it is between the two, and is looked up among the unwanted when it gets to work.
+
+    async def _conduct(self, entry: Entry) -> None:
+        """Bring a completion whose turn it is to its end."""
+        try:
+            await self._run(await self._row(entry.request_id))
+        finally:
+            self._providers.end(entry.provider)
+            self._queue.done(entry)
+
+    async def _run(self, row: Row) -> None:
+        run = self._runs[row.request_id] = self._make_run(row, self._live[row.request_id])
+        if row.request_id in self._unwanted:
+            run.cancel()
+        try:
+            with event_context(row.envelope()):
+                outcome = await run.outcome()
+                last = await self._ending.end(row, outcome)
+        finally:
+            del self._runs[row.request_id]
+            self._unwanted.discard(row.request_id)
+        self._live.pop(row.request_id).step(last)
+
+    async def _last_step(self, row: Row) -> Step:
+        assert row.reference is not None
+        return step_of(row, await self._responses.read(row.reference), row.reference)
+
+    async def _row(self, request_id: str) -> Row:
+        rows = await self._database.read(ONE, (request_id,))
+        if not rows:
+            raise NotFound(f"there is no completion {request_id}", reason="unknown_request")
+        return Row.of(rows[0])

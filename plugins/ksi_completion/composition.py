@@ -1,0 +1,151 @@
+"""How the parts of completions are put together: each is a service, opened in order of need."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, Final
+
+from ksi_common.events.completion import (
+    ChatMessage,
+)
+from ksi_common.paths import Paths
+from ksi_completion.acceptance import Acceptance
+from ksi_completion.completion_service import CompletionService
+from ksi_completion.conversations import Conversations
+from ksi_completion.ending import Ending
+from ksi_completion.prompts import Prompts
+from ksi_completion.provider_manager import ProviderManager
+from ksi_completion.providers.embedded import EmbeddedProvider
+from ksi_completion.recovery import Recovery
+from ksi_completion.responses import Responses
+from ksi_completion.retry_manager import RetryManager
+from ksi_completion.rows import Row, StoredMessage, messages_query
+from ksi_completion.running import Run
+from ksi_completion.session_manager import SessionManager
+from ksi_completion.settings import CompletionSettings
+from ksi_completion.token_tracker import TokenTracker
+from ksi_daemon.plugin import (
+    Blobs,
+    Bus,
+    Clock,
+    Database,
+    Processes,
+    Service,
+    Settings,
+)
+
+
+@asynccontextmanager
+async def _settings(settings: Settings) -> AsyncIterator[CompletionSettings]:
+    yield CompletionSettings.of(settings)
+
+
+@asynccontextmanager
+async def _providers(
+    processes: Processes, paths: Paths, settings: CompletionSettings
+) -> AsyncIterator[ProviderManager]:
+    embedded = EmbeddedProvider(processes, paths.run, idle_s=settings.worker_idle_s, command=settings.worker)
+    providers = ProviderManager([embedded])
+    try:
+        yield providers
+    finally:
+        await providers.close()
+
+
+@asynccontextmanager
+async def _responses(paths: Paths, blobs: Blobs) -> AsyncIterator[Responses]:
+    yield Responses(paths.home, blobs)
+
+
+@asynccontextmanager
+async def _conversations(
+    database: Database, responses: Responses, blobs: Blobs
+) -> AsyncIterator[Conversations]:
+    yield Conversations(database, responses, blobs)
+
+
+@asynccontextmanager
+async def _sessions(database: Database, settings: CompletionSettings) -> AsyncIterator[SessionManager]:
+    yield SessionManager(database, session_queue=settings.session_queue)
+
+
+@asynccontextmanager
+async def _ending(
+    database: Database, clock: Clock, responses: Responses, sessions: SessionManager
+) -> AsyncIterator[Ending]:
+    yield Ending(
+        database=database, clock=clock, responses=responses, sessions=sessions, tokens=TokenTracker()
+    )
+
+
+@asynccontextmanager
+async def _recovery(
+    database: Database, responses: Responses, sessions: SessionManager, ending: Ending
+) -> AsyncIterator[Recovery]:
+    yield Recovery(database=database, responses=responses, sessions=sessions, ending=ending)
+
+
+@asynccontextmanager
+async def _service(
+    database: Database,
+    bus: Bus,
+    blobs: Blobs,
+    clock: Clock,
+    paths: Paths,
+    settings: CompletionSettings,
+    providers: ProviderManager,
+    responses: Responses,
+    conversations: Conversations,
+    sessions: SessionManager,
+    ending: Ending,
+) -> AsyncIterator[CompletionService]:
+    async def conversation(row: Row) -> Sequence[ChatMessage]:
+        rows = await database.read(*messages_query(row.request_id))
+        prompt = [await StoredMessage.of(message).load(blobs) for message in rows]
+        return with_history(await conversations.history(row.session_id), prompt)
+
+    yield CompletionService(
+        database=database,
+        acceptance=Acceptance(
+            database=database,
+            blobs=blobs,
+            clock=clock,
+            prompts=Prompts([paths.home / "lib", *settings.prompt_roots]),
+            providers=providers,
+            sessions=sessions,
+        ),
+        ending=ending,
+        providers=providers,
+        responses=responses,
+        make_run=partial(
+            Run,
+            database=database,
+            bus=bus,
+            clock=clock,
+            providers=providers,
+            retries=RetryManager(attempts=settings.attempts),
+            conversation=conversation,
+            stall_s=settings.stall_s,
+        ),
+        concurrency=settings.concurrency,
+        limit=settings.queue,
+    )
+
+
+def with_history(history: Sequence[ChatMessage], prompt: Sequence[ChatMessage]) -> list[ChatMessage]:
+    """Give what a model is told: the last word of the system first, then the turns in order."""
+    said = [*history, *prompt]
+    system = [message for message in said if message.role == "system"][-1:]
+    return [*system, *(message for message in said if message.role != "system")]
+
+
+PARTS: Final[Sequence[Service[Any]]] = (
+    Service(CompletionSettings, _settings),
+    Service(ProviderManager, _providers),
+    Service(Responses, _responses),
+    Service(Conversations, _conversations),
+    Service(SessionManager, _sessions),
+    Service(Ending, _ending),
+    Service(Recovery, _recovery),
+    Service(CompletionService, _service),
+)

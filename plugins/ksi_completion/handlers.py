@@ -1,0 +1,97 @@
+"""What is asked of completions and conversations."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from ksi_common.events.completion import (
+    Accepted,
+    Async,
+    Cancel,
+    CancelReply,
+    Overview,
+    Status,
+    Step,
+    StreamCompletion,
+)
+from ksi_common.events.conversation import Get, List, Listed, Messages
+from ksi_common.events.system import Stopping
+from ksi_completion.completion_service import CompletionService
+from ksi_completion.composition import PARTS
+from ksi_completion.conversations import Conversations
+from ksi_completion.recovery import Recovery
+from ksi_daemon.plugin import (
+    Service,
+    Services,
+    handler,
+    hookimpl,
+    scripts,
+    subscriber,
+)
+
+
+@hookimpl
+def ksi_migrations() -> Mapping[int, str]:
+    """Give the tables of completions."""
+    return scripts("ksi_completion")
+
+
+@hookimpl
+def ksi_services() -> Sequence[Service[Any]]:
+    """Offer the parts."""
+    return PARTS
+
+
+@hookimpl
+async def ksi_startup(services: Services) -> None:
+    """Take up what an earlier daemon left open."""
+    await services.get(Recovery).recover(services.get(CompletionService).open)
+
+
+@hookimpl
+async def ksi_serve(services: Services) -> None:
+    """Work on completions."""
+    await services.get(CompletionService).serve()
+
+
+@subscriber
+async def stopping(event: Stopping, service: CompletionService) -> None:
+    """Begin nothing that would have to be broken off."""
+    del event
+    service.drain()
+
+
+@handler
+async def async_(request: Async, service: CompletionService) -> Accepted:
+    """Accept a completion."""
+    return await service.accept(request)
+
+
+@handler
+async def stream(request: StreamCompletion, service: CompletionService) -> AsyncIterator[Step]:
+    """Accept a completion and follow it."""
+    async for step in service.stream(request):
+        yield step
+
+
+@handler
+async def cancel(request: Cancel, service: CompletionService) -> CancelReply:
+    """Stop a completion."""
+    return await service.cancel(request.request_id)
+
+
+@handler
+async def status(request: Status, service: CompletionService) -> Overview:
+    """Describe one completion, or the queue."""
+    return await service.status(request.request_id, include_response=request.include_response)
+
+
+@handler
+async def list_(request: List, conversations: Conversations) -> Listed:
+    """List conversations."""
+    return await conversations.list(request)
+
+
+@handler
+async def get(request: Get, conversations: Conversations) -> Messages:
+    """Read one conversation."""
+    return await conversations.get(request.session_id, limit=request.limit, offset=request.offset)

@@ -1,0 +1,280 @@
+"""The durable answers: one line of a session's file for each completion that ended. Nobody else knows the format.
+
+    {"ksi": {"request_id": …, "session_id": …, "provider": …, "model": …, "timestamp": …, "duration_ms": …,
+             "attempt": …, "outcome": "result" | "failed" | "cancelled", "client_id": …},
+     "response": {…} | null, "error": {…}, "proof": {…}}
+
+A row names a line by a reference. A line is written and synced before the commit of its row; what follows the
+last line that a row names is thus of a crash, or of a commit that failed.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from errno import ENOSPC
+from functools import partial
+from pathlib import Path
+from typing import Final, Literal, Self, TypeVar
+
+import orjson
+import structlog
+from pydantic import TypeAdapter, ValidationError
+
+from ksi_common.events.completion import Failure, Proof
+from ksi_completion.response_files import PARTS, ResponseFile, ResponseFolder
+from ksi_daemon.plugin import (
+    Blobs,
+    DataLoss,
+    InvalidArgument,
+    JsonValue,
+    Reference,
+    Unavailable,
+    is_name,
+)
+
+T = TypeVar("T")
+
+log = structlog.get_logger()
+
+LINES: Final = "application/jsonl"
+MAX_LINE_BYTES: Final = 16 * 1024 * 1024
+
+_BESIDE: Final = ("response", "error", "proof")
+"""Fields that stand beside ``ksi``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """How a completion ended. ``response``: what its provider gave, for a result; else ``error`` or ``proof``."""
+
+    request_id: str
+    session_id: str = ""
+    """Empty in files of the first KSI, which had neither this, nor ``model``, ``attempt`` and ``outcome``."""
+    provider: str
+    model: str = ""
+    timestamp: str
+    """When it ended; RFC 3339."""
+    duration_ms: int
+    attempt: int = 1
+    outcome: Literal["result", "failed", "cancelled"] = "result"
+    client_id: str | None = None
+    """The agent that it is for."""
+    response: Mapping[str, JsonValue] | None = None
+    error: Failure | None = None
+    proof: Proof | None = None
+
+    def __post_init__(self) -> None:
+        told = {"result": self.response, "failed": self.error, "cancelled": self.proof}
+        wanted = {"result": "a response", "failed": "an error", "cancelled": "a proof"}[self.outcome]
+        if told[self.outcome] is None:
+            raise ValueError(f"a line of the outcome {self.outcome} has {wanted}")
+
+    @property
+    def text(self) -> str:
+        """The answer in words; empty where there is none."""
+        return text_of(self.response)
+
+    def to_bytes(self) -> bytes:
+        """Give the line, its end too; raise InvalidArgument (``not_json``) for what JSON cannot say."""
+        about = {name: getattr(self, name) for name in self.__slots__ if name not in _BESIDE}
+        if self.client_id is None:
+            del about["client_id"]
+        line = {"ksi": about, "response": self.response}
+        line |= {"error": self.error.model_dump()} if self.error else {}
+        line |= {"proof": self.proof.model_dump()} if self.proof else {}
+        try:
+            return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+        except TypeError as error:
+            raise InvalidArgument(
+                f"the answer to {self.request_id} is no JSON: {error}", reason="not_json"
+            ) from error
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Read a line; raise DataLoss (``line_malformed``) where it is none."""
+        if not data.endswith(b"\n"):
+            raise _malformed("it has no end")
+        try:
+            line = orjson.loads(data)
+        except orjson.JSONDecodeError as error:
+            raise _malformed(str(error)) from None
+        if not isinstance(line, dict) or not isinstance(line.get("ksi"), dict):
+            raise _malformed('it has no object "ksi"')
+        try:
+            return TypeAdapter(cls).validate_python(line["ksi"] | {name: line.get(name) for name in _BESIDE})
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise _malformed(f"{place}: {first['msg']}" if place else first["msg"]) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A line that stands in its file, and is not on disk before ``sync``."""
+
+    reference: Reference
+    file: ResponseFile
+    lost_bytes: int = 0
+    """How many bytes that rows name are not there any more: the file was found too short."""
+
+    @property
+    def end(self) -> int:
+        """Where the line ends in its file."""
+        return self.reference.offset + self.reference.length
+
+    def sync(self) -> None:
+        """Have it on disk: for ``Transaction.before_commit``. Blocks; may be called again.
+
+        After OSError the line must be appended again, with the same ``at``.
+        """
+        self.file.sync()
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What was found after the last line of a session that a row names."""
+
+    adopted: Sequence[tuple[Line, Written]] = ()
+    """Whole lines of open requests, in order; each is to have its row."""
+    torn_bytes: int = 0
+    """What followed them, and was moved to the torn file."""
+    lost_bytes: int = 0
+    """How many bytes that rows name are not there any more."""
+
+
+class Responses:
+    """Write, read and recover answers; used with ``async with``.
+
+    The files are written in one thread, in the order asked: what a cancelled call has begun is done before
+    the next call begins.
+    """
+
+    def __init__(self, home: Path, blobs: Blobs) -> None:
+        self._folder = ResponseFolder(home)
+        self._blobs = blobs
+
+    async def __aenter__(self) -> Self:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ksi-responses")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
+
+    async def append(self, session_id: str, line: Line, *, at: int) -> Written:
+        """Write a line after the last one of the session that a row names, which ends ``at``.
+
+        Between this and the commit, or refusal, of its row nothing else may be appended to the session.
+        What stood beyond ``at`` is moved to ``{session_id}.jsonl.torn``. Where the file is shorter than
+        that, the answers that are lost give DataLoss, and the line follows what there is: a new answer is
+        not refused for an old one. Raises Unavailable (``store_unavailable``) where the disk does not
+        take it, InvalidArgument (``not_json``, ``too_large``) where no disk would.
+        Cancelled, it leaves a line that no row names, or none.
+        """
+        path, data = path_of(session_id), line.to_bytes()
+        if len(data) > MAX_LINE_BYTES:
+            raise InvalidArgument(
+                f"the answer to {line.request_id} has {len(data)} bytes",
+                reason="too_large",
+                limit=MAX_LINE_BYTES,
+            )
+        try:
+            return await self._run(partial(self._append, path, data, at))
+        except OSError as error:
+            hint = "free space on the disk of the answers" if error.errno == ENOSPC else None
+            raise Unavailable(
+                f"cannot store an answer: {error}", reason="store_unavailable", hint=hint
+            ) from error
+
+    async def read(self, reference: Reference) -> Line:
+        """Give a line; raise DataLoss (``reference_missing``, ``reference_corrupt``)."""
+        return Line.parse(await self._blobs.read(reference))
+
+    async def recover(self, session_id: str, end: int, open_requests: AbstractSet[str]) -> Recovered:
+        """Look at what follows ``end``, where the last line of a session ends that a row names.
+
+        Whole lines of open requests are adopted, each request once; the first byte that is none of these,
+        and all that follow, are moved to the torn file. Never raises for the state of the file: where it
+        cannot be read nothing is adopted, and where it cannot be cut the next append does it.
+        """
+        return await self._run(partial(self._recover, path_of(session_id), end, session_id, open_requests))
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _append(self, path: str, data: bytes, at: int) -> Written:
+        name = _name(path)
+        file = self._folder.open(name, make=True)
+        offset, torn_bytes = file.settle(at, data)
+        file.append(data)
+        self._folder.point_to(name)
+        written = Written(_reference(path, offset, data), file, at - offset)
+        _report(path, torn_bytes, written.lost_bytes)
+        return written
+
+    def _recover(self, path: str, end: int, session_id: str, open_requests: AbstractSet[str]) -> Recovered:
+        adopted: list[tuple[Line, Written]] = []
+        try:
+            file = self._folder.open(_name(path), make=False)
+            size, position, wanted = file.size, end, set(open_requests)
+            for data in file.lines(end, max_bytes=MAX_LINE_BYTES):
+                line = _parse_or_none(data)
+                if line is None or line.session_id != session_id or line.request_id not in wanted:
+                    break
+                wanted.remove(line.request_id)
+                adopted.append((line, Written(_reference(path, position, data), file)))
+                position += len(data)
+            recovered = Recovered(adopted, max(size - position, 0), max(end - size, 0))
+            if recovered.torn_bytes:
+                file.cut(position)
+        except FileNotFoundError:
+            recovered = Recovered(lost_bytes=end)
+        except OSError as error:
+            log.error("responses.not_recovered", path=path, error=str(error))
+            return Recovered(adopted)
+        _report(path, recovered.torn_bytes, recovered.lost_bytes)
+        return recovered
+
+
+def path_of(session_id: str) -> str:
+    """Give the path, below the home, of a session's file; raise InvalidArgument for what names none."""
+    if not is_name(session_id):
+        raise InvalidArgument(f"{session_id!r} is no name of a session", reason="not_a_name")
+    return "/".join((*PARTS, f"{session_id}.jsonl"))
+
+
+def text_of(response: Mapping[str, JsonValue] | None) -> str:
+    """Give the words of what a provider gave: ``result``, or the first choice's message; else nothing."""
+    match response:
+        case {"result": str(text)} | {"choices": [{"message": {"content": str(text)}}, *_]}:
+            return text
+    return ""
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def _reference(path: str, offset: int, data: bytes) -> Reference:
+    digest = hashlib.sha256(data).hexdigest()
+    return Reference(path=path, offset=offset, length=len(data), sha256=digest, media=LINES)
+
+
+def _parse_or_none(data: bytes) -> Line | None:
+    try:
+        return Line.parse(data)
+    except DataLoss:
+        return None
+
+
+def _malformed(why: str) -> DataLoss:
+    return DataLoss(f"not a line of an answer: {why}", reason="line_malformed")
+
+
+def _report(path: str, torn_bytes: int, lost_bytes: int) -> None:
+    if torn_bytes:
+        log.warning("responses.cut", path=path, torn_bytes=torn_bytes)
+    if lost_bytes:
+        log.error("responses.lost", path=path, lost_bytes=lost_bytes)

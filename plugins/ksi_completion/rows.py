@@ -1,0 +1,185 @@
+"""The rows of completions: as they are read, and the statements that write them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+from ksi_common.envelope import EventEnvelope
+from ksi_common.events.completion import ChatMessage, Completion, Failure, Proof, State, Usage
+from ksi_completion.queue_manager import Entry
+from ksi_daemon.plugin import Blobs, Reference, Transaction, format_time
+
+TEXT: Final = "text/plain;charset=utf-8"
+LINES: Final = "application/jsonl"
+FOLDER: Final = "logs/responses"
+OPEN: Final = "SELECT * FROM completions WHERE sha256 IS NULL ORDER BY number"
+ONE: Final = "SELECT * FROM completions WHERE request_id = ?"
+
+_MESSAGES: Final = "SELECT * FROM completion_messages WHERE request_id = ? ORDER BY position"
+_INSERT_MESSAGE: Final = "INSERT INTO completion_messages VALUES (?, ?, ?, ?, ?, ?, ?)"
+
+
+def path_of(session_id: str) -> str:
+    """Give the path, below the home, of a session's file of answers."""
+    return f"{FOLDER}/{session_id}.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One completion as its row has it."""
+
+    number: int
+    request_id: str
+    session_id: str
+    state: State
+    digest: str
+    provider: str
+    model: str
+    max_tokens: int | None
+    timeout_s: float
+    agent_id: str | None
+    originator_agent_id: str | None
+    purpose: str | None
+    event_id: str
+    correlation_id: str
+    actor: str
+    hop: int
+    accepted_us: int
+    started_us: int | None
+    ended_us: int | None
+    attempts: int
+    failures: int
+    cancel_wanted: int
+    duration_ms: int | None
+    finish_reason: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    cached_tokens: int | None
+    failure_reason: str | None
+    failure_message: str | None
+    failure_retryable: int | None
+    proof_how: str | None
+    proof_elapsed_s: float | None
+    offset: int | None
+    length: int | None
+    sha256: str | None
+
+    @classmethod
+    def of(cls, row: Sequence[Any]) -> Self:
+        """Take a row of ``SELECT *``."""
+        return cls(*row)
+
+    @property
+    def entry(self) -> Entry:
+        """What the queue keeps of it."""
+        return Entry(self.number, self.request_id, self.session_id, self.provider)
+
+    @property
+    def reference(self) -> Reference | None:
+        """Where its line of answer is."""
+        if self.sha256 is None or self.length is None:
+            return None
+        return Reference(
+            path=path_of(self.session_id),
+            offset=self.offset or 0,
+            length=self.length,
+            sha256=self.sha256,
+            media=LINES,
+        )
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the answer cost."""
+        if self.prompt_tokens is None:
+            return None
+        return Usage(
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens or 0,
+            cached_tokens=self.cached_tokens or 0,
+        )
+
+    @property
+    def failure(self) -> Failure | None:
+        """Why it has no answer."""
+        if self.failure_reason is None:
+            return None
+        return Failure(
+            reason=self.failure_reason,
+            message=self.failure_message or "",
+            retryable=bool(self.failure_retryable),
+        )
+
+    @property
+    def proof(self) -> Proof | None:
+        """How it is known that it was cancelled."""
+        if self.proof_how is None:
+            return None
+        return Proof.model_validate({"how": self.proof_how, "elapsed_s": self.proof_elapsed_s})
+
+    def envelope(self) -> EventEnvelope:
+        """Give what the work for it goes on from: the request that asked for it."""
+        return EventEnvelope(
+            "completion:async", {}, self.event_id, self.correlation_id, actor=self.actor, hop=self.hop
+        )
+
+    def completion(self, *, position: int | None, response: str | None) -> Completion:
+        """Describe it as ``completion:status`` does."""
+        return Completion(
+            request_id=self.request_id,
+            session_id=self.session_id,
+            state=self.state,
+            position=position,
+            provider=self.provider,
+            model=self.model,
+            attempts=self.attempts,
+            accepted=format_time(self.accepted_us),
+            started=_time(self.started_us),
+            ended=_time(self.ended_us),
+            duration_ms=self.duration_ms,
+            usage=self.usage,
+            finish_reason=self.finish_reason,
+            reference=self.reference,
+            failure=self.failure,
+            proof=self.proof,
+            agent_id=self.agent_id,
+            originator_agent_id=self.originator_agent_id,
+            purpose=self.purpose,
+            response=response,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMessage:
+    """A message of a prompt: its text, or the blob that holds it."""
+
+    role: str
+    text: str | None
+    blob: Reference | None
+
+    def insert_in(self, tx: Transaction, request_id: str, position: int) -> None:
+        """Write its row."""
+        blob = self.blob
+        where = (None, None, None) if blob is None else (blob.path, blob.length, blob.sha256)
+        tx.execute(_INSERT_MESSAGE, (request_id, position, self.role, self.text, *where))
+
+    @classmethod
+    def of(cls, row: Sequence[Any]) -> Self:
+        """Take a row of completion_messages."""
+        _, _, role, text, path, length, sha256 = row
+        if sha256 is None:
+            return cls(role, text, None)
+        return cls(role, text, Reference(path=path, length=length, sha256=sha256, media=TEXT))
+
+    async def load(self, blobs: Blobs) -> ChatMessage:
+        """Give the message; raise DataLoss where its blob is damaged."""
+        text = self.text if self.blob is None else (await blobs.read(self.blob)).decode()
+        return ChatMessage.model_construct(role=self.role, content=text or "")
+
+
+def messages_query(request_id: str) -> tuple[str, Sequence[str]]:
+    """Give the query for the messages of one prompt, in order."""
+    return _MESSAGES, (request_id,)
+
+
+def _time(time_us: int | None) -> str | None:
+    return None if time_us is None else format_time(time_us)

@@ -1,0 +1,41 @@
+"""What can be set of completions: the table ``[plugins.completion]`` of ksi.toml."""
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ksi_daemon.plugin import InvalidArgument, Settings
+
+NAME = "completion"
+
+
+class CompletionSettings(BaseModel):
+    """Limits and places. Seconds and counts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    concurrency: int = Field(4, ge=1, le=64, description="Completions at work at once, over all sessions.")
+    session_queue: int = Field(100, ge=1, description="Open completions of one session; one more is refused.")
+    queue: int = Field(10_000, ge=1, description="Open completions altogether; one more is refused.")
+    attempts: int = Field(3, ge=1, le=10, description="Tries of one completion that a provider fails.")
+    stall_s: float = Field(120.0, gt=0, description="A provider that says nothing for this long has stalled.")
+    prompt_roots: list[Path] = Field(
+        default_factory=list, description="Folders that a prompt_file may be in, besides $KSI_HOME/lib."
+    )
+    worker: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="Command of the embedded model's worker, in place of the built-in one."
+    )
+    worker_idle_s: float = Field(
+        600.0, gt=0, description="The embedded model leaves memory after this long without work."
+    )
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Read the plugin's table; raise InvalidArgument that names the key."""
+        try:
+            return cls.model_validate(settings.plugins.get(NAME, {}))
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            key = ".".join(("plugins", NAME, *map(str, problem["loc"])))
+            raise InvalidArgument(f"setting {key}: {problem['msg']}", reason="bad_setting") from None
