@@ -19,6 +19,7 @@ from ksi_common.events.system import Started, Stopping
 from ksi_common.events.timer import Failed as TimerFailed
 from ksi_common.messages import spec_of
 from ksi_common.paths import Paths
+from ksi_daemon import blob_files
 from ksi_daemon.assembly import Assembly
 from ksi_daemon.blobs import Blobs, FileBlobs
 from ksi_daemon.breadcrumb import Breadcrumb
@@ -57,6 +58,8 @@ log = structlog.get_logger()
 
 RESERVED_FILES: Final = 128
 """Files that connections leave to the database, the log and child processes."""
+READABLE: Final = (blob_files.FOLDER, "logs/responses")
+"""Folders below the home whose files a reference may name: blobs, and answers of completions."""
 SHUTDOWN_S: Final = 5.0
 """What each plugin has for cleaning up."""
 
@@ -170,7 +173,7 @@ class Daemon:
         self.timers = DatabaseTimers(
             self.database, self.bus, self.clock, message_class=self.catalog.message_class
         )
-        blobs = FileBlobs(self.paths.home)
+        blobs = FileBlobs(self.paths.home, readable=READABLE)
         await blobs.prepare()
         processes = await stack.enter_async_context(Processes(self.paths.run))
         if processes.reaped:
