@@ -64,6 +64,8 @@ class EventSpec:
     expose: bool = True
     """It may be asked for from outside the daemon."""
     raises: tuple[type[KSIError], ...] = ()
+    formerly: tuple[str, ...] = ()
+    """Old names of a Notification: who follows one of them gets it, too."""
     answers: Literal["one", "all", "race"] = "one"
     version: int = 1
 
@@ -103,6 +105,7 @@ class _Event(Message):
         if not is_event_name(event):
             raise TypeError(f"{cls.__name__}: {event!r} is not an event name: namespace:name in snake case")
         keywords["raises"] = tuple(keywords.get("raises", ()))
+        keywords["formerly"] = tuple(keywords.get("formerly", ()))
         cls.__ksi__ = EventSpec(name=event, kind=cls.__kind__, reply=_reply_of(cls), **keywords)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ksi_common.messages import Message, Notification
+from ksi_common.messages import Message, Notification, spec_of
 from ksi_daemon.router import Route
 
 Status = Literal["loaded", "refused", "quarantined"]
@@ -46,6 +46,18 @@ class Catalog:
         """Find the class of a declared event."""
         route = self.routes.get(event)
         return route.message if route else self.notifications.get(event)
+
+    def declared(self, event: str) -> type[Notification] | None:
+        """Find the told event that is, or once was, called so."""
+        found = self.notifications.get(event)
+        if found is not None:
+            return found
+        return next((kind for kind in self.notifications.values() if event in spec_of(kind).formerly), None)
+
+    def followed(self, patterns: Sequence[str]) -> Sequence[str]:
+        """Give what a subscriber to ``patterns`` follows: where one is an old name, the new one, too."""
+        found = [self.declared(pattern) for pattern in patterns]
+        return list(dict.fromkeys((*patterns, *(spec_of(kind).name for kind in found if kind))))
 
     def nearest(self, event: str) -> list[str]:
         """Guess which event was meant."""

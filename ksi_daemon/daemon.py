@@ -30,7 +30,7 @@ from ksi_daemon.connection import ConnectionLimits
 from ksi_daemon.database import Database
 from ksi_daemon.eventlog import EventLog
 from ksi_daemon.handlers import Compiler
-from ksi_daemon.health import Health
+from ksi_daemon.health import Health, HealthChecks
 from ksi_daemon.hooks import Relay
 from ksi_daemon.hub import Hub
 from ksi_daemon.leases import DatabaseLeases, Leases
@@ -167,7 +167,9 @@ class Daemon:
         offer(Services, self.services)
         offer(Settings, self.settings)
         offer(Subscriptions, self.subscriptions)
-        offer(Health, Health(self.database, self.subscriptions, self.catalog, self.settings, self.clock))
+        health = Health(self.database, self.subscriptions, self.catalog, self.settings, self.clock)
+        offer(Health, health)
+        offer(HealthChecks, health)  # type: ignore[type-abstract]
 
     async def _offer_resources(self, stack: AsyncExitStack) -> None:
         self.timers = DatabaseTimers(

@@ -2,7 +2,8 @@
 
 import asyncio
 import os
-from typing import Final
+from collections.abc import Callable
+from typing import Final, Protocol
 
 from ksi_common.clock import Clock
 from ksi_common.events.system import Check, Checks, Healthy, Status
@@ -12,10 +13,21 @@ from ksi_daemon.lifecycle import Lifecycle
 from ksi_daemon.settings import Settings
 from ksi_daemon.subscriptions import Subscriptions
 
+Watch = Callable[[], Check]
+"""Look at a part; must not wait."""
+
 FRESH_S: Final = 1.0
 CHECK_S: Final = 2.0
 """A part that does not answer within this is unhealthy."""
 _RANK: Final[dict[Status, int]] = {"healthy": 0, "degraded": 1, "unhealthy": 2}
+
+
+class HealthChecks(Protocol):
+    """What plugins add to the daemon's health."""
+
+    def watch_providers(self, watch: Watch) -> None:
+        """Ask ``watch`` for the health of ``providers``, once a second at most."""
+        ...
 
 
 class Health:
@@ -39,6 +51,11 @@ class Health:
         self._turn = asyncio.Lock()
         self._summarised: tuple[Checks, float, int] | None = None
         self._summary: Healthy | None = None
+        self._watch_providers: Watch = _no_providers
+
+    def watch_providers(self, watch: Watch) -> None:
+        """Ask ``watch`` for the health of ``providers``."""
+        self._watch_providers = watch
 
     async def checks(self) -> Checks:
         """Give every part's health, at most a second old."""
@@ -70,7 +87,7 @@ class Health:
             disk_space=await self._check_disk(),
             message_queue=self._check_queue(),
             plugins=self._check_plugins(),
-            providers=Check(status="healthy", detail={"configured": 0}),
+            providers=self._watch_providers(),
         )
 
     async def _check_database(self) -> Check:
@@ -105,6 +122,10 @@ class Health:
         return Check(
             status="degraded" if bad else "healthy", detail={"loaded": loaded, "not_loaded": list(bad)}
         )
+
+
+def _no_providers() -> Check:
+    return Check(status="healthy", detail={"configured": 0})
 
 
 def _worst(checks: Checks) -> Status:

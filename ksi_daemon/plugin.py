@@ -54,6 +54,7 @@ from ksi_daemon.cursors import parse_cursor
 from ksi_daemon.database import Database, Transaction
 from ksi_daemon.database.migrations import scripts
 from ksi_daemon.eventlog import EventLog, LogQuery
+from ksi_daemon.health import HealthChecks
 from ksi_daemon.hookspecs import hookimpl
 from ksi_daemon.hub import Hub
 from ksi_daemon.leases import Lease, LeaseHeld, LeaseLost, Leases
@@ -114,6 +115,7 @@ __all__ = [
     "Failed",
     "FailedPrecondition",
     "Field",
+    "HealthChecks",
     "Hub",
     "Interest",
     "InvalidArgument",

@@ -303,7 +303,7 @@ class CompletionResult(Notification, event="completion:result"):
     agent_id: str | None = None
 
 
-class CompletionFailed(Notification, event="completion:failed"):
+class CompletionFailed(Notification, event="completion:failed", formerly=("completion:error",)):
     """There will be no answer."""
 
     request_id: str

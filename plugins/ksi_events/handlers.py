@@ -111,11 +111,11 @@ async def read(request: Read, log: EventLog) -> StreamEvents:
 
 
 @handler
-async def query(request: Query, log: EventLog) -> Events:
+async def query(request: Query, log: EventLog, catalog: Catalog) -> Events:
     """Search the log, by pages."""
     stored, more = await log.query(
         LogQuery(
-            patterns=request.patterns,
+            patterns=catalog.followed(request.patterns),
             stream=request.stream,
             correlation_id=request.correlation_id,
             actor=request.agent_id,
@@ -141,7 +141,7 @@ async def get(request: Get, log: EventLog) -> Event:
 
 
 @handler
-async def subscribe(request: Subscribe, sink: Sink, subscriptions: Subscriptions) -> None:
+async def subscribe(request: Subscribe, sink: Sink, subscriptions: Subscriptions, catalog: Catalog) -> None:
     """Feed the client until it goes."""
     start: str | Mapping[str, Any]
     match request.start:
@@ -151,12 +151,12 @@ async def subscribe(request: Subscribe, sink: Sink, subscriptions: Subscriptions
             start = {"time": time}
         case str(word):
             start = word
-    interest = Interest(request.patterns, request.stream, start, request.overflow)
+    interest = Interest(catalog.followed(request.patterns), request.stream, start, request.overflow)
     await subscriptions.follow(interest, sink)
 
 
 def _check_untold(event: str, catalog: Catalog) -> None:
-    if event in catalog.notifications:
+    if catalog.declared(event) is not None:
         plugin = catalog.plugin_telling(event)
         raise PermissionDenied(f"{event} is told by plugin {plugin} only", reason="declared_event")
     if event in catalog.routes:
