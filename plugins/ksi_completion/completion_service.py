@@ -10,7 +10,7 @@ from ksi_completion.ending import Ending, step_of
 from ksi_completion.live import Live
 from ksi_completion.provider_manager import ProviderManager
 from ksi_completion.queue_manager import Entry, QueueManager
-from ksi_completion.responses import Responses, text_of
+from ksi_completion.responses import Responses
 from ksi_completion.rows import ONE, Row
 from ksi_completion.running import Run
 from ksi_daemon.plugin import Database, NotFound, ResourceExhausted, Transaction, event_context
@@ -127,7 +127,7 @@ class CompletionService:
             row = await self._row(request_id)
             response = None
             if include_response and row.reference is not None:
-                response = text_of((await self._responses.read(row.reference)).response)
+                response = (await self._responses.read(row.reference)).text
             position = self._queue.position(row.entry) if row.state == "queued" else None
             completion = row.completion(position=position, response=response)
         running = self._queue.running

@@ -13,7 +13,7 @@ from ksi_completion.acceptance import Acceptance
 from ksi_completion.completion_service import CompletionService
 from ksi_completion.conversations import Conversations
 from ksi_completion.ending import Ending
-from ksi_completion.prompts import Prompts
+from ksi_completion.prompts import Prompts, with_history
 from ksi_completion.provider_manager import ProviderManager
 from ksi_completion.providers.embedded import EmbeddedProvider
 from ksi_completion.recovery import Recovery
@@ -29,6 +29,7 @@ from ksi_daemon.plugin import (
     Bus,
     Clock,
     Database,
+    HealthChecks,
     Processes,
     Service,
     Settings,
@@ -42,10 +43,11 @@ async def _settings(settings: Settings) -> AsyncIterator[CompletionSettings]:
 
 @asynccontextmanager
 async def _providers(
-    processes: Processes, paths: Paths, settings: CompletionSettings
+    processes: Processes, paths: Paths, settings: CompletionSettings, health: HealthChecks
 ) -> AsyncIterator[ProviderManager]:
     embedded = EmbeddedProvider(processes, paths.run, idle_s=settings.worker_idle_s, command=settings.worker)
     providers = ProviderManager([embedded])
+    health.watch_providers(providers.health)
     try:
         yield providers
     finally:
@@ -54,7 +56,8 @@ async def _providers(
 
 @asynccontextmanager
 async def _responses(paths: Paths, blobs: Blobs) -> AsyncIterator[Responses]:
-    yield Responses(paths.home, blobs)
+    async with Responses(paths.home, blobs) as responses:
+        yield responses
 
 
 @asynccontextmanager
@@ -130,13 +133,6 @@ async def _service(
         concurrency=settings.concurrency,
         limit=settings.queue,
     )
-
-
-def with_history(history: Sequence[ChatMessage], prompt: Sequence[ChatMessage]) -> list[ChatMessage]:
-    """Give what a model is told: the last word of the system first, then the turns in order."""
-    said = [*history, *prompt]
-    system = [message for message in said if message.role == "system"][-1:]
-    return [*system, *(message for message in said if message.role != "system")]
 
 
 PARTS: Final[Sequence[Service[Any]]] = (

@@ -10,19 +10,29 @@ from ksi_common.events.completion import (
     CompletionCancelled,
     CompletionFailed,
     CompletionResult,
+    Failure,
     State,
     Step,
 )
 from ksi_completion.outcomes import Outcome
-from ksi_completion.responses import Line, Responses, Written, text_of
+from ksi_completion.responses import Line, Responses, Written
 from ksi_completion.rows import Row
 from ksi_completion.session_manager import SessionManager
 from ksi_completion.token_tracker import TokenTracker
-from ksi_daemon.plugin import Database, Notification, Reference, Transaction, Unavailable, format_time
+from ksi_daemon.plugin import (
+    Database,
+    InvalidArgument,
+    Notification,
+    Reference,
+    Transaction,
+    Unavailable,
+    format_time,
+)
 
 log = structlog.get_logger()
 
 STATES: Final[dict[str, State]] = {"result": "completed", "failed": "failed", "cancelled": "cancelled"}
+FIRST_DELAY_S: Final = 0.1
 MAX_DELAY_S: Final = 5.0
 """Between tries where the disk takes nothing."""
 
@@ -58,13 +68,15 @@ class Ending:
         A disk that takes nothing is waited for: what was accepted is owed an end.
         """
         line = self._line(row, outcome)
-        delay_s = 0.1
+        delay_s = FIRST_DELAY_S
         while True:
             try:
                 async with self._sessions.writing(row.session_id):
                     at = await self._sessions.file_end(row.session_id)
                     written = await self._responses.append(row.session_id, line, at=at)
                     return await self.commit(row, line, written)
+            except InvalidArgument as error:
+                line = self._line(row, _unstorable(outcome, error))
             except Unavailable as error:
                 log.warning("completion.not_stored", request_id=row.request_id, error=error.message)
                 await asyncio.sleep(delay_s)
@@ -104,8 +116,7 @@ class Ending:
             ).rowcount
             if not changed:
                 raise AssertionError(f"completion {row.request_id} has ended before")
-            end_of_file = reference.offset + reference.length
-            self._sessions.answered_in(tx, row.session_id, file_end=end_of_file, time_us=now)
+            self._sessions.answered_in(tx, row.session_id, file_end=written.end, time_us=now)
             if usage is not None:
                 self._tokens.account_in(tx, row, usage, attempt=line.attempt, time_us=now)
             tx.tell(told, stream=f"completion/{row.request_id}")
@@ -124,10 +135,16 @@ class Ending:
             attempt=outcome.attempt,
             outcome=outcome.name,
             response=outcome.answer.response if outcome.answer else None,
-            error=outcome.failure.model_dump() if outcome.failure else None,
-            proof=outcome.proof.model_dump() if outcome.proof else None,
+            error=outcome.failure,
+            proof=outcome.proof,
             client_id=row.agent_id,
         )
+
+
+def _unstorable(outcome: Outcome, error: InvalidArgument) -> Outcome:
+    """Give the end of a completion whose answer no file takes."""
+    failure = Failure(reason="answer_" + str(error.details["reason"]), message=error.message)
+    return Outcome(outcome.attempt, outcome.duration_ms, failure=failure)
 
 
 def step_of(row: Row, line: Line, reference: Reference) -> Step:
@@ -147,7 +164,7 @@ def step_of(row: Row, line: Line, reference: Reference) -> Step:
     if line.outcome == "result":
         response = line.response or {}
         usage = response.get("usage")
-        last["text"] = text_of(line.response)
+        last["text"] = line.text
         last["finish_reason"] = str(response.get("finish_reason") or "stop")
         last["usage"] = usage if isinstance(usage, dict) else {}
     return Step.model_validate(last)

@@ -79,6 +79,13 @@ class Prompts:
         )
 
 
+def with_history(history: Sequence[ChatMessage], prompt: Sequence[ChatMessage]) -> list[ChatMessage]:
+    """Give what a model is told: the last word of the system first, then the turns in order."""
+    said = [*history, *prompt]
+    system = [message for message in said if message.role == "system"][-1:]
+    return [*system, *(message for message in said if message.role != "system")]
+
+
 def _read_below(root: Path, parts: Sequence[str]) -> bytes:
     """Read a regular file, through no link below ``root``."""
     folder = os.open(root, _ENTER & ~os.O_NOFOLLOW)

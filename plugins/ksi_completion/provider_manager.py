@@ -4,8 +4,9 @@ import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from ksi_common.events.system import Check
 from ksi_completion.providers.interface import CompletionProvider
-from ksi_daemon.plugin import FailedPrecondition, NotFound
+from ksi_daemon.plugin import FailedPrecondition, JsonValue, NotFound
 
 
 class ProviderManager:
@@ -53,6 +54,14 @@ class ProviderManager:
     def missing(self) -> Mapping[str, str | None]:
         """Say of each provider why it cannot be used, or None."""
         return {name: provider.missing() for name, provider in self._providers.items()}
+
+    def health(self) -> Check:
+        """Tell which providers can be used; without any, no completion is accepted."""
+        missing = self.missing()
+        usable = [name for name, reason in missing.items() if reason is None]
+        detail: dict[str, JsonValue] = {"configured": len(missing), "usable": list(usable)}
+        detail |= {name: reason for name, reason in missing.items() if reason is not None}
+        return Check(status="healthy" if usable else "degraded", detail=detail)
 
     async def close(self) -> None:
         """End what providers have running."""

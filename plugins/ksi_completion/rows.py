@@ -7,21 +7,15 @@ from typing import Any, Final, Self
 from ksi_common.envelope import EventEnvelope
 from ksi_common.events.completion import ChatMessage, Completion, Failure, Proof, State, Usage
 from ksi_completion.queue_manager import Entry
+from ksi_completion.responses import LINES, path_of
 from ksi_daemon.plugin import Blobs, Reference, Transaction, format_time
 
 TEXT: Final = "text/plain;charset=utf-8"
-LINES: Final = "application/jsonl"
-FOLDER: Final = "logs/responses"
 OPEN: Final = "SELECT * FROM completions WHERE sha256 IS NULL ORDER BY number"
 ONE: Final = "SELECT * FROM completions WHERE request_id = ?"
 
 _MESSAGES: Final = "SELECT * FROM completion_messages WHERE request_id = ? ORDER BY position"
 _INSERT_MESSAGE: Final = "INSERT INTO completion_messages VALUES (?, ?, ?, ?, ?, ?, ?)"
-
-
-def path_of(session_id: str) -> str:
-    """Give the path, below the home, of a session's file of answers."""
-    return f"{FOLDER}/{session_id}.jsonl"
 
 
 @dataclass(frozen=True, slots=True)

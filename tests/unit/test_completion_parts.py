@@ -1,0 +1,223 @@
+"""The small parts of completions, each alone."""
+
+import asyncio
+import os
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from ksi_common.errors import InvalidArgument, KSIError, NotFound, PermissionDenied
+from ksi_common.events.completion import Async, ChatMessage, Step
+from ksi_common.ids import is_name
+from ksi_completion.live import Live
+from ksi_completion.prompts import MAX_FILE_BYTES, Prompts, with_history
+from ksi_completion.providers.interface import FailureClass, ProviderFailure
+from ksi_completion.retry_manager import MAX_DELAY_S, RetryManager
+from ksi_completion.session_names import candidates
+
+# Retries
+
+
+def failed(kind: FailureClass = "transient", retry_after_s: float | None = None) -> ProviderFailure:
+    return ProviderFailure("no", reason="test", kind=kind, retry_after_s=retry_after_s)
+
+
+@pytest.mark.parametrize("kind", ["invalid", "auth", "unknown_outcome", "not_deployed"])
+def test_what_another_try_would_not_mend_is_not_tried_again(kind: FailureClass) -> None:
+    assert RetryManager(attempts=3).decide(failed(kind), failures=1) is None
+
+
+@pytest.mark.parametrize("kind", ["transient", "rate_limited", "stalled"])
+def test_the_last_try_is_the_last(kind: FailureClass) -> None:
+    retries = RetryManager(attempts=3)
+    assert [retries.decide(failed(kind), failures=n) is not None for n in (1, 2, 3, 4)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_delays_grow_are_spread_and_end_at_a_minute() -> None:
+    retries = RetryManager(attempts=100, random=Random(1))
+    for failures, ceiling in ((1, 1.0), (2, 2.0), (3, 4.0), (20, MAX_DELAY_S)):
+        delays = [retry.delay_s for _ in range(200) if (retry := retries.decide(failed(), failures=failures))]
+        assert 0 <= min(delays) < ceiling / 4 < ceiling * 3 / 4 < max(delays) <= ceiling
+
+
+def test_the_provider_s_wish_is_the_least_delay() -> None:
+    retry = RetryManager(attempts=3).decide(failed("rate_limited", 7.0), failures=1)
+    assert retry is not None
+    assert retry.delay_s == 7.0
+
+
+# Names
+
+
+def test_session_names_are_names_and_the_last_one_is_unlikely() -> None:
+    for _ in range(200):
+        plain, longer, last = candidates()
+        assert all(is_name(name) for name in (plain, longer, last))
+        assert longer.startswith(f"{plain}-")
+        assert len(last) >= len(plain) + 17
+
+
+# Followers
+
+
+def step(kind: str, *, attempt: int | None = None, text: str | None = None) -> Step:
+    return Step.model_validate(
+        {"type": kind, "request_id": "r", "session_id": "s", "attempt": attempt, "text": text}
+    )
+
+
+async def collect(live: Live) -> list[tuple[str, str | None]]:
+    return [(seen.type, seen.text) async for seen in live.follow()]
+
+
+async def test_who_comes_late_gets_what_was_said_so_far_in_one_piece() -> None:
+    live = Live(step("accepted"))
+    live.step(step("started", attempt=1))
+    live.step(step("delta", attempt=1, text="Par"))
+    live.step(step("delta", attempt=1, text="is"))
+    follower = asyncio.create_task(collect(live))  # noqa: TID251
+    await asyncio.sleep(0)
+    live.step(step("delta", attempt=1, text="."))
+    live.step(step("result", text="Paris."))
+    assert await follower == [
+        ("accepted", None),
+        ("started", None),
+        ("delta", "Paris."),
+        ("result", "Paris."),
+    ]
+
+
+async def test_an_attempt_makes_what_the_one_before_it_said_void() -> None:
+    live = Live(step("accepted"))
+    live.step(step("started", attempt=1))
+    live.step(step("delta", attempt=1, text="Lon"))
+    live.step(step("started", attempt=2))
+    live.step(step("delta", attempt=2, text="Paris"))
+    following = live.follow()
+    seen = [await anext(following) for _ in range(3)]
+    assert [(one.type, one.attempt, one.text) for one in seen] == [
+        ("accepted", None, None),
+        ("started", 2, None),
+        ("delta", 2, "Paris"),
+    ]
+    await following.aclose()  # type: ignore[attr-defined]
+
+
+async def test_deltas_of_two_attempts_are_not_joined() -> None:
+    live = Live(step("accepted"))
+    following = live.follow()
+    assert (await anext(following)).type == "accepted"
+    for attempt, text in ((1, "a"), (1, "b"), (2, "c")):
+        live.step(step("delta", attempt=attempt, text=text))
+    live.step(step("failed"))
+    assert [(one.attempt, one.text) async for one in following] == [(1, "ab"), (2, "c"), (None, None)]
+
+
+# What a model is told
+
+
+def said(role: str, content: str) -> ChatMessage:
+    return ChatMessage.model_validate({"role": role, "content": content})
+
+
+def test_history_comes_before_the_prompt_and_the_last_word_of_the_system_first() -> None:
+    history = [said("system", "old"), said("user", "a"), said("assistant", "b")]
+    prompt = [said("system", "new"), said("user", "c")]
+    assert [(m.role, m.content) for m in with_history(history, prompt)] == [
+        ("system", "new"),
+        ("user", "a"),
+        ("assistant", "b"),
+        ("user", "c"),
+    ]
+    assert with_history(history, prompt[1:])[0].content == "old"
+
+
+# Prompts from files
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "lib"
+    (folder / "prompts").mkdir(parents=True)
+    (folder / "prompts" / "p.txt").write_text("What is it?")
+    (tmp_path / "secret.txt").write_text("no")
+    return folder
+
+
+async def read(root: Path, name: str) -> str:
+    (message,) = await Prompts([root]).messages(Async(prompt_file=name))
+    return message.content
+
+
+async def test_a_prompt_file_is_read_by_its_whole_or_its_relative_path(root: Path) -> None:
+    assert await read(root, "prompts/p.txt") == "What is it?"
+    assert await read(root, str(root / "prompts" / "p.txt")) == "What is it?"
+
+
+async def test_a_file_larger_than_a_request_may_be_is_read_whole(root: Path) -> None:
+    (root / "large.txt").write_text("x" * 5_000_000)
+    assert len(await read(root, "large.txt")) == 5_000_000
+
+
+def link(root: Path) -> str:
+    (root / "link.txt").symlink_to(root.parent / "secret.txt")
+    return "link.txt"
+
+
+def linked_folder(root: Path) -> str:
+    (root / "folder").symlink_to(root.parent)
+    return "folder/secret.txt"
+
+
+def pipe(root: Path) -> str:
+    os.mkfifo(root / "pipe")
+    return "pipe"
+
+
+def not_text(root: Path) -> str:
+    (root / "bytes").write_bytes(b"ab\xff")
+    return "bytes"
+
+
+def blank(root: Path) -> str:
+    (root / "blank").write_text(" \n")
+    return "blank"
+
+
+def too_large(root: Path) -> str:
+    with (root / "large").open("wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)
+    return "large"
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "reason"),
+    [
+        (lambda _: "../secret.txt", PermissionDenied, "prompt_file_outside"),
+        (lambda root: str(root.parent / "secret.txt"), PermissionDenied, "prompt_file_outside"),
+        (lambda root: f"{root}/../secret.txt", PermissionDenied, "prompt_file_outside"),
+        (str, PermissionDenied, "prompt_file_outside"),
+        (lambda _: "a\0b", PermissionDenied, "prompt_file_outside"),
+        (lambda _: "none.txt", NotFound, "no_prompt_file"),
+        (lambda _: "prompts", PermissionDenied, "prompt_file_special"),
+        (link, PermissionDenied, "prompt_file_link"),
+        (linked_folder, PermissionDenied, "prompt_file_link"),
+        (pipe, PermissionDenied, "prompt_file_special"),
+        (not_text, InvalidArgument, "prompt_file_encoding"),
+        (blank, InvalidArgument, "empty_prompt"),
+        (too_large, InvalidArgument, "too_large"),
+    ],
+)
+async def test_what_is_no_prompt_file_is_refused(
+    root: Path, make: "object", error: type[KSIError], reason: str
+) -> None:
+    assert callable(make)
+    with pytest.raises(error) as refused:
+        await read(root, make(root))
+    assert refused.value.details["reason"] == reason
