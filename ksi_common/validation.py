@@ -23,7 +23,7 @@ def parser(cls: type[M]) -> Callable[[Mapping[str, Any]], M]:
     validate = cls.__pydantic_validator__.validate_json
     name = spec_of(cls).name
     # Messages are frozen: one that says nothing can be shared by all who say nothing.
-    empty = None if any(info.is_required() for info in cls.model_fields.values()) else cls()
+    empty = _empty(cls)
 
     def parse(data: Mapping[str, Any]) -> M:
         if not data and empty is not None:
@@ -40,6 +40,14 @@ def parser(cls: type[M]) -> Callable[[Mapping[str, Any]], M]:
         return message
 
     return parse
+
+
+def _empty(cls: type[M]) -> M | None:
+    """Give the message that says nothing; None where something must be said."""
+    try:
+        return cls()
+    except ValidationError:
+        return None
 
 
 def refusal(error: ValidationError, cls: type[BaseModel], event: str) -> InvalidArgument:

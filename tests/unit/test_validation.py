@@ -1,8 +1,9 @@
 """Data is read strictly, once; what is wrong with it is said by path, with a guess."""
 
-from typing import Any
+from typing import Any, Self
 
 import pytest
+from pydantic import model_validator
 
 from ksi_common.errors import InvalidArgument
 from ksi_common.messages import Message, Request, renamed_from
@@ -57,6 +58,22 @@ def test_data_of_an_event_that_needs_none_may_be_empty() -> None:
 
 def test_messages_that_say_nothing_are_one() -> None:
     assert look({}) is look({})
+
+
+def test_an_event_whose_fields_need_one_another_is_parsed() -> None:
+    class Ask(Request[Bought], event="shop:ask"):
+        by_name: str | None = None
+        by_number: int | None = None
+
+        @model_validator(mode="after")
+        def _has_one(self) -> Self:
+            if self.by_name is self.by_number is None:
+                raise ValueError("give a name or a number")
+            return self
+
+    assert parser(Ask)({"by_number": 1}).by_number == 1
+    with pytest.raises(InvalidArgument, match="give a name or a number"):
+        parser(Ask)({})
 
 
 def test_a_deprecated_alias_is_read_as_its_new_name() -> None:
