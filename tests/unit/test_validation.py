@@ -67,7 +67,7 @@ def test_an_event_whose_fields_need_one_another_is_parsed() -> None:
 
         @model_validator(mode="after")
         def _has_one(self) -> Self:
-            if self.by_name is self.by_number is None:
+            if self.by_name is None and self.by_number is None:
                 raise ValueError("give a name or a number")
             return self
 
