@@ -1,0 +1,7 @@
+#!/usr/bin/env python3
+"""Talk with a language model through KSI: ``python3 chat.py --help``."""
+
+from ksi_client.chat.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Ask for one completion and follow it to its end, whatever happens to the connection."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any, Final, cast
+
+from ksi_client.chat.prompt import Prompt
+from ksi_client.chat.steps import FINAL, Course, Step
+from ksi_client.raw import RawClient, call_raw
+from ksi_common.errors import DeadlineExceeded, KSIError, NotFound, Unavailable
+
+PATIENCE_S: Final = 60.0
+"""How long a daemon that has gone is waited for."""
+RETRY_S: Final = 0.2
+CANCEL_S: Final = 10.0
+
+
+class Asking:
+    """One question. ``options``: other fields of completion:stream.
+
+    ``timeout_s``: seconds for all of it; then the completion is stopped, and DeadlineExceeded raised.
+    ``lost`` is called whenever the connection was lost, before it is made again.
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt: Prompt,
+        options: Mapping[str, Any],
+        *,
+        timeout_s: float | None,
+        lost: Callable[[], None],
+    ) -> None:
+        self._id = {"request_id": request_id}
+        self._prompt = prompt
+        self._options = options
+        self._timeout_s = timeout_s
+        self._lost = lost
+        self._course = Course()
+        self._begun = time.monotonic()
+        self._heard = self._begun
+        self._is_stopped = False
+
+    def steps(self) -> Iterator[Step]:
+        """Give each step once, the last one final; raise the KSIError that stands in its way."""
+        try:
+            yield from self._steps()
+        except DeadlineExceeded:
+            with suppress(KSIError):
+                self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Ask for the completion to be stopped; its last step says that it has.
+
+        On a connection of its own, so that a signal handler may call it while ``steps`` waits.
+        """
+        self._is_stopped = True
+        with suppress(NotFound):  # it is not accepted yet, and stopped as soon as it is
+            call_raw("completion:cancel", self._id, timeout_s=CANCEL_S)
+
+    def _steps(self) -> Iterator[Step]:
+        while True:
+            try:
+                yield from self._stream()
+            except Unavailable as error:
+                if not self._may_ask_again(error):
+                    raise
+            else:
+                return
+            self._lost()
+            self._course.begin_anew()
+            # A daemon that ends refuses until it is gone, and nothing tells when that is.
+            time.sleep(RETRY_S)
+
+    def _stream(self) -> Iterator[Step]:
+        patience_s = min(PATIENCE_S, self._left_s() or PATIENCE_S)
+        with RawClient(connect_timeout_s=patience_s) as client, self._prompt.fields() as fields:
+            data = {**self._id, **self._options, **fields}
+            for item in client.stream_raw("completion:stream", data, timeout_s=self._left_s()):
+                step = cast("Step", item)
+                if step["type"] == "accepted":
+                    self._accepted()
+                new = self._course.take(step)
+                if new is not None:
+                    self._heard = time.monotonic()
+                    yield new
+                if step["type"] in FINAL:
+                    return
+        raise Unavailable("the stream ended before the answer did", reason="connection_lost")
+
+    def _accepted(self) -> None:
+        self._prompt.discard()
+        if self._is_stopped:
+            self.stop()
+
+    def _may_ask_again(self, error: KSIError) -> bool:
+        passing = error.details.get("reason") in {"connection_lost", "shutting_down"}
+        return passing and time.monotonic() - self._heard < PATIENCE_S
+
+    def _left_s(self) -> float | None:
+        if self._timeout_s is None:
+            return None
+        left_s = self._timeout_s - (time.monotonic() - self._begun)
+        if left_s <= 0:
+            raise DeadlineExceeded(f"no answer within {self._timeout_s:g} s", reason="no_answer")
+        return left_s
