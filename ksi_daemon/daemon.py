@@ -260,7 +260,10 @@ class Daemon:
     async def _drain(self, server: UnixServer, stop: Stop) -> None:
         log.info("daemon.stopping", reason=stop.reason, grace_s=stop.grace_s)
         await self.bus.notify(Stopping(reason=stop.reason, grace_s=stop.grace_s))
-        left = await server.drain(stop.grace_s)
+        async with asyncio.TaskGroup() as finishing:
+            for plugin in self.assembly.loaded:
+                finishing.create_task(self._finish(plugin.name, stop.grace_s))
+            left = await server.drain(stop.grace_s)
         if left:
             log.warning("request.abandoned", connections=left)
         for plugin in reversed(self.assembly.loaded):
@@ -268,6 +271,19 @@ class Daemon:
             if error is not None:
                 log.error("plugin.not_shut_down", plugin=plugin.name, error=explain(error))
         self.tasks.cancel()
+
+    async def _finish(self, plugin: str, grace_s: float) -> None:
+        """Let a plugin finish what it has at work, while connections finish theirs."""
+
+        async def finish() -> None:
+            async with asyncio.timeout(grace_s):
+                await self.relay.drain(plugin, services=self.services, grace_s=grace_s)
+
+        error = await attempt_async(finish)
+        if isinstance(error, TimeoutError):
+            log.info("plugin.broken_off", plugin=plugin, grace_s=grace_s)
+        elif error is not None:
+            log.error("plugin.not_drained", plugin=plugin, error=explain(error))
 
     async def _shut_down(self, plugin: str) -> None:
         async with asyncio.timeout(SHUTDOWN_S):

@@ -91,6 +91,10 @@ class Relay:
         """Run a plugin's long-running part."""
         await self._await_one("ksi_serve", name, arguments)
 
+    async def drain(self, name: str, **arguments: Any) -> None:
+        """Await that a plugin has finished what it has at work."""
+        await self._await_one("ksi_drain", name, arguments)
+
     async def shutdown(self, name: str) -> None:
         """Await a plugin's end."""
         await self._await_one("ksi_shutdown", name, {})

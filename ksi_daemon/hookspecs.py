@@ -49,6 +49,11 @@ async def ksi_serve(bus: Bus, services: Services) -> None:
 
 
 @hookspec
+async def ksi_drain(services: Services, grace_s: float) -> None:
+    """Begin nothing new, and return when nothing is at work; broken off after ``grace_s`` seconds."""
+
+
+@hookspec
 async def ksi_shutdown() -> None:
     """Clean up, after the last event was handled; in reverse order of start."""
 

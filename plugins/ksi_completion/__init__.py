@@ -4,13 +4,13 @@ from ksi_completion.handlers import (
     async_,
     cancel,
     get,
+    ksi_drain,
     ksi_migrations,
     ksi_serve,
     ksi_services,
     ksi_startup,
     list_,
     status,
-    stopping,
     stream,
 )
 
@@ -18,12 +18,12 @@ __all__ = [
     "async_",
     "cancel",
     "get",
+    "ksi_drain",
     "ksi_migrations",
     "ksi_serve",
     "ksi_services",
     "ksi_startup",
     "list_",
     "status",
-    "stopping",
     "stream",
 ]

@@ -59,6 +59,7 @@ class CompletionService:
         self._unbegun: list[Row] = []
         """Stopped while they waited: to be ended."""
         self._is_draining = False
+        self._idle = asyncio.Event()
 
     async def accept(self, asked: Asked) -> Accepted:
         """Put a completion on disk and let it wait for its turn."""
@@ -139,9 +140,11 @@ class CompletionService:
             completion=completion,
         )
 
-    def drain(self) -> None:
-        """Begin nothing more; what is at work goes on."""
+    async def drain(self) -> None:
+        """Begin nothing more; return when nothing is at work."""
         self._is_draining = True
+        self._wake.set()
+        await self._idle.wait()
 
     async def serve(self) -> None:
         """Give completions their turn for as long as the daemon runs."""
@@ -155,7 +158,11 @@ class CompletionService:
                 await self._wake.wait()
 
     def _next(self) -> Entry | None:
-        if self._is_draining or len(self._queue.running) >= self._concurrency:
+        if self._is_draining:
+            if not self._queue.running and not self._runs:
+                self._idle.set()
+            return None
+        if len(self._queue.running) >= self._concurrency:
             return None
         entry = self._queue.next(self._providers.has_room)
         if entry is not None:

@@ -14,7 +14,6 @@ from ksi_common.events.completion import (
     StreamCompletion,
 )
 from ksi_common.events.conversation import Get, List, Listed, Messages
-from ksi_common.events.system import Stopping
 from ksi_completion.completion_service import CompletionService
 from ksi_completion.composition import PARTS
 from ksi_completion.conversations import Conversations
@@ -25,7 +24,6 @@ from ksi_daemon.plugin import (
     handler,
     hookimpl,
     scripts,
-    subscriber,
 )
 
 
@@ -53,11 +51,10 @@ async def ksi_serve(services: Services) -> None:
     await services.get(CompletionService).serve()
 
 
-@subscriber
-async def stopping(event: Stopping, service: CompletionService) -> None:
-    """Begin nothing that would have to be broken off."""
-    del event
-    service.drain()
+@hookimpl
+async def ksi_drain(services: Services) -> None:
+    """Let answers that are being made come to their end; one broken off is made anew at the next start."""
+    await services.get(CompletionService).drain()
 
 
 @handler

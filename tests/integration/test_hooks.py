@@ -217,6 +217,36 @@ async def test_hook_ksi_serve(write_plugin: WritePlugin, log_file: LogFile) -> N
     assert len(log_file.lines("child.crashed")) == 1
 
 
+async def test_hook_ksi_drain(write_plugin: WritePlugin, tmp_path: Path, log_file: LogFile) -> None:
+    seen = tmp_path / "seen"
+    finishes = f"""
+    @hookimpl
+    async def ksi_drain(services, grace_s):
+        await asyncio.sleep(0)
+        Path({str(seen)!r}).write_text(f"finished within {{grace_s:g}}, with {{type(services).__name__}}")
+    """
+    never_ends = """
+    @hookimpl
+    async def ksi_drain():
+        await asyncio.Event().wait()
+    """
+    raises = """
+    @hookimpl
+    async def ksi_drain():
+        raise ValueError("cannot")
+    """
+    plugins = {"finishes": finishes, "never": never_ends, "raises": raises}
+    files = [
+        write_plugin(HEAD.replace("probe:", f"{name}:") + source, name) for name, source in plugins.items()
+    ]
+    with log_file.written():
+        async with running_daemon(plugins=files) as ksi:
+            await ksi.call_raw("system:shutdown", {"grace_s": 0.2})
+    assert seen.read_text() == "finished within 0.2, with Services"
+    assert [line["plugin"] for line in log_file.lines("plugin.broken_off")] == ["never"]
+    assert [line["plugin"] for line in log_file.lines("plugin.not_drained")] == ["raises"]
+
+
 async def test_hook_ksi_shutdown(write_plugin: WritePlugin, tmp_path: Path) -> None:
     ended = tmp_path / "ended"
     source = f"""
