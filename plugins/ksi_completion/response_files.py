@@ -6,7 +6,6 @@ They are opened relative to a descriptor of their folder and through no link. Al
 import errno
 import os
 import stat
-import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -34,7 +33,8 @@ class ResponseFile:
         self._descriptor = descriptor
         self._close = weakref.finalize(self, os.close, descriptor)
         self._error: OSError | None = None
-        self._syncing = threading.Lock()
+        self._is_named = False
+        """Its name in the folder is on disk."""
 
     @property
     def size(self) -> int:
@@ -49,6 +49,7 @@ class ResponseFile:
         """
         size = self.size
         kept = self._last_line_end(min(end, size))
+        self._is_named = kept > 0
         beyond = size - kept
         if beyond == len(coming) and os.pread(self._descriptor, beyond, kept) == coming:
             os.ftruncate(self._descriptor, kept)
@@ -89,21 +90,21 @@ class ResponseFile:
 
         Asked again after a failure, the system might say that all is well although the bytes are gone.
         """
-        with self._syncing:
-            if self._error is not None:
-                raise self._error
-            if self._close.alive:
-                try:
-                    self._sync()
-                except OSError as error:
-                    self._error = error
-                    raise
-                finally:
-                    self._close()
+        if self._error is not None:
+            raise self._error
+        if self._close.alive:
+            try:
+                self._sync()
+            except OSError as error:
+                self._error = error
+                raise
+            finally:
+                self._close()
 
     def _sync(self) -> None:
         os.fdatasync(self._descriptor)
-        self._folder.sync()
+        if not self._is_named:
+            self._folder.sync()
         if os.fstat(self._descriptor).st_nlink == 0:
             raise FileNotFoundError(errno.ENOENT, "removed before it was on disk", self._name)
 
@@ -140,7 +141,7 @@ class ResponseFolder:
         return ResponseFile(self, name, descriptor)
 
     def sync(self) -> None:
-        """Have the names of its files on disk; costs next to nothing where they are."""
+        """Have the names of its files on disk."""
         with self._entered() as folder:
             os.fsync(folder)
 

@@ -1,4 +1,6 @@
-"""The durable answers: one line of a session's file for each completion that ended. Nobody else knows the format.
+"""The durable answers: one line of the session's file for each completion that ended.
+
+No other module knows the format:
 
     {"ksi": {"request_id": …, "session_id": …, "provider": …, "model": …, "timestamp": …, "duration_ms": …,
              "attempt": …, "outcome": "result" | "failed" | "cancelled", "client_id": …},
@@ -48,7 +50,7 @@ _BESIDE: Final = ("response", "error", "proof")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """How a completion ended. ``response``: what its provider gave, for a result; else ``error`` or ``proof``."""
+    """How a completion ended: with a ``response`` of its provider, an ``error`` or a ``proof``."""
 
     request_id: str
     session_id: str = ""
@@ -78,11 +80,11 @@ class Line:
         return text_of(self.response)
 
     def to_bytes(self) -> bytes:
-        """Give the line, its end too; raise InvalidArgument (``not_json``) for what JSON cannot say."""
+        """Give the line with its end; raise InvalidArgument (``not_json``). NaN becomes null."""
         about = {name: getattr(self, name) for name in self.__slots__ if name not in _BESIDE}
         if self.client_id is None:
             del about["client_id"]
-        line = {"ksi": about, "response": self.response}
+        line = {"ksi": about, "response": None if self.response is None else dict(self.response)}
         line |= {"error": self.error.model_dump()} if self.error else {}
         line |= {"proof": self.proof.model_dump()} if self.proof else {}
         try:
@@ -92,8 +94,8 @@ class Line:
                 f"the answer to {self.request_id} is no JSON: {error}", reason="not_json"
             ) from error
 
-    @classmethod
-    def parse(cls, data: bytes) -> Self:
+    @staticmethod
+    def parse(data: bytes) -> "Line":
         """Read a line; raise DataLoss (``line_malformed``) where it is none."""
         if not data.endswith(b"\n"):
             raise _malformed("it has no end")
@@ -104,11 +106,14 @@ class Line:
         if not isinstance(line, dict) or not isinstance(line.get("ksi"), dict):
             raise _malformed('it has no object "ksi"')
         try:
-            return TypeAdapter(cls).validate_python(line["ksi"] | {name: line.get(name) for name in _BESIDE})
+            return _LINE.validate_python(line["ksi"] | {name: line.get(name) for name in _BESIDE})
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             place = ".".join(str(part) for part in first["loc"])
             raise _malformed(f"{place}: {first['msg']}" if place else first["msg"]) from None
+
+
+_LINE: Final = TypeAdapter(Line)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,14 +231,14 @@ class Responses:
                 wanted.remove(line.request_id)
                 adopted.append((line, Written(_reference(path, position, data), file)))
                 position += len(data)
-            recovered = Recovered(adopted, max(size - position, 0), max(end - size, 0))
+            recovered = Recovered(tuple(adopted), max(size - position, 0), max(end - size, 0))
             if recovered.torn_bytes:
                 file.cut(position)
         except FileNotFoundError:
             recovered = Recovered(lost_bytes=end)
         except OSError as error:
-            log.error("responses.not_recovered", path=path, error=str(error))
-            return Recovered(adopted)
+            log.warning("responses.not_recovered", path=path, error=str(error))
+            return Recovered(tuple(adopted))
         _report(path, recovered.torn_bytes, recovered.lost_bytes)
         return recovered
 
