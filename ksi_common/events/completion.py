@@ -15,6 +15,8 @@ DEFAULT_TIMEOUT_S = 300
 Text = Annotated[str, StringConstraints(max_length=1024 * 1024)]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
 
+Role = Literal["system", "user", "assistant"]
+
 State = Literal["queued", "running", "completed", "failed", "cancelled"]
 """Of a completion. The last three are final."""
 
@@ -24,7 +26,7 @@ OPEN: tuple[State, ...] = ("queued", "running")
 class ChatMessage(Message):
     """One thing said in a conversation."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Role
     content: Text
 
 
@@ -227,7 +229,7 @@ class Status(Request[Overview], event="completion:status", safe=True, raises=(No
 class PromptMessage(Message):
     """A message of a prompt: its content, or the blob that holds it where it is long."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Role
     content: str | None = None
     reference: Reference | None = None
 

@@ -45,7 +45,7 @@ async def _settings(settings: Settings) -> AsyncIterator[CompletionSettings]:
 async def _providers(
     processes: Processes, paths: Paths, settings: CompletionSettings, health: HealthChecks
 ) -> AsyncIterator[ProviderManager]:
-    embedded = EmbeddedProvider(processes, paths.run, idle_s=settings.worker_idle_s, command=settings.worker)
+    embedded = EmbeddedProvider(processes, paths.run, idle_s=settings.worker_idle_s, worker=settings.worker)
     providers = ProviderManager([embedded])
     health.watch_providers(providers.health)
     try:

@@ -117,5 +117,7 @@ class QueueManager:
         return bool(heap)
 
     def _is_first(self, entry: Entry) -> bool:
+        if entry.session_id in self._running:
+            return False
         waiting = self._waiting.get(entry.session_id)
-        return bool(waiting) and waiting[0] is entry and entry.session_id not in self._running
+        return waiting is not None and waiting[0] is entry

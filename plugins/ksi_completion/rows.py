@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from ksi_common.envelope import EventEnvelope
-from ksi_common.events.completion import ChatMessage, Completion, Failure, Proof, State, Usage
+from ksi_common.events.completion import ChatMessage, Completion, Failure, Proof, Role, State, Usage
 from ksi_completion.queue_manager import Entry
 from ksi_completion.responses import LINES, path_of
 from ksi_daemon.plugin import Blobs, Reference, Transaction, format_time
@@ -146,7 +146,7 @@ class Row:
 class StoredMessage:
     """A message of a prompt: its text, or the blob that holds it."""
 
-    role: str
+    role: Role
     text: str | None
     blob: Reference | None
 

@@ -196,7 +196,7 @@ class Run:
             )
 
     def _show(self, kind: Any, **fields: Any) -> None:
-        self._live.step(Step(type=kind, **self._named(), **fields))
+        self._live.step(Step(type=kind, **self._named(with_provider=kind == "started"), **fields))
 
     def _named(self, *, with_provider: bool = True) -> dict[str, Any]:
         row = self.row

@@ -1,0 +1,389 @@
+"""Completions over the socket: accepted, followed, ended once, whatever the provider does."""
+
+import json
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ksi_daemon.testing import RunningDaemon, Wire, running_daemon
+
+ODD_WORKER = [sys.executable, str(Path(__file__).parents[1] / "support" / "odd_worker.py")]
+
+Frame = dict[str, Any]
+
+
+@asynccontextmanager
+async def daemon(home: Path | None = None, **settings: Any) -> AsyncIterator[RunningDaemon]:
+    """Run a daemon whose model is a script that does what the prompt says."""
+    table = {"worker": ODD_WORKER, **settings}
+    async with running_daemon(home=home, settings={"plugins": {"completion": table}}) as ksi:
+        yield ksi
+
+
+async def ask(wire: Wire, prompt: str, **fields: Any) -> list[Frame]:
+    """Ask for a stream and give all its steps."""
+    return [step async for step in steps(wire, prompt, **fields)]
+
+
+async def steps(wire: Wire, prompt: str, ident: str = "ask", **fields: Any) -> AsyncIterator[Frame]:
+    data = {"prompt": prompt, **fields}
+    wire.send({"event": "completion:stream", "data": data, "id": ident})
+    while True:
+        frame = await wire.receive()
+        if frame["id"] != ident:
+            continue
+        if frame["type"] != "item":
+            assert frame["type"] == "end", frame
+            return
+        yield frame["data"]
+
+
+async def until(ksi: RunningDaemon, pattern: str, count: int = 1) -> list[Frame]:
+    """Wait until so many events of a name were told."""
+    async with ksi.connect() as wire:
+        wire.send(
+            {"event": "event:subscribe", "data": {"patterns": [pattern], "start": "beginning"}, "id": "u"}
+        )
+        seen: list[Frame] = []
+        while len(seen) < count:
+            frame = await wire.receive()
+            if frame["type"] == "item":
+                seen.append(frame["data"]["data"])
+    return seen
+
+
+def lines(ksi: RunningDaemon, session_id: str) -> list[Frame]:
+    """Read a session's file of answers."""
+    path = ksi.paths.home / "logs" / "responses" / f"{session_id}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+async def failure_of(ksi: RunningDaemon, prompt: str, **fields: Any) -> Mapping[str, Any]:
+    async with ksi.connect() as wire:
+        last = (await ask(wire, prompt, **fields))[-1]
+    assert last["type"] == "failed", last
+    failure: Mapping[str, Any] = last["failure"]
+    return failure
+
+
+# The way of one completion
+
+
+async def test_an_answer_streams_and_ends_with_the_whole_of_it() -> None:
+    async with daemon() as ksi, ksi.connect() as wire:
+        seen = await ask(wire, "echo: one two three", session_id="s1")
+        assert [step["type"] for step in seen[:2]] == ["accepted", "started"]
+        assert {step["type"] for step in seen[2:-1]} == {"delta"}
+        assert "".join(step["text"] for step in seen[2:-1]) == "one two three"
+        last = seen[-1]
+        assert (last["type"], last["text"]) == ("result", "one two three")
+        (line,) = lines(ksi, "s1")
+        assert line["ksi"]["request_id"] == last["request_id"]
+        assert line["ksi"]["outcome"] == "result"
+        assert line["response"]["result"] == "one two three"
+
+
+async def test_what_is_told_follows_from_the_request_and_names_the_answer() -> None:
+    async with daemon() as ksi, ksi.connect() as wire:
+        answer = await wire.call(
+            "completion:async", {"prompt": "echo: hi", "request_id": "r1"}, correlation_id="c-1"
+        )
+        assert answer["data"]["status"] == "queued"
+        assert answer["data"]["position"] == 0
+        await until(ksi, "completion:result")
+        told = [event for event in ksi.events("completion:*") if event.seq is not None]
+        assert [event.event for event in told] == [
+            "completion:accepted",
+            "completion:started",
+            "completion:result",
+        ]
+        assert {event.correlation_id for event in told} == {"c-1"}
+        assert {event.causation_id for event in told} == {told[0].causation_id}
+        assert [(event.stream, event.version) for event in told] == [
+            ("completion/r1", version) for version in (1, 2, 3)
+        ]
+        reference = json.loads(told[-1].data)["reference"]
+        content = (ksi.paths.home / reference["path"]).read_bytes()
+        line = json.loads(content[reference["offset"] : reference["offset"] + reference["length"]])
+        assert line["response"]["result"] == "hi"
+
+
+async def test_a_session_goes_on_with_what_was_said() -> None:
+    async with daemon() as ksi, ksi.connect() as wire:
+        (first, *_) = await ask(wire, "echo: a")
+        session = first["session_id"]
+        last = (await ask(wire, "mode:history", session_id=session))[-1]
+        said = [(m["role"], m["content"]) for m in json.loads(last["text"])]
+        assert said == [("user", "echo: a"), ("assistant", "a"), ("user", "mode:history")]
+        found = await ksi.call_raw("conversation:list")
+        assert [(c["session_id"], c["message_count"]) for c in found["conversations"]] == [(session, 4)]
+        read = await ksi.call_raw("conversation:get", {"session_id": session})
+        assert [m["role"] for m in read["messages"]] == ["user", "assistant"] * 2
+
+
+async def test_the_newest_session_is_linked() -> None:
+    async with daemon() as ksi, ksi.connect() as wire:
+        await ask(wire, "echo: a", session_id="one")
+        await ask(wire, "echo: b", session_id="two")
+        latest = ksi.paths.home / "logs" / "responses" / "latest.jsonl"
+        assert latest.resolve().name == "two.jsonl"
+
+
+async def test_status_tells_of_one_completion_with_its_answer() -> None:
+    async with daemon() as ksi, ksi.connect() as wire:
+        await ask(wire, "echo: hi", request_id="r1", agent_id="ada", purpose="greeting")
+        found = await ksi.call_raw("completion:status", {"request_id": "r1", "include_response": True})
+        one = found["completion"]
+        assert (one["state"], one["attempts"], one["response"]) == ("completed", 1, "hi")
+        assert (one["agent_id"], one["purpose"]) == ("ada", "greeting")
+        unknown = await wire.call("completion:status", {"request_id": "r2"})
+        assert unknown["error"]["code"] == "NOT_FOUND"
+
+
+# One request, one completion
+
+
+async def test_the_same_request_again_is_the_same_completion() -> None:
+    async with daemon() as ksi, ksi.connect() as wire:
+        first = await ask(wire, "echo: hi", request_id="r1")
+        again = await ask(wire, "echo: hi", request_id="r1")
+        assert again == [first[-1]]
+        reply = await wire.call("completion:async", {"prompt": "echo: hi", "request_id": "r1"})
+        assert reply["data"]["status"] == "completed"
+        assert len(ksi.emitted("completion:accepted")) == 1
+
+
+async def test_the_same_request_id_for_something_else_is_refused() -> None:
+    async with daemon() as ksi, ksi.connect() as wire:
+        await ask(wire, "echo: hi", request_id="r1")
+        for other in ({"prompt": "echo: ho"}, {"prompt": "echo: hi", "max_tokens": 5}):
+            answer = await wire.call("completion:async", {**other, "request_id": "r1"})
+            assert answer["error"]["code"] == "ALREADY_EXISTS"
+        assert ksi.emitted("completion:accepted") != []
+
+
+async def test_a_second_follower_gets_what_was_said_so_far() -> None:
+    async with daemon() as ksi, ksi.connect() as one, ksi.connect() as two:
+        mine = steps(one, "mode:slow 4", request_id="r1")
+        while (await anext(mine))["type"] != "delta":
+            pass
+        theirs = await ask(two, "mode:slow 4", request_id="r1")
+        rest = [step async for step in mine]
+        assert "".join(step["text"] for step in theirs if step["type"] == "delta") == theirs[-1]["text"]
+        assert theirs[-1] == rest[-1]
+
+
+async def test_a_client_that_leaves_does_not_stop_its_completion() -> None:
+    async with daemon() as ksi:
+        async with ksi.connect() as wire:
+            following = steps(wire, "mode:slow 3", request_id="r1")
+            while (await anext(following))["type"] != "delta":
+                pass
+        (result,) = await until(ksi, "completion:result")
+        assert result["request_id"] == "r1"
+
+
+# Order
+
+
+async def test_one_session_is_answered_in_order_and_others_beside_it() -> None:
+    async with daemon() as ksi, ksi.connect() as wire:
+        for number in range(3):
+            await wire.call(
+                "completion:async", {"prompt": "mode:slow 3", "session_id": "a", "request_id": f"a{number}"}
+            )
+        await wire.call("completion:async", {"prompt": "echo: b", "session_id": "b", "request_id": "b0"})
+        ended = [event["request_id"] for event in await until(ksi, "completion:result", 4)]
+        assert ended[0] == "b0"
+        assert ended[1:] == ["a0", "a1", "a2"]
+        started = [event["request_id"] for event in ksi.emitted("completion:started")]
+        assert started.index("b0") == 1
+
+
+async def test_no_more_run_at_once_than_the_setting_allows() -> None:
+    async with daemon(concurrency=1) as ksi, ksi.connect() as wire:
+        for number in range(3):
+            await wire.call("completion:async", {"prompt": "mode:slow 2", "session_id": f"s{number}"})
+        await until(ksi, "completion:result", 3)
+        told = [event["attempt"] for event in ksi.emitted("completion:started")]
+        names = [
+            event.event.partition(":")[2]
+            for event in ksi.events("completion:*")
+            if event.event in {"completion:started", "completion:result"}
+        ]
+        assert (told, names) == ([1, 1, 1], ["started", "result"] * 3)
+
+
+async def test_a_full_session_refuses_and_says_when_to_come_back() -> None:
+    async with daemon(session_queue=2) as ksi, ksi.connect() as wire:
+        for _ in range(2):
+            await wire.call("completion:async", {"prompt": "mode:hang", "session_id": "a"})
+        answer = await wire.call("completion:async", {"prompt": "echo: x", "session_id": "a"})
+        assert answer["error"]["code"] == "RESOURCE_EXHAUSTED"
+        assert answer["error"]["details"]["retry_after_s"] > 0
+        other = await wire.call("completion:async", {"prompt": "echo: x", "session_id": "b"})
+        assert other["type"] == "reply"
+
+
+async def test_a_full_queue_refuses() -> None:
+    async with daemon(queue=2) as ksi, ksi.connect() as wire:
+        for number in range(2):
+            await wire.call("completion:async", {"prompt": "mode:hang", "session_id": f"s{number}"})
+        answer = await wire.call("completion:async", {"prompt": "echo: x"})
+        assert answer["error"]["details"]["reason"] == "queue_full"
+
+
+# Cancel
+
+
+async def test_a_queued_completion_is_cancelled_and_the_queue_goes_on() -> None:
+    async with daemon() as ksi, ksi.connect() as wire:
+        for name, prompt in (("r1", "mode:slow 3"), ("r2", "echo: two"), ("r3", "echo: three")):
+            await wire.call("completion:async", {"prompt": prompt, "session_id": "s", "request_id": name})
+        reply = (await wire.call("completion:cancel", {"request_id": "r2"}))["data"]
+        assert (reply["status"], reply["proof"]["how"]) == ("cancelled", "not_started")
+        ended = [event["request_id"] for event in await until(ksi, "completion:result", 2)]
+        assert ended == ["r1", "r3"]
+        assert [line["ksi"]["outcome"] for line in lines(ksi, "s")].count("cancelled") == 1
+        assert len(ksi.emitted("completion:cancelled")) == 1
+
+
+async def test_a_streaming_completion_is_cancelled_with_the_worker_s_word_for_it() -> None:
+    async with daemon() as ksi, ksi.connect() as wire, ksi.connect() as other:
+        following = steps(wire, "mode:slow 1000", request_id="r1")
+        while (await anext(following))["type"] != "delta":
+            pass
+        reply = (await other.call("completion:cancel", {"request_id": "r1"}))["data"]
+        assert (reply["status"], reply["proof"]["how"]) == ("cancelled", "confirmed")
+        rest = [step async for step in following]
+        assert rest[-1]["type"] == "cancelled"
+        assert (await ask(wire, "echo: next"))[-1]["text"] == "next"
+
+
+async def test_a_worker_that_ignores_the_cancel_is_killed_and_the_others_are_answered() -> None:
+    async with daemon() as ksi, ksi.connect() as wire, ksi.connect() as other:
+        await wire.call("completion:async", {"prompt": "mode:ignore_cancel", "request_id": "r1"})
+        await wire.call("completion:async", {"prompt": "mode:slow 4", "request_id": "r2"})
+        await until(ksi, "completion:started", 2)
+        reply = (await other.call("completion:cancel", {"request_id": "r1"}))["data"]
+        assert (reply["status"], reply["proof"]["how"]) == ("cancelled", "killed")
+        assert reply["proof"]["pids_gone"] or reply["proof"]["elapsed_s"] < 3
+        (result,) = await until(ksi, "completion:result")
+        assert result["request_id"] == "r2"
+
+
+async def test_cancelling_twice_gives_the_same_proof_and_an_ended_one_is_too_late() -> None:
+    async with daemon() as ksi, ksi.connect() as wire:
+        await wire.call("completion:async", {"prompt": "mode:hang", "request_id": "r1"})
+        first = (await wire.call("completion:cancel", {"request_id": "r1"}))["data"]
+        again = (await wire.call("completion:cancel", {"request_id": "r1"}))["data"]
+        assert first["proof"]["how"] == again["proof"]["how"]
+        await ask(wire, "echo: x", request_id="r2")
+        late = (await wire.call("completion:cancel", {"request_id": "r2"}))["data"]
+        assert (late["status"], late["state"]) == ("too_late", "completed")
+        assert len(ksi.emitted("completion:cancelled")) == 1
+
+
+# Failures
+
+
+async def test_a_worker_that_dies_is_restarted_and_the_answer_comes(tmp_path: Path) -> None:
+    async with daemon() as ksi, ksi.connect() as wire:
+        seen = await ask(wire, f"mode:die_once {tmp_path / 'died'}")
+        kinds = [step["type"] for step in seen if step["type"] != "delta"]
+        assert kinds == ["accepted", "started", "retrying", "started", "result"]
+        assert [step["attempt"] for step in seen if step["type"] == "started"] == [1, 2]
+        assert len(lines(ksi, seen[-1]["session_id"])) == 1
+
+
+async def test_a_worker_that_always_dies_fails_the_completion_for_good() -> None:
+    async with daemon(attempts=2) as ksi:
+        failure = await failure_of(ksi, "mode:die", request_id="r1")
+        assert failure["reason"] == "worker_died"
+        assert [event["request_id"] for event in ksi.emitted("completion:failed")] == ["r1"]
+        assert len(ksi.emitted("completion:retrying")) == 1
+
+
+async def test_a_silent_provider_has_stalled() -> None:
+    async with daemon(stall_s=0.3, attempts=1) as ksi:
+        assert (await failure_of(ksi, "mode:hang"))["reason"] == "stalled"
+
+
+async def test_time_runs_out() -> None:
+    async with daemon() as ksi:
+        failure = await failure_of(ksi, "mode:slow 1000", timeout_s=0.5)
+        assert (failure["reason"], failure["retryable"]) == ("timed_out", True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({}, "INVALID_ARGUMENT"),
+        ({"prompt": ""}, "INVALID_ARGUMENT"),
+        ({"prompt": " \n"}, "INVALID_ARGUMENT"),
+        ({"prompt": "a", "messages": [{"role": "user", "content": "a"}]}, "INVALID_ARGUMENT"),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, "INVALID_ARGUMENT"),
+        ({"messages": [{"role": "user", "content": ""}]}, "INVALID_ARGUMENT"),
+        ({"prompt": "a", "session_id": "../x"}, "INVALID_ARGUMENT"),
+        ({"prompt": "a", "model": "gpt-9"}, "NOT_FOUND"),
+        ({"prompt": "a", "provider": "nobody"}, "NOT_FOUND"),
+        ({"prompt_file": "/etc/passwd"}, "PERMISSION_DENIED"),
+        ({"prompt_file": "none.txt"}, "NOT_FOUND"),
+    ],
+)
+async def test_what_cannot_be_asked_is_refused_before_it_is_accepted(
+    fields: Mapping[str, Any], code: str
+) -> None:
+    async with daemon() as ksi, ksi.connect() as wire:
+        answer = await wire.call("completion:async", fields)
+        assert answer["error"]["code"] == code, answer
+        assert ksi.emitted("completion:*") == []
+
+
+async def test_the_settings_are_checked_at_load(log_file: Any) -> None:
+    with log_file.written():
+        async with daemon(atempts=1) as ksi, ksi.connect() as wire:
+            answer = await wire.call("completion:async", {"prompt": "a"})
+            assert answer["error"]["code"] == "NOT_FOUND"
+            details = await ksi.call_raw("plugin:inspect", {"plugin_name": "completion"})
+    assert "plugins.completion.atempts" in details["error"]
+
+
+# Over restarts
+
+
+async def test_what_was_queued_is_answered_by_the_next_daemon(tmp_path: Path) -> None:
+    home = tmp_path / "var"
+    async with daemon(home) as ksi, ksi.connect() as wire:
+        for number in range(3):
+            await wire.call(
+                "completion:async", {"prompt": "mode:hang", "session_id": "s", "request_id": f"r{number}"}
+            )
+        await until(ksi, "completion:started")
+        await ksi.call_raw("system:shutdown", {"grace_s": 0})
+    async with daemon(home) as ksi, ksi.connect() as wire:
+        for number in (2, 1, 0):
+            reply = await wire.call("completion:cancel", {"request_id": f"r{number}"})
+            assert reply["data"]["status"] == "cancelled"
+        assert [event["reason"] for event in ksi.emitted("completion:retrying")] == ["daemon_restarted"]
+        assert sorted(line["ksi"]["request_id"] for line in lines(ksi, "s")) == ["r0", "r1", "r2"]
+
+
+async def test_a_large_prompt_is_kept_beside_the_log() -> None:
+    async with daemon() as ksi, ksi.connect() as wire:
+        folder = ksi.paths.home / "lib" / "prompts"
+        folder.mkdir(parents=True)
+        (folder / "large.txt").write_text("echo: " + "x" * 2_000_000)
+        accepted = await wire.call(
+            "completion:async", {"prompt_file": "prompts/large.txt", "request_id": "r1"}
+        )
+        assert accepted["type"] == "reply", accepted
+        (told,) = ksi.emitted("completion:accepted")
+        (message,) = told["messages"]
+        assert message["content"] is None
+        assert message["reference"]["length"] == 2_000_006
+        await until(ksi, "completion:result")
