@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Run every check of this project, and stop at the first that fails.
 
-Standard library only: a fresh clone needs nothing but Python 3.11 and pip, and gets its tools in .venv.
+A fresh clone needs nothing but Python 3.11 and pip: the tools come into .venv first.
 """
 
+import bootstrap
+
+bootstrap.enter("dev")
+
 import argparse
-import hashlib
-import importlib.util
 import os
 import secrets
 import subprocess
@@ -16,8 +18,6 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-VENV = ROOT / ".venv"
-EXTRAS = ".[dev,bench]"
 MIN_COVERAGE = 90
 
 Command = list[str]
@@ -25,11 +25,8 @@ Command = list[str]
 
 def main() -> int:
     """Run the checks that the command line asks for and return the exit code."""
-    if sys.version_info < (3, 11):  # noqa: UP036  (an older Python is exactly who must be told)
-        sys.exit(f"run_tests: needs Python 3.11 or newer, this is {sys.version.split()[0]}")
     options, pytest_args = parse_arguments()
     os.chdir(ROOT)
-    enter_environment()
     for name, command in lint_steps():
         if code := run_quietly(name, command):
             return code
@@ -52,34 +49,12 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args()
 
 
-def enter_environment() -> None:
-    """Continue in .venv, made on the way, unless this Python already has the tools and this checkout."""
-    if environment_is_ready():
-        return
-    stamp, wanted = VENV / "ksi-dev.stamp", hashlib.sha256(Path("pyproject.toml").read_bytes()).hexdigest()
-    python = VENV / "bin" / "python"
-    if not (stamp.exists() and stamp.read_text() == wanted):
-        print(f"setting up {VENV.name} (once, about a minute)", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-qq", "--editable", EXTRAS], check=True)
-        stamp.write_text(wanted)
-    elif Path(sys.prefix) == VENV:
-        sys.exit(f"run_tests: {VENV} lacks the development tools; remove it and run again")
-    os.execv(python, [str(python), str(Path(__file__)), *sys.argv[1:]])  # noqa: S606  (no shell is wanted)
-
-
-def environment_is_ready() -> bool:
-    """Tell whether the tools are here and `ksi_state` is this checkout's, not another's."""
-    tools = ("pytest", "xdist", "coverage", "mypy", "ruff", "importlinter")
-    plugin = importlib.util.find_spec("ksi_state")
-    ours = plugin is not None and plugin.origin is not None and Path(plugin.origin).is_relative_to(ROOT)
-    return ours and all(importlib.util.find_spec(tool) for tool in tools)
-
-
 def lint_steps() -> list[tuple[str, Command]]:
     """Name the static checks and their commands, cheapest first."""
     python = sys.executable
-    scripts = sorted(str(path.name) for path in ROOT.glob("*.py"))
+    scripts = sorted(
+        str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.py"), *ROOT.glob("requirements/*.py"))
+    )
     return [
         ("ruff check", [python, "-m", "ruff", "check", "."]),
         ("ruff format", [python, "-m", "ruff", "format", "--check", "."]),
