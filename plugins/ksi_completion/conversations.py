@@ -100,7 +100,7 @@ class Conversations:
         left = PAGE_BYTES
         for *columns, position in await self._database.read(_SAID, (session_id, _ANSWER, limit, offset)):
             said = await self._said(Row.of(columns), position)
-            left -= len(said.model_dump_json())
+            left -= len(said.model_dump_json().encode())
             if messages and left < 0:
                 break
             messages.append(said)
