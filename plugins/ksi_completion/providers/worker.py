@@ -159,8 +159,10 @@ class Worker:
             self._left = ProviderFailure(error.message, reason="processes_left", kind="unknown_outcome")
             return "not at all"
         self._pids_gone = stopped.pids_gone
-        how = stopped.exit
-        return f"signal {how.signal}" if how.signal else f"exit code {how.code}"
+        if stopped.exit.signal is not None:
+            return f"signal {stopped.exit.signal}"
+        # None where the runner was killed, which alone could have seen it.
+        return "unseen" if stopped.exit.code is None else f"exit code {stopped.exit.code}"
 
     async def _hear(self, stdout: asyncio.StreamReader) -> ProviderFailure | None:
         """Take reports; give the reason to end the process, None where it has ended itself."""
