@@ -15,13 +15,14 @@ import os
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import accumulate, chain
+from itertools import accumulate, chain, count
 from typing import Any, BinaryIO, NamedTuple
 
 MODEL = "smollm2-135m-instruct"
@@ -51,8 +52,10 @@ BLOCK_CHARACTERS = CONTEXT_TOKENS
 _SOCKET = "llama.sock"
 """Relative to the worker's folder: a whole path may be longer than an address can be."""
 
-_BATCH_TOKENS = 64
-"""Read at a time, about 0.5 s: so long do a cancel, and the other answers, wait for a long prompt."""
+_BATCH_TOKENS = 32
+"""Read at a time, in about 0.3 s: so long do a cancel, and the other answers, wait for a long prompt."""
+
+_LOOK_AGAIN_S = 0.01
 
 Message = Mapping[str, str]
 Encode = Callable[[str], list[int]]
@@ -91,15 +94,15 @@ def compose(messages: Sequence[Message], encode: Encode, *, answer_tokens: int) 
 
 def _split(messages: Sequence[Message]) -> tuple[Sequence[Message], list[list[Message]]]:
     """Give the system's messages at the beginning, and the turns: what the user says, what follows it."""
-    count = next((at for at, message in enumerate(messages) if message["role"] != "system"), len(messages))
+    begin = next((at for at, message in enumerate(messages) if message["role"] != "system"), len(messages))
     turns: list[list[Message]] = []
-    for message in messages[count:]:
+    for message in messages[begin:]:
         if message["role"] == "user" or not turns:
             turns.append([])
         turns[-1].append(message)
     if not turns or len(turns[-1]) > 1:
         raise Refused("bad_messages", "the last message is not the user's")
-    return messages[:count], turns
+    return messages[:begin], turns
 
 
 def _written(message: Message, encode: Encode) -> list[int]:
@@ -132,7 +135,7 @@ def _newest(turns: Sequence[Sequence[Message]], encode: Encode, *, room: int) ->
 def _further_cut(turns: Sequence[Sequence[Message]], kept: Sequence[Sequence[int]]) -> int:
     """Say how many more turns to drop, so that the next requests of the session begin like this one.
 
-    What begins as before is not read again, and reading takes 7 ms a token. So a conversation that is too
+    What begins as before is not read again, and reading takes 8 ms a token. So a conversation that is too
     long is cut at few places only: where a turn begins a new block of its text. Half of it stays in any case.
     """
     lost = len(turns) - len(kept)
@@ -152,30 +155,49 @@ class Model:
         llama: Any = import_module("xllamacpp")
         with suppress(FileNotFoundError):
             os.unlink(_SOCKET)
+        self._seeds = count()
         self._server = llama.Server(_parameters(llama.CommonParams(), answers_at_once))
 
     def answer(self, order: Mapping[str, Any], say: Say, is_cancelled: Callable[[], bool]) -> dict[str, Any]:
         """Make an answer, and give the report of its end. Raises Refused."""
         limit = order["max_tokens"] or ANSWER_TOKENS
         prompt = compose(_with_system(order), self._encode, answer_tokens=limit)
-        request = {"prompt": prompt.tokens, "max_tokens": limit, "temperature": 0, "stream": True}
+        # A seed of its own tells the answer from others in `_works_on`; at temperature 0 it does no more.
+        seed = next(self._seeds)
+        request = {
+            "prompt": prompt.tokens,
+            "max_tokens": limit,
+            "temperature": 0,
+            "seed": seed,
+            "stream": True,
+        }
         # The reports of progress are where a prompt that is being read can be cancelled.
         request |= {"return_progress": True, "stream_options": {"include_usage": True}}
         listener = _Listener(say, is_cancelled)
         self._server.handle_completions(request, listener.hear)
         if listener.end is None:
-            # Answered between two batches, after orders that came before: the model is at it no more.
-            self._server.handle_metrics()
+            while self._works_on(seed):
+                # Until the batch that it is reading is read.
+                time.sleep(_LOOK_AGAIN_S)
             return {"report": "stopped"}
         return listener.end | {"model": MODEL, "dropped_messages": prompt.dropped_messages}
 
     def _encode(self, text: str) -> list[int]:
         """Give the tokens of a text, none of them special, whatever it says."""
-        body = json.dumps({"content": text, "add_special": False, "parse_special": False})
-        with closing(_Connection("llama")) as connection:
-            connection.request("POST", "/tokenize", body, {"Content-Type": "application/json"})
-            tokens: list[int] = json.load(connection.getresponse())["tokens"]
-            return tokens
+        body = {"content": text, "add_special": False, "parse_special": False}
+        tokens: list[int] = _asked("POST", "/tokenize", body)["tokens"]
+        return tokens
+
+    def _works_on(self, seed: int) -> bool:
+        slots = _asked("GET", "/slots")
+        return any(slot["is_processing"] and slot["params"]["seed"] == seed for slot in slots)
+
+
+def _asked(method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    """Ask the server what its Python face does not offer."""
+    with closing(_Connection("llama")) as connection:
+        connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
+        return json.load(connection.getresponse())
 
 
 def _with_system(order: Mapping[str, Any]) -> Sequence[Message]:
@@ -199,7 +221,6 @@ def _parameters(parameters: Any, answers_at_once: int) -> Any:
     # Otherwise it keeps prompts of the past, up to 8 GiB of them.
     parameters.cache_ram_mib = 0
     parameters.warmup = parameters.ui = False
-    parameters.endpoint_metrics = True
     # Errors only: more would show what was asked.
     parameters.verbosity = 1
     return parameters
