@@ -132,6 +132,8 @@ class Daemon:
             self.load()
         self.assembly.migrate(self.database)
         self.database.start()
+        # Left after the services, which may have children to see to their end.
+        processes = await stack.enter_async_context(Processes(self.paths.run))
         self.services = await stack.enter_async_context(Services())
         self.bus = LocalBus(
             lambda: self.dispatch,
@@ -142,7 +144,7 @@ class Daemon:
             tasks=self.tasks,
         )
         self._offer_core()
-        await self._offer_resources(stack)
+        await self._offer_resources(processes)
         await self.assembly.open_services(self.services)
         self.assembly.compile(Compiler(self.services, Threads(), self.database))
         self.observation = Observation(
@@ -171,13 +173,12 @@ class Daemon:
         offer(Health, health)
         offer(HealthChecks, health)  # type: ignore[type-abstract]
 
-    async def _offer_resources(self, stack: AsyncExitStack) -> None:
+    async def _offer_resources(self, processes: Processes) -> None:
         self.timers = DatabaseTimers(
             self.database, self.bus, self.clock, message_class=self.catalog.message_class
         )
         blobs = FileBlobs(self.paths.home, readable=READABLE)
         await blobs.prepare()
-        processes = await stack.enter_async_context(Processes(self.paths.run))
         if processes.reaped:
             log.warning("process.reaped", processes=[reaped.pid for reaped in processes.reaped])
         offer = self.services.offer

@@ -268,7 +268,10 @@ class Processes:
         """Climb all ladders at once."""
         links = tuple(self._links)
         for link in links:
-            link.order(do="stop", grace_s=self._grace_s, interrupt=False)
+            if link.started.is_set():
+                link.order(do="stop", grace_s=self._grace_s, interrupt=False)
+            else:  # its runner takes no orders yet
+                link.kill_runner()
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._grace_s + KILL_S):
