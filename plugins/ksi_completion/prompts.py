@@ -97,7 +97,7 @@ def _read_below(root: Path, parts: Sequence[str]) -> bytes:
         descriptor = os.open(parts[-1], _READ, dir_fd=folder)
     finally:
         os.close(folder)
-    with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor, not a path
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise PermissionDenied(f"{parts[-1]} is not a regular file", reason="prompt_file_special")
@@ -105,4 +105,7 @@ def _read_below(root: Path, parts: Sequence[str]) -> bytes:
             raise InvalidArgument(
                 f"{parts[-1]} has {status.st_size} bytes", reason="too_large", limit=MAX_FILE_BYTES
             )
-        return file.read(MAX_FILE_BYTES)
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(MAX_FILE_BYTES)
+    finally:
+        os.close(descriptor)

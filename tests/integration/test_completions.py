@@ -117,8 +117,8 @@ async def test_a_session_goes_on_with_what_was_said() -> None:
         (first, *_) = await ask(wire, "echo: a")
         session = first["session_id"]
         last = (await ask(wire, "mode:history", session_id=session))[-1]
-        said = [(m["role"], m["content"]) for m in json.loads(last["text"])]
-        assert said == [("user", "echo: a"), ("assistant", "a"), ("user", "mode:history")]
+        said = json.loads(last["text"])
+        assert said == [["user", "echo: a"], ["assistant", "a"], ["user", "mode:history"]]
         found = await ksi.call_raw("conversation:list")
         assert [(c["session_id"], c["message_count"]) for c in found["conversations"]] == [(session, 4)]
         read = await ksi.call_raw("conversation:get", {"session_id": session})
@@ -168,10 +168,10 @@ async def test_the_same_request_id_for_something_else_is_refused() -> None:
 
 async def test_a_second_follower_gets_what_was_said_so_far() -> None:
     async with daemon() as ksi, ksi.connect() as one, ksi.connect() as two:
-        mine = steps(one, "mode:slow 4", request_id="r1")
+        mine = steps(one, "mode:slow 4 0.05", request_id="r1")
         while (await anext(mine))["type"] != "delta":
             pass
-        theirs = await ask(two, "mode:slow 4", request_id="r1")
+        theirs = await ask(two, "mode:slow 4 0.05", request_id="r1")
         rest = [step async for step in mine]
         assert "".join(step["text"] for step in theirs if step["type"] == "delta") == theirs[-1]["text"]
         assert theirs[-1] == rest[-1]
@@ -180,7 +180,7 @@ async def test_a_second_follower_gets_what_was_said_so_far() -> None:
 async def test_a_client_that_leaves_does_not_stop_its_completion() -> None:
     async with daemon() as ksi:
         async with ksi.connect() as wire:
-            following = steps(wire, "mode:slow 3", request_id="r1")
+            following = steps(wire, "mode:slow 3 0.05", request_id="r1")
             while (await anext(following))["type"] != "delta":
                 pass
         (result,) = await until(ksi, "completion:result")
@@ -194,7 +194,8 @@ async def test_one_session_is_answered_in_order_and_others_beside_it() -> None:
     async with daemon() as ksi, ksi.connect() as wire:
         for number in range(3):
             await wire.call(
-                "completion:async", {"prompt": "mode:slow 3", "session_id": "a", "request_id": f"a{number}"}
+                "completion:async",
+                {"prompt": "mode:slow 3 0.05", "session_id": "a", "request_id": f"a{number}"},
             )
         await wire.call("completion:async", {"prompt": "echo: b", "session_id": "b", "request_id": "b0"})
         ended = [event["request_id"] for event in await until(ksi, "completion:result", 4)]
@@ -207,7 +208,7 @@ async def test_one_session_is_answered_in_order_and_others_beside_it() -> None:
 async def test_no_more_run_at_once_than_the_setting_allows() -> None:
     async with daemon(concurrency=1) as ksi, ksi.connect() as wire:
         for number in range(3):
-            await wire.call("completion:async", {"prompt": "mode:slow 2", "session_id": f"s{number}"})
+            await wire.call("completion:async", {"prompt": "mode:slow 2 0.05", "session_id": f"s{number}"})
         await until(ksi, "completion:result", 3)
         told = [event["attempt"] for event in ksi.emitted("completion:started")]
         names = [
@@ -242,7 +243,7 @@ async def test_a_full_queue_refuses() -> None:
 
 async def test_a_queued_completion_is_cancelled_and_the_queue_goes_on() -> None:
     async with daemon() as ksi, ksi.connect() as wire:
-        for name, prompt in (("r1", "mode:slow 3"), ("r2", "echo: two"), ("r3", "echo: three")):
+        for name, prompt in (("r1", "mode:slow 3 0.05"), ("r2", "echo: two"), ("r3", "echo: three")):
             await wire.call("completion:async", {"prompt": prompt, "session_id": "s", "request_id": name})
         reply = (await wire.call("completion:cancel", {"request_id": "r2"}))["data"]
         assert (reply["status"], reply["proof"]["how"]) == ("cancelled", "not_started")
@@ -254,7 +255,7 @@ async def test_a_queued_completion_is_cancelled_and_the_queue_goes_on() -> None:
 
 async def test_a_streaming_completion_is_cancelled_with_the_worker_s_word_for_it() -> None:
     async with daemon() as ksi, ksi.connect() as wire, ksi.connect() as other:
-        following = steps(wire, "mode:slow 1000", request_id="r1")
+        following = steps(wire, "mode:slow 1000 0.05", request_id="r1")
         while (await anext(following))["type"] != "delta":
             pass
         reply = (await other.call("completion:cancel", {"request_id": "r1"}))["data"]
@@ -266,12 +267,13 @@ async def test_a_streaming_completion_is_cancelled_with_the_worker_s_word_for_it
 
 async def test_a_worker_that_ignores_the_cancel_is_killed_and_the_others_are_answered() -> None:
     async with daemon() as ksi, ksi.connect() as wire, ksi.connect() as other:
-        await wire.call("completion:async", {"prompt": "mode:ignore_cancel", "request_id": "r1"})
-        await wire.call("completion:async", {"prompt": "mode:slow 4", "request_id": "r2"})
-        await until(ksi, "completion:started", 2)
+        await other.call("completion:async", {"prompt": "mode:slow 4 0.05", "request_id": "r2"})
+        following = steps(wire, "mode:ignore_cancel", request_id="r1")
+        while (await anext(following))["type"] != "delta":
+            pass
         reply = (await other.call("completion:cancel", {"request_id": "r1"}))["data"]
         assert (reply["status"], reply["proof"]["how"]) == ("cancelled", "killed")
-        assert reply["proof"]["pids_gone"] or reply["proof"]["elapsed_s"] < 3
+        assert reply["proof"]["elapsed_s"] < 3
         (result,) = await until(ksi, "completion:result")
         assert result["request_id"] == "r2"
 
@@ -315,7 +317,7 @@ async def test_a_silent_provider_has_stalled() -> None:
 
 async def test_time_runs_out() -> None:
     async with daemon() as ksi:
-        failure = await failure_of(ksi, "mode:slow 1000", timeout_s=0.5)
+        failure = await failure_of(ksi, "mode:slow 1000 0.05", timeout_s=0.5)
         assert (failure["reason"], failure["retryable"]) == ("timed_out", True)
 
 
@@ -369,7 +371,8 @@ async def test_what_was_queued_is_answered_by_the_next_daemon(tmp_path: Path) ->
         for number in (2, 1, 0):
             reply = await wire.call("completion:cancel", {"request_id": f"r{number}"})
             assert reply["data"]["status"] == "cancelled"
-        assert [event["reason"] for event in ksi.emitted("completion:retrying")] == ["daemon_restarted"]
+        (retrying,) = await until(ksi, "completion:retrying")
+        assert (retrying["request_id"], retrying["reason"]) == ("r0", "daemon_restarted")
         assert sorted(line["ksi"]["request_id"] for line in lines(ksi, "s")) == ["r0", "r1", "r2"]
 
 

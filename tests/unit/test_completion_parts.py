@@ -88,7 +88,8 @@ async def test_who_comes_late_gets_what_was_said_so_far_in_one_piece() -> None:
     assert await follower == [
         ("accepted", None),
         ("started", None),
-        ("delta", "Paris."),
+        ("delta", "Paris"),
+        ("delta", "."),
         ("result", "Paris."),
     ]
 
