@@ -1,8 +1,6 @@
 """No answer leaves before the disk has confirmed what it promises: read off the daemon's system calls."""
 
 import re
-import shutil
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -12,6 +10,7 @@ import pytest
 from tests.faults.twins import faulty
 from tests.support.daemon_process import DaemonProcess
 from tests.support.pipeline import call_line, expect_reply, pipeline
+from tests.support.tracing import can_trace
 
 PUBLISHES = 200
 CALLS: Final = "trace=pwrite64,pwritev,write,writev,sendto,sendmsg,fdatasync,fsync"
@@ -61,13 +60,6 @@ class Disk:
             self.answered.append(event)
             if self._dirty or event not in self._synced:
                 self.too_early.append(event)
-
-
-def can_trace() -> bool:
-    if shutil.which("strace") is None:
-        return False
-    tried = subprocess.run(["strace", "-qq", "-e", "trace=none", "true"], capture_output=True, check=False)
-    return tried.returncode == 0
 
 
 pytestmark = [

@@ -204,6 +204,7 @@ async def test_the_list_has_pages(desk: Desk, conversations: Conversations) -> N
         [],
     ]
     assert {page.total for page in pages} == {5}
+    assert await names(conversations, sort_by="message_count") == list("edcba")
 
 
 async def test_the_list_is_of_those_that_were_active_between_two_times(

@@ -437,6 +437,7 @@ async def test_a_session_may_be_called_latest(responses: Responses, tmp_path: Pa
 
 WHOLE = [line("r1"), line("r2"), line("r3")]
 OPEN = {"r2", "r3"}
+TOO_LARGE = line("r2", response={"result": "x" * MAX_LINE_BYTES}).to_bytes()
 R1, R2, R3 = (each.to_bytes() for each in WHOLE)
 
 
@@ -456,7 +457,7 @@ R1, R2, R3 = (each.to_bytes() for each in WHOLE)
         (R2 + b"\n" + R3, ["r2"], b"\n" + R3),
         (b"rubbish\n", [], b"rubbish\n"),
         (line("r2", session_id="other").to_bytes(), [], line("r2", session_id="other").to_bytes()),
-        (b"x" * (MAX_LINE_BYTES + 1) + b"\n", [], b"x" * (MAX_LINE_BYTES + 1) + b"\n"),
+        (TOO_LARGE, [], TOO_LARGE),
     ],
     ids=[
         "nothing",
