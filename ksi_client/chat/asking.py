@@ -46,10 +46,10 @@ class Asking:
         """Give each step once, the last one final; raise the KSIError that stands in its way."""
         try:
             yield from self._steps()
-        except DeadlineExceeded:
+        except DeadlineExceeded as error:
             with suppress(KSIError):
                 self.stop()
-            raise
+            raise self._late() from error
 
     def stop(self) -> None:
         """Ask for the completion to be stopped; its last step says that it has.
@@ -104,5 +104,8 @@ class Asking:
             return None
         left_s = self._timeout_s - (time.monotonic() - self._begun)
         if left_s <= 0:
-            raise DeadlineExceeded(f"no answer within {self._timeout_s:g} s", reason="no_answer")
+            raise self._late()
         return left_s
+
+    def _late(self) -> DeadlineExceeded:
+        return DeadlineExceeded(f"no answer within {self._timeout_s:g} s", reason="no_answer")

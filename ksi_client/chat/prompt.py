@@ -18,10 +18,10 @@ MAX_BYTES: Final = 32 * 1024 * 1024
 QUIET_S: Final = 2.0
 
 
-def read_piped(stdin: BinaryIO, *, waiting: Callable[[], None]) -> str:
-    """Read all of stdin; ``waiting`` is called where nothing comes for a while. What is no UTF-8 is �."""
+def read_piped(stdin: BinaryIO, *, waiting: Callable[[], None], quiet_s: float = QUIET_S) -> str:
+    """Read all of stdin; ``waiting`` is called where nothing comes for ``quiet_s``. What is no UTF-8 is �."""
     try:
-        if not select.select([stdin], [], [], QUIET_S)[0]:
+        if not select.select([stdin], [], [], quiet_s)[0]:
             waiting()
         piped = stdin.read(MAX_BYTES + 1)
     except OSError as error:

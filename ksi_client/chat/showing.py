@@ -164,7 +164,8 @@ class StepByStep:
 def effort(answer: Answer) -> str:
     """Say what an answer took: tokens and seconds."""
     usage = answer.usage or {}
-    parts = [f"{usage['completion_tokens']:,} tokens"] if "completion_tokens" in usage else []
+    tokens = usage.get("completion_tokens")
+    parts = [] if tokens is None else [f"{tokens:,} token{'s' * (tokens != 1)}"]
     if answer.duration_ms is not None:
         parts.append(f"{answer.duration_ms / 1000:.1f} s")
     return ", ".join(parts)
