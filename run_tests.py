@@ -28,7 +28,8 @@ def main() -> int:
     options, pytest_args = parse_arguments()
     os.chdir(ROOT)
     for name, command in lint_steps():
-        if code := run_quietly(name, command):
+        code = run_quietly(name, command)
+        if code:
             return code
     if options.fast:
         return run_pytest(["tests/unit", *pytest_args])[0]
@@ -88,7 +89,10 @@ def run_pytest(
         command, stdout=subprocess.PIPE, env={**os.environ, **scale, **(env or {})}
     ) as tests:
         assert tests.stdout is not None
-        while chunk := os.read(tests.stdout.fileno(), 65536):
+        while True:
+            chunk = os.read(tests.stdout.fileno(), 65536)
+            if not chunk:
+                break
             sys.stdout.buffer.write(chunk)
             sys.stdout.flush()
             closing = (closing + chunk.decode(errors="replace"))[-2000:]

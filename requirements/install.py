@@ -52,7 +52,7 @@ def make(profile: str) -> None:
     except OSError as error:
         sys.exit(f"Cannot make {VENV}: {error}\n  Make that writable, {ELSEWHERE}")
     except KeyboardInterrupt:
-        _say("Stopped before the packages were there. The next start begins anew.\n")
+        _say("\nStopped before the packages were there. The next start begins anew.\n")
         sys.exit(130)
 
 
@@ -96,7 +96,7 @@ def _told(doing: str) -> Iterator[None]:
     _say(doing)
     try:
         yield
-    except BaseException:
+    except (OSError, SystemExit):  # a sentence follows
         _say("\n")
         raise
     _say(f" done ({time.monotonic() - begun:.0f} s)\n")
@@ -131,8 +131,9 @@ def _installer(lock: TextIO) -> tuple[Sequence[str], Mapping[str, str]]:
 def _index_settings(pip: Sequence[str]) -> dict[str, str]:
     """Read what pip's files and variables say of reaching packages, as variables."""
     settings = {}
+    environ = _environ_without("PYTHON", "PIP_USER", "PIP_GLOBAL", "PIP_SITE")  # these would leave files out
     listed = subprocess.run(
-        [*pip, "config", "list"], env=_environ_without("PYTHON"), capture_output=True, text=True, check=False
+        [*pip, "config", "list"], env=environ, capture_output=True, text=True, check=False
     ).stdout
     for section in ("global", "install", ":env:"):  # the last one counts
         for name, value in re.findall(rf"^{section}\.([\w-]+)=(.*)$", listed, re.MULTILINE):
