@@ -4,19 +4,36 @@ import http.client
 import json
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from ksi_completion.providers import embedded
 from ksi_completion.providers.embedded import EmbeddedProvider
 from ksi_completion.providers.interface import CompletionProvider, Job, ProviderFailure
+from ksi_completion.workers import embedded as worker_script
 from ksi_daemon.processes import Processes
 from tests.children import marks
 from tests.support.workers import ODD_WORKER, alive, failure_of, first_of, job, kill, text_of
+
+from .conftest import LogFile
+
+WITHOUT_WEIGHTS = """
+import runpy, sys
+del sys.argv[0]
+worker = runpy.run_path(sys.argv[0])
+worker["main"].__globals__["PACKAGE"] = "no_weights"
+worker["main"]()
+"""
+WITH_DAMAGED_WEIGHTS = WITHOUT_WEIGHTS.replace(
+    '"PACKAGE"] = "no_weights"', '"_weights_folders"] = lambda: ["/dev/null"]'
+)
 
 FRANCE = "What is the capital of France?"
 STORY = "Tell me a long story."
@@ -224,16 +241,62 @@ async def test_close_ends_the_worker(provider: EmbeddedProvider) -> None:
     assert alive([pid]) == []
 
 
-async def test_weights_that_cannot_be_read_are_a_clear_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(embedded, "_SCRIPT", Path("/no/such/script.py"))
+async def test_an_order_that_waits_in_the_worker_is_cancelled_there(tmp_path: Path) -> None:
     async with Processes(tmp_path) as processes:
-        provider = EmbeddedProvider(processes, tmp_path)
-        with pytest.raises(ProviderFailure, match=r"no/such/script\.py.*No such file") as failed:
+        provider = EmbeddedProvider(processes, tmp_path, concurrency=1)
+        story = await provider.start(asked(STORY, max_tokens=4000))
+        await first_of(story)
+        waiting = await provider.start(asked(FRANCE))
+        assert (await waiting.cancel()).how == "confirmed"
+        assert not story.ended.is_set()
+        await provider.close()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["-I", "-S"], "cannot load the model: No module named 'xllamacpp'"),
+        (["-I", "-c", WITHOUT_WEIGHTS], "cannot load the model: the package no_weights"),
+        (["-I", "-c", WITH_DAMAGED_WEIGHTS], "cannot load the model: Failed to init server"),
+    ],
+)
+async def test_a_model_that_cannot_be_loaded_is_a_clear_failure(
+    tmp_path: Path, flags: list[str], words: str
+) -> None:
+    worker = [sys.executable, *flags, worker_script.__file__, str(tmp_path / "embedded"), "2"]
+    async with Processes(tmp_path) as processes:
+        provider = EmbeddedProvider(processes, tmp_path, worker=worker)
+        with pytest.raises(ProviderFailure, match=words) as failed:
             await provider.start(asked(FRANCE))
         assert (failed.value.reason, failed.value.kind) == ("not_started", "not_deployed")
         await provider.close()
+
+
+def test_an_order_that_makes_no_sense_ends_the_worker(tmp_path: Path) -> None:
+    command = [sys.executable, "-I", worker_script.__file__, str(tmp_path), "2"]
+    senseless = b'{"do": "complete", "id": "1", "max_tokens": null, "system": null}\n'
+    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        # Its stdin stays open: it ends by itself.
+        assert worker.stdin is not None
+        worker.stdin.write(senseless)
+        worker.stdin.flush()
+        assert worker.wait(30) == 1
+        output, errors = worker.communicate()
+    finally:
+        worker.kill()
+    assert output == b'{"report": "ready"}\n'
+    assert b"KeyError: 'messages'" in errors
+
+
+def test_a_worker_ends_with_its_stdin_in_the_middle_of_an_answer(tmp_path: Path) -> None:
+    command = [sys.executable, "-I", worker_script.__file__, str(tmp_path), "2"]
+    messages = [{"role": "user", "content": STORY}]
+    order = {"do": "complete", "id": "1", "system": None, "max_tokens": 4000, "messages": messages}
+    line = json.dumps(order).encode() + b"\n"
+    done = subprocess.run(command, input=line, capture_output=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b'"done"' not in done.stdout
 
 
 async def test_another_worker_may_take_its_place(tmp_path: Path) -> None:
@@ -242,6 +305,16 @@ async def test_another_worker_may_take_its_place(tmp_path: Path) -> None:
         assert provider.missing() is None
         assert await answer_to(provider, "echo: instead") == "instead"
         await provider.close()
+
+
+async def test_the_log_of_a_worker_names_no_request(tmp_path: Path, log_file: LogFile) -> None:
+    async with Processes(tmp_path) as processes:
+        provider = EmbeddedProvider(processes, tmp_path, worker=ODD_WORKER)
+        with log_file.written(), structlog.contextvars.bound_contextvars(request_id="first"):
+            assert await answer_to(provider, "echo: one") == "one"
+            await provider.close()
+    (ready,) = log_file.lines("worker.ready")
+    assert "request_id" not in ready
 
 
 async def test_what_is_not_installed_is_named_with_what_to_do(

@@ -11,6 +11,7 @@ ready. Otherwise the last message says what to do:
     mode:history            say its messages, as JSON: a list of role and content
     mode:die_once PATH      exit, and make PATH; where that is there, answer
     mode:environment        say its environment, as JSON
+    mode:alive 17 18        say which of these processes run, or "none"
     mode:pieces             say "äöü 😀", written in pieces that end within a character
     mode:long 1000000       say as many characters, in one report
     mode:flood 4000000      write as many bytes to stderr, and then answer
@@ -110,6 +111,18 @@ def environment(order: Order) -> None:
     say(order["id"], [json.dumps(dict(os.environ))])
 
 
+def alive(order: Order, *pids: str) -> None:
+    say(order["id"], [" ".join(pid for pid in pids if runs(int(pid))) or "none"])
+
+
+def runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def pieces(order: Order) -> None:
     fields = {"report": "delta", "id": order["id"], "text": "äöü 😀"}
     line = json.dumps(fields, ensure_ascii=False).encode() + b"\n"
@@ -143,7 +156,7 @@ def fork(order: Order) -> None:
 
 MODES: Mapping[str, Callable[..., None]] = {
     f"mode:{act.__name__}": act
-    for act in (slow, count, history, die_once, environment, pieces, long, flood, garbage, fail, fork)
+    for act in (slow, count, history, die_once, environment, alive, pieces, long, flood, garbage, fail, fork)
 }
 ENDLESS = tuple(f"mode:{name}" for name in ("hang", "ignore_cancel", "stubborn", "deaf", "die", "kill"))
 

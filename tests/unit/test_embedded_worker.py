@@ -1,9 +1,12 @@
 """How a conversation is written for the embedded model, and cut where it is too long."""
 
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import pytest
 
+from ksi_completion.workers import embedded
 from ksi_completion.workers.embedded import (
     CONTEXT_TOKENS,
     END,
@@ -125,3 +128,19 @@ def test_turns_of_great_length_are_cut_no_further_than_needed() -> None:
 def test_a_conversation_must_end_with_the_user(messages: Sequence[Message]) -> None:
     with pytest.raises(Refused, match="not the user's"):
         compose(messages, encode, answer_tokens=96)
+
+
+def test_what_a_library_prints_is_no_report() -> None:
+    script = """
+import os, runpy, sys
+worker = runpy.run_path(sys.argv[1])
+with worker["_claim_stdout"]() as reports:
+    print("printed", flush=True)
+    os.write(1, b"written\\n")
+    os.system("echo child")
+    reports.write(b"report\\n")
+"""
+    command = [sys.executable, "-I", "-c", script, embedded.__file__]
+    done = subprocess.run(command, capture_output=True, check=True, timeout=20)
+    assert done.stdout == b"report\n"
+    assert done.stderr == b"printed\nwritten\nchild\n"

@@ -219,6 +219,18 @@ async def test_an_ignored_cancel_kills_the_worker_and_all_it_started(run_dir: Pa
         assert await answer_to(link, "echo: again") == "again"
 
 
+async def test_the_next_worker_begins_when_the_killed_one_is_gone(run_dir: Path) -> None:
+    async with linked(run_dir, confirm_s=0) as link, asyncio.TaskGroup() as tasks:
+        generation = await link.start(job("mode:stubborn"))
+        pids = [int(pid) for pid in (await first_of(generation)).split()]
+        tasks.create_task(generation.cancel())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not generation.ended.is_set()
+        assert await answer_to(link, "mode:alive " + " ".join(map(str, pids))) == "none"
+        assert link.statistics().started == 2
+
+
 async def test_what_a_cancel_may_take_at_most_is_under_three_seconds(run_dir: Path) -> None:
     async with linked(run_dir) as link:
         settings = link._settings

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import Final
@@ -124,6 +125,7 @@ class Worker:
 
     async def _kill(self) -> None:
         """End the process and wait until nothing of it is left."""
+        self.is_open = False
         await self._stop()
         await self.gone.wait()
         if self._left:
@@ -142,12 +144,20 @@ class Worker:
             tasks.create_task(self._keep_last_words(process.stderr))
             try:
                 fault = await self._hear(process.stdout)
+                if fault is None:
+                    await self._let_end(process)
             finally:
                 self.is_open = False
                 end = await self._stop()
         failure = self._left or fault or self._death(end)
         log.info("worker.ended", purpose=settings.purpose, end=end, reason=failure.reason)
         return failure
+
+    async def _let_end(self, process: Process) -> None:
+        """Wait a little for a process that has closed its stdout: it is ending, with an exit code."""
+        with suppress(TimeoutError, OperationalError):
+            async with asyncio.timeout(self._settings.grace_s):
+                await process.wait()
 
     async def _stop(self) -> str:
         """End the process; say how it ended."""
@@ -229,7 +239,7 @@ class Worker:
     async def _keep_last_words(self, stderr: asyncio.StreamReader) -> None:
         while chunk := await stderr.read(READ_BYTES):
             self._last_words = (self._last_words + chunk)[-LAST_WORDS_BYTES:]
-            words = self._last_words.decode(errors="replace")
+            words = chunk[-LAST_WORDS_BYTES:].decode(errors="replace")
             log.debug("worker.said", purpose=self._settings.purpose, words=words)
 
 

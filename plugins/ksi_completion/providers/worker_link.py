@@ -1,6 +1,7 @@
 """Answers from a worker that is started when it is needed, shared, kept warm, and replaced when it dies."""
 
 import asyncio
+from contextvars import Context
 from dataclasses import dataclass
 
 from ksi_completion.providers.interface import Job, ProviderFailure
@@ -68,7 +69,9 @@ class WorkerLink:
     def _launch(self, tasks: asyncio.TaskGroup, *, previous: Worker | None) -> Worker:
         worker = self._worker = Worker(self._processes, self._settings)
         self._started_count += 1
-        run = tasks.create_task(_run(worker, previous), name=f"worker {self._settings.purpose}")
+        # In a context of its own: it is not part of the request that happened to come first.
+        name, context = f"worker {self._settings.purpose}", Context()
+        run = tasks.create_task(_run(worker, previous), name=name, context=context)
         self._runs.add(run)
         # Not in `_run`: a task that is cancelled early enough runs nothing at all.
         run.add_done_callback(lambda run: self._note_end(run, worker))
