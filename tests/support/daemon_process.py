@@ -49,7 +49,8 @@ class DaemonProcess:
         self.pid = 0
         """Of the daemon itself, not of the wrapper."""
         self._command = [*wrapper, sys.executable, *program]
-        self._environ = {**_inherited(measured=measured), **self._own(), **(environ or {})}
+        self.environ = {**_inherited(measured=measured), **self._own(), **(environ or {})}
+        """Of the process; a change holds from its next start on."""
         self._process: asyncio.subprocess.Process | None = None
         self._alive: set[int] = set()
         # Called in __aexit__, or at the end of the tests where a time limit has cut one short.
@@ -80,7 +81,7 @@ class DaemonProcess:
         self.pid = 0
         with _listen(self._notified) as notified, self.stderr.open("wb") as stderr:
             self._process = await asyncio.create_subprocess_exec(
-                *self._command, env=self._environ, stdout=asyncio.subprocess.DEVNULL, stderr=stderr
+                *self._command, env=self.environ, stdout=asyncio.subprocess.DEVNULL, stderr=stderr
             )
             try:
                 await self._wait_ready(notified, self._process)
