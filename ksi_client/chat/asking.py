@@ -13,6 +13,8 @@ from ksi_common.errors import DeadlineExceeded, KSIError, NotFound, Unavailable
 PATIENCE_S: Final = 60.0
 """How long a daemon that has gone is waited for."""
 RETRY_S: Final = 0.2
+SOON_S: Final = 0.5
+"""After which a stop is said to take time."""
 CANCEL_S: Final = 10.0
 
 
@@ -20,7 +22,8 @@ class Asking:
     """One question. ``options``: other fields of completion:stream.
 
     ``timeout_s``: seconds for all of it; then the completion is stopped, and DeadlineExceeded raised.
-    ``lost`` is called whenever the connection was lost, before it is made again.
+    ``lost`` is called whenever the connection was lost, before it is made again; ``slow``: when a stop takes
+    its time, from a signal handler perhaps.
     """
 
     def __init__(
@@ -31,12 +34,14 @@ class Asking:
         *,
         timeout_s: float | None,
         lost: Callable[[], None],
+        slow: Callable[[], None],
     ) -> None:
         self._id = {"request_id": request_id}
         self._prompt = prompt
         self._options = options
         self._timeout_s = timeout_s
         self._lost = lost
+        self._slow = slow
         self._course = Course()
         self._begun = time.monotonic()
         self._heard = self._begun
@@ -58,7 +63,11 @@ class Asking:
         """
         self._is_stopped = True
         with suppress(NotFound):  # it is not accepted yet, and stopped as soon as it is
-            call_raw("completion:cancel", self._id, timeout_s=CANCEL_S)
+            try:
+                call_raw("completion:cancel", self._id, timeout_s=SOON_S)
+            except DeadlineExceeded:
+                self._slow()
+                call_raw("completion:cancel", self._id, timeout_s=CANCEL_S)
 
     def _steps(self) -> Iterator[Step]:
         while True:

@@ -66,7 +66,8 @@ class Chat:
             Prompt(text, self._prompts, request_id),
             self._options(),
             timeout_s=self.wishes.timeout_s,
-            lost=self._tell_of_loss,
+            lost=lambda: self.screen.note("connection lost, retrying…"),
+            slow=lambda: self.screen.note_from_handler("stopping… (Ctrl-C again leaves)"),
         )
         interrupts = Interrupts(asking.stop)
         try:
@@ -106,9 +107,6 @@ class Chat:
             self._last.write(str(answer.session_id))
         except OSError as error:
             self.screen.note(f"-c will not find this session: {error}")
-
-    def _tell_of_loss(self) -> None:
-        self.screen.note("connection lost, retrying…")
 
 
 def introduction(answer: Answer) -> str:

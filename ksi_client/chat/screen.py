@@ -1,5 +1,6 @@
 """The terminal, or the pipes, that a chat writes to."""
 
+import os
 from collections.abc import Mapping
 from io import TextIOWrapper
 from typing import Final, TextIO
@@ -51,6 +52,11 @@ class Screen:
         line = one_line(text)
         self._err.write(f"{DIM}{line}{PLAIN}\n" if self._err_color else f"{line}\n")
         self._err.flush()
+
+    def note_from_handler(self, text: str) -> None:
+        """Say something in the middle of whatever is being written: a signal handler may not use a stream."""
+        os.write(self._err.fileno(), f"\n{text}\n".encode())
+        self._within_line = False
 
     def complain(self, lines: list[str]) -> None:
         """Say what went wrong."""

@@ -407,7 +407,7 @@ def test_a_second_ctrl_c_leaves_without_waiting(chat: Chats) -> None:
         terminal.expect(f"{INTRODUCTION}\n")
         terminal.expect_match("[0-9]")
         terminal.type("\x03")
-        terminal.expect("^C")
+        terminal.expect("stopping… (Ctrl-C again leaves)")
         terminal.type("\x03")
         assert terminal.wait() == 130
 
@@ -492,7 +492,7 @@ def test_a_second_ctrl_c_while_an_answer_is_stopped_leaves_the_conversation(chat
         terminal.enter("mode:ignore_cancel")
         terminal.expect_match(f"{MODEL} ▸ [0-9]")
         terminal.type("\x03")
-        terminal.expect("^C")
+        terminal.expect("stopping… (Ctrl-C again leaves)")
         terminal.type("\x03")
         assert terminal.wait() == 130
 
