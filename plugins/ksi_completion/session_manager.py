@@ -3,7 +3,7 @@
 import asyncio
 from weakref import WeakValueDictionary
 
-from ksi_completion.session_names import candidates
+from ksi_common.session_names import candidates
 from ksi_daemon.plugin import Database, ResourceExhausted, Transaction
 
 RETRY_AFTER_S = 2.0

@@ -1,4 +1,4 @@
-"""The last session, and names for new ones."""
+"""The last session."""
 
 from pathlib import Path
 
@@ -6,8 +6,6 @@ import pytest
 
 from ksi_client.chat.sessions import LastSession
 from ksi_common.errors import NotFound
-from ksi_common.ids import is_name
-from ksi_common.session_names import candidates
 
 
 def test_the_last_session_is_kept_for_its_owner(tmp_path: Path) -> None:
@@ -26,11 +24,3 @@ def test_what_names_no_session_is_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "state" / "last_session_id").write_bytes(content)
     with pytest.raises(NotFound, match="there is no session to go on with"):
         LastSession(tmp_path).read()
-
-
-def test_names_can_be_said_and_the_last_is_nobody_elses() -> None:
-    plain, longer, longest = candidates()
-    assert all(is_name(name) for name in (plain, longer, longest))
-    assert plain.count("-") == 1
-    assert longer.startswith(plain)
-    assert len(longest) > len(longer)

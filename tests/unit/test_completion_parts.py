@@ -10,11 +10,11 @@ import pytest
 from ksi_common.errors import InvalidArgument, KSIError, NotFound, PermissionDenied
 from ksi_common.events.completion import Async, ChatMessage, Step
 from ksi_common.ids import is_name
+from ksi_common.session_names import candidates
 from ksi_completion.live import Live
 from ksi_completion.prompts import MAX_FILE_BYTES, Prompts, with_history
 from ksi_completion.providers.interface import FailureClass, ProviderFailure
 from ksi_completion.retry_manager import MAX_DELAY_S, RetryManager
-from ksi_completion.session_names import candidates
 
 # Retries
 
