@@ -13,6 +13,8 @@ from ksi_client.chat.reaching import reach
 from ksi_client.chat.screen import Screen
 from ksi_client.chat.sessions import LastSession, fresh, known
 from ksi_client.chat.showing import Show
+from ksi_client.cli.safety import one_line
+from ksi_client.raw import call_raw
 from ksi_common.paths import Paths
 
 EMBEDDED: Final = "embedded"
@@ -51,6 +53,14 @@ class Chat:
     def reach(self) -> None:
         """Return where the daemon runs, having started it if need be."""
         reach(self.paths, self.screen, may_start=self.wishes.may_start)
+
+    def provider(self) -> str:
+        """Name who is to answer: the one wished for, or the first that can."""
+        if self.wishes.provider is not None:
+            return self.wishes.provider
+        providers = call_raw("system:health", socket=self.paths.socket)["checks"].get("providers", {})
+        usable = providers.get("detail", {}).get("usable", ())
+        return one_line(next(iter(usable), "none"))
 
     def renew(self) -> str:
         """Turn to a new session; give its name."""

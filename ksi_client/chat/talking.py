@@ -16,8 +16,8 @@ KEYS: Final = "(/help, Ctrl-C stops an answer, Ctrl-D leaves)"
 def talk(chat: Chat) -> int:
     """Hold a conversation on a terminal; give the exit code."""
     chat.begin(named=True)
-    provider = f"   provider {chat.wishes.provider}" if chat.wishes.provider else ""
-    chat.screen.write(f"{chat.screen.bold('KSI chat')}   session {chat.session}{provider}   {KEYS}\n")
+    name = chat.screen.bold("KSI chat")
+    chat.screen.write(f"{name}   session {chat.session}   provider {chat.provider()}   {KEYS}\n")
     with LineEditor(chat.paths.home / "state" / "chat_history", list(COMMANDS)) as editor:
         try:
             code = Talk(chat, editor).run()

@@ -439,6 +439,16 @@ def test_an_answer_that_takes_too_long_is_cancelled_and_is_5(chat: Chats) -> Non
 # A conversation.
 
 
+@pytest.mark.parametrize(("words", "provider"), [([], "embedded"), (["--provider", "other"], "other")])
+def test_a_conversation_says_who_is_to_answer(chat: Chats, words: list[str], provider: str) -> None:
+    with chat.talking(*words, NO_COLOR="1") as terminal:
+        terminal.type("\x04")
+        assert terminal.wait() == 0
+    first, *rest = terminal.text.splitlines()
+    assert re.fullmatch(f"KSI chat   session [a-z]+-[a-z]+   provider {provider}   {re.escape(KEYS)}", first)
+    assert rest == ["you ▸ "]
+
+
 def test_a_conversation(chat: Chats) -> None:
     with chat.talking("--name", "river-walk", NO_COLOR="1") as terminal:
         terminal.enter("Name three uses.")
@@ -449,7 +459,7 @@ def test_a_conversation(chat: Chats) -> None:
     lines = terminal.text.splitlines()
     assert re.fullmatch(r" +·  3 tokens, \d\.\d s", lines.pop(4))
     assert lines == [
-        f"KSI chat   session river-walk   {KEYS}",
+        f"KSI chat   session river-walk   provider embedded   {KEYS}",
         "you ▸ Name three uses.",
         INTRODUCTION,
         f"{MODEL} ▸ Name three uses.",
@@ -628,3 +638,26 @@ def test_a_terminal_has_colours_unless_it_is_told_not_to(
     with chat.terminal("hi", **environ) as terminal:
         assert terminal.wait() == 0
     assert ("\x1b[2m" in terminal.raw) is colored
+
+
+# The real model.
+
+
+def test_the_built_in_model_answers_and_goes_on(stopped: Chats) -> None:
+    (stopped.folder / "ksi.toml").unlink()
+    assert "Paris" in stopped("What is the capital of France?").stdout
+    assert "Rome" in stopped("-c", "And of Italy?").stdout
+    (session,) = stopped.ask("conversation:list")["conversations"]
+    assert session["session_id"] == stopped.last_session.read_text().strip()
+    assert session["message_count"] == 4
+    lines = (stopped.paths.home / session["path"]).read_text().splitlines()
+    assert ["Paris" in lines[0], "Rome" in lines[1]] == [True, True]
+    with stopped.talking("-c", NO_COLOR="1") as terminal:
+        terminal.enter("Write a long story about a river.")
+        terminal.expect_match(f"{MODEL} ▸ [A-Z]")
+        terminal.type("\x03")
+        terminal.expect("\nstopped\nyou ▸ ")
+        terminal.type("\x04")
+        assert terminal.wait() == 0
+    (cancelled,) = stopped.ask("event:query", patterns=["completion:cancelled"])["events"]
+    assert cancelled["data"]["proof"]["how"] == "confirmed"
