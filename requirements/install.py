@@ -76,9 +76,9 @@ def _build(profile: str, lock: TextIO) -> None:
         sys.exit(NO_VENV)
     doing = "Making anew" if anew else "Updating" if made[0] else "First run: making"
     count = len(re.findall(r"^[\w.-]+==", wanted[1], re.MULTILINE))
+    lock.write("half made\n")
+    lock.flush()
     with _told(f"{doing} {VENV.removeprefix(ROOT + os.sep)} with {count} pinned packages "):
-        lock.write("half made\n")
-        lock.flush()
         if anew or not python.exists():
             made = [""]
             Path(STAMP).unlink(missing_ok=True)
@@ -161,7 +161,7 @@ def _run(command: Sequence[str], lock: TextIO, settings: Mapping[str, str] | Non
     if child.returncode:
         if "install" in command and not re.search("Installing collected packages|Failed to install", said):
             lock.truncate(0)  # no package was touched
-        sys.exit(_reason(said))
+        sys.exit(_reason(said or f"exit code {child.returncode}"))
 
 
 def _environ_without(*prefixes: str) -> dict[str, str]:
@@ -190,10 +190,9 @@ def _reason(said: str) -> str:
             f"{changed[1] or changed[2]} is not the file that is pinned, and was not installed.\n"
             "  The lock was edited, or something between here and the index changes files."
         )
-    told = (
-        re.findall(r"^ *(?:error|cause): (.+)", said, re.IGNORECASE | re.MULTILINE) or said.split("\n")[-2:-1]
-    )
-    broken = re.findall(r"connection broken by '.*[:,] (.+?)[')\"]*': ", said)
+    told = re.findall(r"^ *(?:error|cause): (.+)", said, re.IGNORECASE | re.MULTILINE)
+    told = told or said.strip().splitlines()
+    broken = re.findall(r"connection broken by '(?:.*(?=\[Errno)|.*[:,] )(.+?)[')\"]*': ", said)
     return (
         f"Could not install the packages of KSI: {'; '.join([*told[-1:], *broken[-1:]])}\n"
         "  Is there a network, and an index that has them (pip config list)? Then start this again."

@@ -159,6 +159,18 @@ def test_killed_at_any_moment_the_next_start_ends_well(checkout: TinyCheckout, *
     assert (checkout.folder / ".venv.lock").read_text() == ""
 
 
+def test_what_was_left_half_made_is_made_anew(checkout: TinyCheckout) -> None:
+    with checkout.start(environ=checkout.environ(uv=False)) as killed:
+        assert killed.stderr is not None
+        assert killed.stderr.read(9) == "First run"
+        os.killpg(killed.pid, signal.SIGKILL)
+    (checkout.venv / "left").mkdir(parents=True)
+    done = checkout.run()
+    assert ends_well(done, checkout.venv)
+    assert done.stderr.startswith("Making anew .venv with 2 pinned packages ")
+    assert not (checkout.venv / "left").exists()
+
+
 def test_who_waited_for_one_that_failed_makes_it(checkout: TinyCheckout) -> None:
     with (checkout.folder / ".venv.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -26,7 +26,7 @@ HASHES = re.compile(r"(?: --hash=sha256:[0-9a-f]{64})+")
 
 def entries(name: str) -> Iterator[tuple[Requirement, str]]:
     """Read a lock: what each entry requires, and its hashes."""
-    text = (ROOT / "requirements" / f"{name}.lock").read_text().replace("\\\n   ", "")
+    text = (ROOT / "requirements" / f"{name}.lock").read_text().replace("\\\n    ", "")
     for line in text.splitlines():
         if line and not line.startswith(("#", "--")):
             required, mark, hashes = line.partition(" --hash")
