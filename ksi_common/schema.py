@@ -53,7 +53,17 @@ def parameters(cls: type[BaseModel]) -> Mapping[str, Parameter]:
 
 
 def example(cls: type[BaseModel]) -> dict[str, Any]:
-    """Give data that the event can be sent with: the first example of each field that needs one."""
+    """Give data that the event can be sent with: the class's own example, as JSON Schema has it.
+
+    Where it has none, the first example of each field that needs one.
+    """
+    extra = cls.model_config.get("json_schema_extra")
+    if (
+        isinstance(extra, dict)
+        and isinstance(own := extra.get("examples"), list)
+        and isinstance(own[0], dict)
+    ):
+        return own[0]
     data = {}
     for name, info in cls.model_fields.items():
         if info.is_required():

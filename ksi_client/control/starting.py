@@ -10,7 +10,7 @@ from ksi_client.control.launching import CannotStart, become_daemon, check, laun
 from ksi_client.control.logs import last_lines
 from ksi_client.control.standing import Standing, look
 from ksi_client.control.stopping import stop
-from ksi_client.control.wording import Exit, Outcome, Tell, duration, tell_nobody
+from ksi_client.control.wording import Exit, Outcome, Tell, duration, models, tell_nobody
 from ksi_client.raw import RawClient
 from ksi_common.errors import FailedPrecondition
 from ksi_common.paths import Paths
@@ -124,8 +124,9 @@ def _started(
         f"  socket    {paths.socket}   (only you can open it)",
         f"  data      {paths.home}   log  {paths.log}",
         f"  plugins   {_plugins(plugins)}",
+        f"  models    {models(health)}",
         f"Ready in {duration(took_s)}, pid {health['pid']}."
-        "   Try: ./ksi status   |   ./ksi events ls   |   python3 daemon_control.py stop",
+        "   Try: python3 chat.py   |   ./ksi events ls   |   python3 daemon_control.py stop",
     ]
     data = {
         "status": "started",

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ksi_client.control.standing import ANSWER_S, Standing, Supervised, look
-from ksi_client.control.wording import Exit, Outcome, duration, size
+from ksi_client.control.wording import Exit, Outcome, duration, models, size
 from ksi_client.raw import call_raw
 from ksi_common.errors import KSIError
 from ksi_common.paths import Paths
@@ -25,6 +25,8 @@ def status(paths: Paths) -> Outcome:
     data = _data(paths, standing)
     if standing.state == "running":
         data["plugins"] = _plugins(paths)
+        data["work"] = _work(paths)
+        data["models"] = models(standing.health) if standing.health else ""
         text = _screen(data)
     else:
         text = "\n".join((f"○ {_without(standing)}", *_where(data)))
@@ -62,6 +64,14 @@ def _data(paths: Paths, standing: Standing) -> dict[str, Any]:
         "alarms": _alarms(answer) if answer else [],
         "supervisor": _supervisor(standing.supervisor),
     }
+
+
+def _work(paths: Paths) -> dict[str, int] | None:
+    try:
+        found = call_raw("completion:status", socket=paths.socket, timeout_s=ANSWER_S)
+    except KSIError:  # that plugin may not be loaded
+        return None
+    return {"running": found["active_count"], "waiting": found["queued_count"]}
 
 
 def _plugins(paths: Paths) -> list[dict[str, Any]]:
@@ -134,12 +144,18 @@ def _screen(data: Mapping[str, Any]) -> str:
         f"● running   pid {data['pid']}   up {duration(data['uptime_s'])}   v{data['version']}",
         *_where(data),
         f"  events    {data['events']:,} stored",
+        *_work_lines(data["work"]),
+        f"  models    {data['models']}",
         f"  clients   {data['clients']} connected, {data['subscriptions']} subscriptions",
         f"  plugins   {_plugin_line(data['plugins'])}",
         *_restart_lines(data["supervisor"]),
         f"  alarms    {'; '.join(data['alarms']) or 'none'}",
     ]
     return "\n".join(lines)
+
+
+def _work_lines(work: Mapping[str, int] | None) -> list[str]:
+    return [f"  work      {work['running']} running, {work['waiting']} waiting"] if work else []
 
 
 def _where(data: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 
 class Exit(IntEnum):
@@ -44,6 +45,14 @@ def tell_people(text: str) -> None:
 def complain(text: str) -> None:
     """Write to stderr."""
     sys.stderr.write(text + "\n")
+
+
+def models(health: Mapping[str, Any]) -> str:
+    """Name the providers of models that can be used, and say why the others cannot."""
+    found = dict(health["checks"]["providers"]["detail"])
+    found.pop("configured", None)
+    usable = [f"{name} (no key needed)" if name == "embedded" else name for name in found.pop("usable", [])]
+    return "; ".join([", ".join(usable) or "none", *(f"{name}: {why}" for name, why in found.items())])
 
 
 def duration(seconds: float) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from ksi_common.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
 from ksi_common.events.types import Name
@@ -60,6 +60,8 @@ class Failure(Message):
 
 class Asked(Message):
     """What one asks of a model: the fields that completion:async and completion:stream share."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": "Say hi"}]})
 
     prompt: Text | None = Field(None, description="What to ask.", examples=["Say hi"])
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)] | None = Field(

@@ -80,8 +80,12 @@ class Prompts:
 
 
 def with_history(history: Sequence[ChatMessage], prompt: Sequence[ChatMessage]) -> list[ChatMessage]:
-    """Give what a model is told: the last word of the system first, then the turns in order."""
-    said = [*history, *prompt]
+    """Give what a model is told: the last word of the system first, then the turns in order.
+
+    A prompt of several messages is a whole conversation, and takes the place of what was said before.
+    """
+    is_whole = sum(message.role != "system" for message in prompt) > 1
+    said = [*prompt] if is_whole else [*history, *prompt]
     system = [message for message in said if message.role == "system"][-1:]
     return [*system, *(message for message in said if message.role != "system")]
 

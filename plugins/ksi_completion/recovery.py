@@ -61,10 +61,8 @@ class Recovery:
                 with event_context(row.envelope()):
                     await self._ending.commit(row, line, written)
                 adopted.append(line.request_id)
-        if adopted or found.torn_bytes:
-            log.warning(
-                "completion.file_mended", session_id=session_id, adopted=adopted, torn_bytes=found.torn_bytes
-            )
+        if adopted:
+            log.warning("completion.adopted", session_id=session_id, requests=adopted)
         return adopted
 
     async def _stopped(self, row: Row) -> bool:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,8 @@ def running_request(control: Control, pipe: Path) -> Iterator[socket.socket]:
         yield sock
 
 
+BUILT_IN = sorted([*(point.name for point in entry_points(group="ksi")), "system"])
+
 # start
 
 
@@ -172,9 +175,10 @@ def test_start_returns_once_the_daemon_answers_and_says_where_things_are(control
     assert lines[0].startswith("Starting KSI ")
     assert lines[1] == f"  socket    {control.paths.socket}   (only you can open it)"
     assert lines[2] == f"  data      {control.paths.home}   log  {control.paths.log}"
-    assert lines[3] == "  plugins   3 loaded (events, state, system)"
-    assert lines[4].startswith("Ready in ")
-    assert f"pid {control.pid}." in lines[4]
+    assert lines[3] == f"  plugins   {len(BUILT_IN)} loaded ({', '.join(BUILT_IN)})"
+    assert lines[4] == "  models    embedded (no key needed)"
+    assert lines[5].startswith("Ready in ")
+    assert f"pid {control.pid}." in lines[5]
 
 
 def test_what_it_makes_is_its_owners_alone(control: Control) -> None:
@@ -551,7 +555,9 @@ def test_status_and_health_of_a_running_daemon(control: Control) -> None:
     status, health = control("status"), control("health")
     assert (status.returncode, health.returncode) == (0, 0)
     assert status.stdout.startswith(f"● running   pid {control.pid}   up ")
-    assert "  plugins   3 ok" in status.stdout.splitlines()
+    assert f"  plugins   {len(BUILT_IN)} ok" in status.stdout.splitlines()
+    assert "  work      0 running, 0 waiting" in status.stdout.splitlines()
+    assert "  models    embedded (no key needed)" in status.stdout.splitlines()
     assert status.stdout.endswith("  alarms    none\n")
     assert health.stdout.startswith("ok  live, db ")
     assert health.stdout.count("\n") == 1
@@ -562,7 +568,8 @@ def test_status_in_json_has_what_a_script_asks_for(control: Control) -> None:
     told = control.json("status")
     assert (told["state"], told["pid"], told["clients"]) == ("running", control.pid, 1)
     assert told["socket"] == str(control.paths.socket)
-    assert told["plugins"][0] == {"name": "events", "status": "loaded", "error": None}
+    assert told["plugins"][0] == {"name": BUILT_IN[0], "status": "loaded", "error": None}
+    assert told["work"] == {"running": 0, "waiting": 0}
     assert told["supervisor"]["pid"] == control.supervisor_pid
     assert control.json("health")["status"] == "healthy"
 
@@ -572,9 +579,11 @@ def test_a_plugin_that_is_out_is_an_alarm_but_no_failure(control: Control) -> No
     control("start")
     status, health = control("status"), control("health")
     assert (status.returncode, health.returncode) == (0, 0)
-    assert "  alarms    plugins degraded (loaded 3, not_loaded: broken)" in status.stdout.splitlines()
-    assert "3 ok; broken refused: SyntaxError" in status.stdout
-    assert health.stdout.startswith("degraded  live, plugins degraded (loaded 3, not_loaded: broken), db ")
+    loaded = len(BUILT_IN)
+    alarm = f"plugins degraded (loaded {loaded}, not_loaded: broken)"
+    assert f"  alarms    {alarm}" in status.stdout.splitlines()
+    assert f"{loaded} ok; broken refused: SyntaxError" in status.stdout
+    assert health.stdout.startswith(f"degraded  live, {alarm}, db ")
 
 
 def test_status_and_health_where_nothing_runs(control: Control) -> None:

@@ -301,4 +301,4 @@ def is_as_declared(event: Described, answer: Described) -> bool:
     """Tell whether this is how an event may be answered: a reply, a mark or item, or an error of its own."""
     if answer["type"] == "error":
         return bool(answer["error"]["code"] in event["errors"])
-    return bool(answer["type"] == ("reply" if event["kind"] == "request" else "caught_up"))
+    return answer["type"] in ({"reply"} if event["kind"] == "request" else {"caught_up", "item", "end"})

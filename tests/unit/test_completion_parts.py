@@ -139,6 +139,12 @@ def test_history_comes_before_the_prompt_and_the_last_word_of_the_system_first()
     assert with_history(history, prompt[1:])[0].content == "old"
 
 
+def test_a_prompt_of_several_messages_takes_the_place_of_the_history() -> None:
+    history = [said("user", "a"), said("assistant", "b")]
+    prompt = [said("user", "c"), said("assistant", "d"), said("user", "e")]
+    assert with_history(history, prompt) == prompt
+
+
 # Prompts from files
 
 
