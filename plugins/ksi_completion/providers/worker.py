@@ -21,6 +21,9 @@ MAX_LINE_BYTES: Final = 64 * 1024 * 1024
 
 READ_BYTES: Final = 1024 * 1024
 
+EXIT_S: Final = 2.0
+"""How long a worker that has closed its stdout may take to end."""
+
 LAST_WORDS_BYTES: Final = 4096
 """How much of a worker's stderr is kept."""
 
@@ -37,9 +40,9 @@ class WorkerSettings:
     """Its name in logs and messages."""
     start_timeout_s: float = 30.0
     """From the start of the process until it can be asked."""
-    confirm_s: float = 1.5
+    confirm_s: float = 2.0
     """How long it may take to confirm a cancel before it is killed."""
-    grace_s: float = 0.5
+    grace_s: float = 0.3
     """From SIGTERM to SIGKILL. It has nothing to save."""
     idle_s: float = 600.0
     """How long it is kept without work."""
@@ -156,7 +159,7 @@ class Worker:
     async def _let_end(self, process: Process) -> None:
         """Wait a little for a process that has closed its stdout: it is ending, with an exit code."""
         with suppress(TimeoutError, OperationalError):
-            async with asyncio.timeout(self._settings.grace_s):
+            async with asyncio.timeout(EXIT_S):
                 await process.wait()
 
     async def _stop(self) -> str:
