@@ -158,6 +158,7 @@ class Worker:
 
     async def _let_end(self, process: Process) -> None:
         """Wait a little for a process that has closed its stdout: it is ending, with an exit code."""
+        self.is_open = False
         with suppress(TimeoutError, OperationalError):
             async with asyncio.timeout(EXIT_S):
                 await process.wait()
