@@ -241,11 +241,14 @@ async def test_the_end_of_the_service_ends_every_child(run_dir: Path) -> None:
 @on_both_loops
 async def test_the_end_of_the_service_ends_a_child_that_is_just_starting(run_dir: Path) -> None:
     for turns in range(12):  # of the loop: the end comes at another step of the start each time
-        async with asyncio.timeout(5), asyncio.TaskGroup() as group:
-            async with Processes(run_dir, grace_s=60) as processes:
-                starting = group.create_task(_start_and_wait(processes))
-                for _ in range(turns):
-                    await asyncio.sleep(0)
+        async with (
+            asyncio.timeout(5),
+            asyncio.TaskGroup() as group,
+            Processes(run_dir, grace_s=60) as processes,
+        ):
+            starting = group.create_task(_start_and_wait(processes))
+            for _ in range(turns):
+                await asyncio.sleep(0)
         assert starting.result() is None or starting.result() == "not_started"
         assert marks(run_dir) == []
 
