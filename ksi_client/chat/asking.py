@@ -57,7 +57,7 @@ class Asking:
             raise self._late() from error
 
     def stop(self) -> None:
-        """Ask for the completion to be stopped; its last step says that it has.
+        """Ask for the completion to be stopped; its last step says that it has, and no more text is given.
 
         On a connection of its own, so that a signal handler may call it while ``steps`` waits.
         """
@@ -94,7 +94,8 @@ class Asking:
                 new = self._course.take(step)
                 if new is not None:
                     self._heard = time.monotonic()
-                    yield new
+                    if not (self._is_stopped and step["type"] == "delta"):
+                        yield new
                 if step["type"] in FINAL:
                     return
         raise Unavailable("the stream ended before the answer did", reason="connection_lost")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from difflib import get_close_matches
 from typing import Final
 
@@ -58,8 +59,8 @@ class Commands:
         for conversation in found:
             name, count = conversation["session_id"], conversation["message_count"]
             mark = "*" if name == self._chat.session else " "
-            when = conversation["last_timestamp"][:16].replace("T", " ")
-            self._write(f"{mark} {name:<24}  {count:>4} messages  {when}")
+            when = datetime.fromisoformat(conversation["last_timestamp"]).astimezone()
+            self._write(f"{mark} {name:<24}  {count:>4} messages  {when:%Y-%m-%d %H:%M}")
         self._write("Go on with one:  python3 chat.py -r SESSION" if found else "There are no sessions yet.")
 
     def model(self, name: str) -> None:

@@ -96,6 +96,10 @@ class Chats:
         """Kill the daemon, which its supervisor starts again."""
         os.kill(self.ask("system:health")["pid"], signal.SIGKILL)
 
+    def wait_stopped(self) -> None:
+        """Wait until the last completion is cancelled, so that its worker's end is no other answer's."""
+        self.ask("completion:cancel", request_id=self.accepted["request_id"])
+
     @property
     def accepted(self) -> dict[str, Any]:
         """The last completion that was accepted."""
@@ -241,6 +245,13 @@ def test_a_large_prompt_goes_by_a_file_that_is_gone_afterwards(chat: Chats) -> N
     assert list(folder.iterdir()) == []
 
 
+def test_it_asks_without_a_stdin(chat: Chats) -> None:
+    command = ["/bin/sh", "-c", 'exec "$@" <&-', "sh", *CHAT]
+    run = subprocess.run([*command, "hi"], env=chat.environ, capture_output=True, check=False)
+    assert (run.returncode, run.stdout) == (0, b"hi\n")
+    assert subprocess.run(command, env=chat.environ, capture_output=True, check=False).returncode == 2
+
+
 def test_a_reader_that_has_gone_ends_it_quietly(chat: Chats) -> None:
     with chat.popen("hi") as process:
         assert process.stdout is not None
@@ -354,6 +365,16 @@ def test_the_answer_comes_though_the_daemon_is_killed_in_its_middle(stopped: Cha
     assert "".join(deltas) == steps[-1]["text"] == "0 1 2 3 "
 
 
+def test_the_answer_is_read_to_its_end_though_the_daemon_is_restarted(stopped: Chats) -> None:
+    stopped.control("start")
+    with stopped.popen("mode:slow 4 0.3", "--output-format", "stream-json") as process:
+        wait_for_delta(process)
+        assert stopped.control("restart").returncode == 0
+        out, _ = process.communicate(timeout=PATIENCE_S)
+    last = steps_of(out)[-1]
+    assert (process.returncode, last["text"], last["attempt"]) == (0, "0 1 2 3 ", 1)
+
+
 def test_on_a_terminal_a_new_attempt_begins_on_a_new_line(stopped: Chats) -> None:
     stopped.control("start")
     with stopped.terminal("mode:slow 2 1") as terminal:
@@ -410,6 +431,7 @@ def test_a_second_ctrl_c_leaves_without_waiting(chat: Chats) -> None:
         terminal.expect("stopping… (Ctrl-C again leaves)")
         terminal.type("\x03")
         assert terminal.wait() == 130
+    chat.wait_stopped()
 
 
 def test_ctrl_c_where_the_daemon_has_gone_leaves(stopped: Chats) -> None:
@@ -505,6 +527,7 @@ def test_a_second_ctrl_c_while_an_answer_is_stopped_leaves_the_conversation(chat
         terminal.expect("stopping… (Ctrl-C again leaves)")
         terminal.type("\x03")
         assert terminal.wait() == 130
+    chat.wait_stopped()
 
 
 def test_the_commands_of_a_conversation(chat: Chats) -> None:
@@ -588,7 +611,7 @@ def test_history_is_kept_for_its_owner_alone(chat: Chats) -> None:
         terminal.type("\x1b[A\x1b[A")
         terminal.expect("remember me")
         terminal.type("\x03")
-        terminal.expect("leaves")
+        terminal.expect("leaves, and so does Ctrl-D\nyou ▸ ")
         terminal.type("\x04")
         assert terminal.wait() == 0
 
