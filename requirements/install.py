@@ -37,6 +37,13 @@ INDEX_SETTINGS: Final = (
 )
 """What users may set for pip: how packages are reached, and nothing that says where they go."""
 
+UV_SETTINGS: Final = (
+    *("UV_INDEX", "UV_DEFAULT_INDEX", "UV_EXTRA_INDEX", "UV_FIND_LINKS", "UV_OFFLINE", "UV_INSECURE_HOST"),
+    *("UV_HTTP", "UV_NATIVE_TLS", "UV_SYSTEM_CERTS", "UV_KEYRING", "UV_CREDENTIALS", "UV_CONFIG_FILE"),
+    *("UV_CACHE_DIR", "UV_NO_CACHE", "UV_LINK_MODE"),
+)
+"""The same for uv, as beginnings of its variables."""
+
 NO_VENV: Final = "This Python has no venv/ensurepip. On Debian/Ubuntu: sudo apt install python3-venv"
 ELSEWHERE: Final = "or name another place: KSI_VENV=PATH"
 
@@ -116,7 +123,7 @@ def _installer(lock: TextIO) -> tuple[Sequence[str], Mapping[str, str]]:
     """Choose uv, unless pip was told where packages are; else the environment's pip; else this Python's."""
     pip, uv = [sys.executable, "-P", "-m", "pip"], which("uv")
     if uv and not _index_settings(pip):
-        return [uv, "pip", "install", "--python", PYTHON], {}
+        return [uv, "pip", "install", "--python", PYTHON], _environ(only=UV_SETTINGS)
     if find_spec("ensurepip"):
         pip = [PYTHON, "-I", "-m", "pip"]
         _run([PYTHON, "-I", "-m", "ensurepip", "--default-pip"], lock)
@@ -131,7 +138,9 @@ def _installer(lock: TextIO) -> tuple[Sequence[str], Mapping[str, str]]:
 def _index_settings(pip: Sequence[str]) -> dict[str, str]:
     """Read what pip's files and variables say of reaching packages, as variables."""
     settings = {}
-    environ = _environ_without("PYTHON", "PIP_USER", "PIP_GLOBAL", "PIP_SITE")  # these would leave files out
+    environ = _environ(
+        without=("PYTHON", "PIP_USER", "PIP_GLOBAL", "PIP_SITE")
+    )  # these would leave files out
     listed = subprocess.run(
         [*pip, "config", "list"], env=environ, capture_output=True, text=True, check=False
     ).stdout
@@ -144,7 +153,7 @@ def _index_settings(pip: Sequence[str]) -> dict[str, str]:
 
 def _run(command: Sequence[str], lock: TextIO, settings: Mapping[str, str] | None = None) -> None:
     """Run a step, with a dot every 2 s; where it fails, exit with its reason."""
-    environ = {**_environ_without("PIP_", "PYTHON"), **(settings or {})}
+    environ = {**_environ(without=("PIP_", "UV_", "PYTHON")), **(settings or {})}
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
         # The child holds the lock too: should this program be killed, who waits for it waits for both.
         child = subprocess.Popen(
@@ -164,8 +173,10 @@ def _run(command: Sequence[str], lock: TextIO, settings: Mapping[str, str] | Non
         sys.exit(_reason(said or f"exit code {child.returncode}"))
 
 
-def _environ_without(*prefixes: str) -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
+def _environ(*, only: tuple[str, ...] = ("",), without: tuple[str, ...] = ()) -> dict[str, str]:
+    """Give the variables whose names begin so, and not so."""
+    chosen = (name for name in os.environ if name.startswith(only) and not name.startswith(without))
+    return {name: os.environ[name] for name in chosen}
 
 
 def _wait_for(child: subprocess.Popen[bytes]) -> None:

@@ -264,7 +264,7 @@ def test_what_runs_goes_on_running_where_tests_cannot_be_set_up(checkout: TinyCh
 @pytest.mark.parametrize("uv", [True, False], ids=["uv", "pip"])
 def test_a_package_that_is_not_the_pinned_one_is_not_installed(checkout: TinyCheckout, *, uv: bool) -> None:
     checkout.pin("wide", {"wide.py": "print('evil')\n"})
-    done = checkout.run(environ=checkout.environ(uv=uv))
+    done = checkout.run(environ=checkout.environ(uv=uv, UV_NO_VERIFY_HASHES="1", UV_CONSTRAINT="/nowhere"))
     assert done.returncode == 1
     assert done.stderr.partition("\n")[2] == (
         "wide==1.0 is not the file that is pinned, and was not installed.\n"
