@@ -1,9 +1,9 @@
 """A worker without a model, which misbehaves as it is asked; see `ksi_completion.workers` for what it speaks.
 
-    python -I odd_worker.py [broken | crashing | silent]
+    python -I odd_worker.py [broken | refusing | crashing | silent]
 
-``broken`` cannot begin and says why, ``crashing`` is killed before it can, ``silent`` never says that it is
-ready. Otherwise the last message says what to do:
+``broken`` cannot begin and says why on stderr, ``refusing`` by a report; ``crashing`` is killed before it can
+begin, ``silent`` never says that it is ready. Otherwise the last message says what to do:
 
     echo: TEXT              say TEXT, word by word; so for any text that is none of these
     mode:slow 5 0.2         say 5 words, waiting 0.2 s before each
@@ -41,6 +41,9 @@ LIFETIME_S = 300
 
 Order = Mapping[str, Any]
 
+REFUSAL = b"""{"report": "failed", "id": null, "kind": "auth", "reason": "no_key", "message": "give me a key"}
+"""
+
 lock = threading.Lock()
 cancelled: dict[str, threading.Event] = {}
 
@@ -53,6 +56,8 @@ def main(manner: str) -> None:
             os.close(1)
             time.sleep(0.1)
             sys.exit("cannot load the model: it is odd")
+        case "refusing":
+            write(REFUSAL)
         case "crashing":
             os.kill(os.getpid(), signal.SIGKILL)
         case "":

@@ -263,6 +263,7 @@ async def test_cancel_after_the_death_of_the_worker_names_what_is_gone(run_dir: 
     ("manner", "kind", "reason", "words"),
     [
         ("broken", "not_deployed", "not_started", "exit code 1.*: cannot load the model: it is odd"),
+        ("refusing", "auth", "no_key", "give me a key"),
         ("crashing", "transient", "worker_died", "signal 9"),
         ("silent", "transient", "not_ready", "not ready within 0.5 s"),
     ],

@@ -225,6 +225,8 @@ class Worker:
         if isinstance(report, Ready):
             self.settled.set()
             log.info("worker.ready", purpose=self._settings.purpose, pid=self.pid)
+        elif report.id is None:
+            raise report.failure()
         elif generation := self._generations.get(report.id):
             generation.take(report)
             if generation.ended.is_set():

@@ -71,7 +71,7 @@ class WorkerGeneration:
             case Done():
                 self._end(_answer(report))
             case Failed():
-                self._end(_failure(report))
+                self._end(report.failure())
             case Stopped():
                 self._end(ProviderFailure("it was cancelled", reason="cancelled", kind="invalid"))
         if self._size > MAX_ANSWER_CHARACTERS:
@@ -99,10 +99,4 @@ def _answer(report: Done) -> Answer:
         finish_reason=report.finish_reason,
         usage=report.usage,
         response=response,
-    )
-
-
-def _failure(report: Failed) -> ProviderFailure:
-    return ProviderFailure(
-        report.message, reason=report.reason, kind=report.kind, retry_after_s=report.retry_after_s
     )

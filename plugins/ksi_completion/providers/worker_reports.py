@@ -6,7 +6,7 @@ from pydantic import Field, TypeAdapter
 
 from ksi_common.events.completion import Usage
 from ksi_common.messages import Message
-from ksi_completion.providers.interface import FailureClass
+from ksi_completion.providers.interface import FailureClass, ProviderFailure
 
 
 class Ready(Message):
@@ -36,14 +36,20 @@ class Done(Message):
 
 
 class Failed(Message):
-    """An order that comes to nothing."""
+    """An order that comes to nothing; without ``id``, the worker itself."""
 
     report: Literal["failed"]
-    id: str
+    id: str | None
     kind: FailureClass
     reason: str
     message: str
     retry_after_s: float | None = None
+
+    def failure(self) -> ProviderFailure:
+        """Give it as what a provider raises."""
+        return ProviderFailure(
+            self.message, reason=self.reason, kind=self.kind, retry_after_s=self.retry_after_s
+        )
 
 
 class Stopped(Message):

@@ -19,8 +19,9 @@ it reports, on stdout:
 ``done.text`` is the whole answer. ``stopped`` is said when nothing works on the answer any more, not before.
 ``kind`` is a FailureClass of `ksi_completion.providers.interface`; ``retry_after_s`` may go with it.
 
-A worker ends when its stdin does. One that cannot begin says why in its last line on stderr and exits with
-an error; so does one that finds a bug in itself: the daemon starts another. stdout is for reports alone,
-against libraries that print: a worker keeps it to itself and points fd 1 to stderr. Prompts, which are
-secret, are never written to stderr.
+A worker ends when its stdin does. One that cannot begin reports ``failed`` with ``"id": null``. One that
+finds a bug in itself exits with an error and says why in its last line on stderr: the daemon starts another.
+
+stdout is for reports alone, against libraries that print: a worker keeps it to itself and points fd 1 to
+stderr. Prompts, which are secret, are never written to stderr.
 """

@@ -336,12 +336,24 @@ def main() -> None:
         try:
             desk = Desk(Model(answers_at_once=answers_at_once), reports, answers_at_once=answers_at_once)
         except (ImportError, OSError, RuntimeError) as error:
-            sys.exit(f"cannot load the model: {error}")
+            reports.write(json.dumps(_cannot_begin(error)).encode() + b"\n")
+            sys.exit(1)
         desk.report({"report": "ready"})
         while line := sys.stdin.buffer.readline(MAX_LINE_BYTES):
             desk.take(json.loads(line))
         # Threads may be in the middle of answers that nobody will read.
         os._exit(0)
+
+
+def _cannot_begin(error: Exception) -> Mapping[str, Any]:
+    message = f"cannot load the model: {error}"
+    return {
+        "report": "failed",
+        "id": None,
+        "kind": "not_deployed",
+        "reason": "not_started",
+        "message": message,
+    }
 
 
 def _claim_stdout() -> BinaryIO:
