@@ -236,11 +236,36 @@ class PromptMessage(Message):
     reference: Reference | None = None
 
 
-class CompletionAccepted(Notification, event="completion:accepted"):
-    """A completion is on disk and waits for its turn."""
+class _OfCompletion(Notification):
+    """What every word of a completion names."""
 
     request_id: str
     session_id: str
+
+
+class _OfAttempt(_OfCompletion):
+    """``attempt`` counts from 1, over restarts, too; 0 where none began."""
+
+    attempt: int
+
+
+class _OfProvider(_OfAttempt):
+    """Who works, or worked, on it."""
+
+    provider: str
+    model: str
+
+
+class _Ended(_OfProvider):
+    """The last word of a completion: its line in the session's file is on disk; ``reference`` names it."""
+
+    reference: Reference
+    agent_id: str | None = None
+
+
+class CompletionAccepted(_OfCompletion, event="completion:accepted"):
+    """A completion is on disk and waits for its turn."""
+
     provider: str
     model: str
     messages: list[PromptMessage]
@@ -251,83 +276,46 @@ class CompletionAccepted(Notification, event="completion:accepted"):
     purpose: str | None = None
 
 
-class CompletionStarted(Notification, event="completion:started"):
-    """A provider works on it. ``attempt`` counts from 1, over restarts, too."""
-
-    request_id: str
-    session_id: str
-    provider: str
-    model: str
-    attempt: int
+class CompletionStarted(_OfProvider, event="completion:started"):
+    """A provider works on it."""
 
 
-class CompletionDelta(Notification, event="completion:delta", ephemeral=True):
+class CompletionDelta(_OfAttempt, event="completion:delta", ephemeral=True):
     """A piece of an answer that is being made; ``index`` counts the pieces of the attempt from 0."""
 
-    request_id: str
-    session_id: str
-    attempt: int
     index: int
     text: str
 
 
-class CompletionProgress(Notification, event="completion:progress", ephemeral=True):
+class CompletionProgress(_OfAttempt, event="completion:progress", ephemeral=True):
     """It is still at work, though nothing came."""
 
-    request_id: str
-    session_id: str
-    attempt: int
     elapsed_s: float
 
 
-class CompletionRetrying(Notification, event="completion:retrying"):
+class CompletionRetrying(_OfAttempt, event="completion:retrying"):
     """An attempt failed; the next follows after ``delay_s``."""
 
-    request_id: str
-    session_id: str
-    attempt: int
-    """The one that failed."""
     delay_s: float
     reason: str
     message: str
 
 
-class CompletionResult(Notification, event="completion:result"):
-    """The answer is on disk: one line of the session's file, which ``reference`` names."""
+class CompletionResult(_Ended, event="completion:result"):
+    """There is an answer."""
 
-    request_id: str
-    session_id: str
-    provider: str
-    model: str
-    attempt: int
     duration_ms: int
     finish_reason: str
     usage: Usage
-    reference: Reference
-    agent_id: str | None = None
 
 
-class CompletionFailed(Notification, event="completion:failed", formerly=("completion:error",)):
+class CompletionFailed(_Ended, event="completion:failed", formerly=("completion:error",)):
     """There will be no answer."""
 
-    request_id: str
-    session_id: str
-    provider: str
-    model: str
-    attempt: int
     failure: Failure
-    reference: Reference
-    agent_id: str | None = None
 
 
-class CompletionCancelled(Notification, event="completion:cancelled"):
+class CompletionCancelled(_Ended, event="completion:cancelled"):
     """It was stopped by wish, and nothing works on it any more."""
 
-    request_id: str
-    session_id: str
-    provider: str
-    model: str
-    attempt: int
     proof: Proof
-    reference: Reference
-    agent_id: str | None = None
