@@ -319,6 +319,18 @@ def test_a_new_session_takes_no_name_that_there_is(chat: Chats) -> None:
     assert "  try: go on with it: -r hill" in done.stderr.splitlines()
 
 
+def test_what_cannot_be_kept_does_not_keep_from_talking(stopped: Chats) -> None:
+    stopped.control("start")
+    (stopped.paths.home / "state").write_text("no folder")
+    with stopped.talking(NO_COLOR="1") as terminal:
+        terminal.enter("hello")
+        terminal.expect("-c will not find this session: ")
+        terminal.expect(f"{MODEL} ▸ hello\n")
+        terminal.expect("you ▸ ")
+        terminal.type("\x04")
+        assert terminal.wait() == 0
+
+
 # The daemon comes and goes.
 
 
@@ -456,6 +468,22 @@ def test_an_answer_that_takes_too_long_is_cancelled_and_is_5(chat: Chats) -> Non
     assert answer["error"]["message"] == "no answer within 1 s"
     told = chat.ask("completion:status", request_id=answer["request_id"])["completion"]
     assert told["state"] in ("cancelled", "failed")
+
+
+def test_one_that_has_no_turn_in_time_is_cancelled_and_is_5(chat: Chats) -> None:
+    with (
+        chat.popen("mode:hang", "--output-format", "stream-json") as first,
+        chat.popen("mode:hang", "--output-format", "stream-json") as second,
+    ):
+        wait_for_delta(first)
+        wait_for_delta(second)
+        done = chat("hello", "--timeout", "500ms")
+        assert (done.returncode, done.stderr.splitlines()[0]) == (5, "chat: no answer within 0.5 s")
+        request = chat.accepted["request_id"]
+        assert chat.ask("completion:status", request_id=request)["completion"]["state"] == "cancelled"
+        for process in (first, second):
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=PATIENCE_S)
 
 
 # A conversation.
