@@ -30,9 +30,12 @@ def main() -> None:
 def run(argv: Sequence[str]) -> int:
     """Run a command line; give the exit code."""
     os.umask(0o077)  # what is made here, and by a daemon that is started, is its owner's alone
+    screen = Screen(sys.stdout, sys.stderr, os.environ)
     try:
-        return _run(argv, Screen(sys.stdout, sys.stderr, os.environ))
+        return _run(argv, screen)
     except (KeyboardInterrupt, click.Abort):
+        if screen.is_terminal:
+            screen.write("\n")  # below the ^C
         return INTERRUPTED
     except BrokenPipeError:
         # The interpreter must not try to flush what is left, and complain.

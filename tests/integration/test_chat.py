@@ -443,6 +443,7 @@ def test_a_second_ctrl_c_leaves_without_waiting(chat: Chats) -> None:
         terminal.expect("stopping… (Ctrl-C again leaves)")
         terminal.type("\x03")
         assert terminal.wait() == 130
+    assert terminal.text.endswith("^C\n")
     chat.wait_stopped()
 
 
