@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Final, Protocol
 
 from ksi_common.events.completion import Accepted, Asked, CancelReply, Overview, Step
@@ -148,14 +149,22 @@ class CompletionService:
 
     async def serve(self) -> None:
         """Give completions their turn for as long as the daemon runs."""
+        await self._take_up_again()
         async with asyncio.TaskGroup() as tasks:
             while True:
                 self._wake.clear()
                 while self._unbegun:
                     tasks.create_task(self._run(self._unbegun.pop()))
                 while (entry := self._next()) is not None:
-                    tasks.create_task(self._conduct(entry), name=f"completion {entry.request_id}")
+                    work = tasks.create_task(self._conduct(entry), name=f"completion {entry.request_id}")
+                    # Not in `_conduct`: a task that is cancelled early enough runs nothing at all.
+                    work.add_done_callback(partial(self._release, entry))
                 await self._wake.wait()
+
+    async def _take_up_again(self) -> None:
+        """After a bug has ended ``serve``: what was at work gets its turn again."""
+        for request_id in [name for name in self._live if name not in self._queue]:
+            self._queue.add((await self._row(request_id)).entry)
 
     def _next(self) -> Entry | None:
         if self._is_draining:
@@ -180,11 +189,11 @@ class CompletionService:
 
     async def _conduct(self, entry: Entry) -> None:
         """Bring a completion whose turn it is to its end."""
-        try:
-            await self._run(await self._row(entry.request_id))
-        finally:
-            self._providers.end(entry.provider)
-            self._queue.done(entry)
+        await self._run(await self._row(entry.request_id))
+
+    def _release(self, entry: Entry, _: asyncio.Task[None]) -> None:
+        self._providers.end(entry.provider)
+        self._queue.done(entry)
 
     async def _run(self, row: Row) -> None:
         run = self._runs[row.request_id] = self._make_run(row, self._live[row.request_id])

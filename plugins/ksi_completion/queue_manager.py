@@ -4,6 +4,7 @@ The queue mirrors the open rows of the database in memory: what is added here is
 """
 
 import heapq
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,12 @@ class QueueManager:
         """By provider, a heap: the first of each session in which nothing runs. May hold what was removed."""
         self._queued: dict[str, Entry] = {}
 
+    def __contains__(self, request_id: str) -> bool:
+        """Tell whether a completion waits or runs."""
+        return request_id in self._queued or any(
+            entry.request_id == request_id for entry in self._running.values()
+        )
+
     def __len__(self) -> int:
         return len(self._queued) + len(self._running)
 
@@ -51,9 +58,9 @@ class QueueManager:
     def add(self, entry: Entry) -> None:
         """Let an accepted completion wait for its turn."""
         waiting = self._waiting.setdefault(entry.session_id, deque())
-        waiting.append(entry)
+        insort(waiting, entry)  # at the end, but for one that had its turn already
         self._queued[entry.request_id] = entry
-        if len(waiting) == 1 and entry.session_id not in self._running:
+        if waiting[0] is entry and entry.session_id not in self._running:
             self._offer(entry)
 
     def next(self, has_room: Callable[[str], bool]) -> Entry | None:

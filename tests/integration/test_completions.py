@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from ksi_completion.outcomes import Outcome
+from ksi_completion.running import Run
 from ksi_daemon.testing import RunningDaemon, Wire, running_daemon
 
 ODD_WORKER = [sys.executable, str(Path(__file__).parents[1] / "support" / "odd_worker.py")]
@@ -356,6 +358,29 @@ async def test_the_settings_are_checked_at_load(log_file: Any) -> None:
 
 
 # Over restarts
+
+
+async def test_a_bug_of_the_conductor_costs_nobody_an_answer(
+    monkeypatch: pytest.MonkeyPatch, log_file: Any
+) -> None:
+    broken = iter([True, True])
+    run_outcome = Run.outcome
+
+    async def outcome(run: Run) -> Outcome:
+        if next(broken, False):
+            raise RuntimeError("a bug")
+        return await run_outcome(run)
+
+    monkeypatch.setattr(Run, "outcome", outcome)
+    with log_file.written():
+        async with daemon() as ksi, ksi.connect() as wire:
+            for number in range(4):
+                data = {"prompt": "echo: hi", "session_id": f"s{number % 2}", "request_id": f"r{number}"}
+                await wire.call("completion:async", data)
+            ended = await until(ksi, "completion:result", 4)
+    assert sorted(event["request_id"] for event in ended) == ["r0", "r1", "r2", "r3"]
+    assert [event["request_id"] for event in ended if event["session_id"] == "s0"] == ["r0", "r2"]
+    assert len(log_file.lines("child.crashed")) in {1, 2}
 
 
 async def test_what_was_queued_is_answered_by_the_next_daemon(tmp_path: Path) -> None:

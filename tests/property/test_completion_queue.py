@@ -53,6 +53,14 @@ class Turns(RuleBasedStateMachine):
         self.queue.done(self.running.pop(which % len(self.running)))
         assert self.woken > before  # there is room now: whoever waits for a turn must look
 
+    @precondition(lambda self: self.running)
+    @rule(which=st.integers(0))
+    def put_back(self, which: int) -> None:
+        entry = self.running.pop(which % len(self.running))
+        self.queue.done(entry)
+        self.queue.add(entry)
+        self.waiting = sorted([*self.waiting, entry])
+
     @precondition(lambda self: self.waiting)
     @rule(which=st.integers(0))
     def remove(self, which: int) -> None:
@@ -68,6 +76,8 @@ class Turns(RuleBasedStateMachine):
     def counts_and_positions_agree(self) -> None:
         assert self.queue.queued == len(self.waiting)
         assert list(self.queue.running) == sorted(self.running)
+        assert all(entry.request_id in self.queue for entry in (*self.waiting, *self.running))
+        assert f"r{self.number + 1}" not in self.queue
         assert len(self.queue) == len(self.waiting) + len(self.running)
         before: dict[str, int] = defaultdict(int)
         for entry in self.running:
