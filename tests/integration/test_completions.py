@@ -267,6 +267,16 @@ async def test_a_streaming_completion_is_cancelled_with_the_worker_s_word_for_it
         assert (await ask(wire, "echo: next"))[-1]["text"] == "next"
 
 
+async def test_a_completion_whose_worker_is_starting_is_cancelled() -> None:
+    async with daemon(worker=[*ODD_WORKER, "silent"]) as ksi, ksi.connect() as wire:
+        await wire.call("completion:async", {"prompt": "echo: x", "request_id": "r1"})
+        await until(ksi, "completion:started")
+        reply = (await wire.call("completion:cancel", {"request_id": "r1"}))["data"]
+        assert (reply["status"], reply["proof"]["how"]) == ("cancelled", "not_started")
+        assert ksi.emitted("completion:delta") == []
+        assert len(ksi.emitted("completion:cancelled")) == 1
+
+
 async def test_a_worker_that_ignores_the_cancel_is_killed_and_the_others_are_answered() -> None:
     async with daemon() as ksi, ksi.connect() as wire, ksi.connect() as other:
         await other.call("completion:async", {"prompt": "mode:slow 4 0.05", "request_id": "r2"})
