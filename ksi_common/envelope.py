@@ -32,6 +32,11 @@ class EventMetadata:
 class Caller(Protocol):
     """Who awaits the answer, where that is not a coroutine of this process."""
 
+    @property
+    def connection(self) -> object:
+        """Give what stands for the connection that asks: the same object for all that it asks."""
+        ...
+
     def abandon(self) -> None:
         """Answer that the deadline has passed, and stop the work."""
         ...

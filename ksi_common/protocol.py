@@ -6,8 +6,11 @@ from typing import Any, Final
 
 import orjson
 
+from ksi_common import jsonrpc
 from ksi_common.errors import InvalidArgument
+from ksi_common.frame_fields import MAX_ID, check_id, read_options, readable_id, wrong_type
 from ksi_common.frames import Answer, Call, Cancel, FrameId, answer_from_wire
+from ksi_common.jsonrpc import Rpc
 from ksi_common.strict_json import loads
 
 MAX_LINE: Final = 1024 * 1024
@@ -16,7 +19,6 @@ MAX_ANSWER: Final = 2 * MAX_LINE
 """Bytes of a line from the daemon."""
 MAX_DATA: Final = MAX_LINE - 4096
 """Bytes of a request's data, encoded again."""
-MAX_ID: Final = 128
 
 
 class LineTooLong(Exception):
@@ -92,7 +94,7 @@ class Malformed:
 
 
 class ServerConnection:
-    """The daemon's end: bytes of a client become calls, cancels and the malformed."""
+    """The daemon's end: bytes of a client become calls, cancels, JSON-RPC and the malformed."""
 
     __slots__ = ("_lines",)
 
@@ -104,7 +106,7 @@ class ServerConnection:
         """Tell whether a line has begun and not ended."""
         return self._lines.partial
 
-    def receive(self, data: bytes) -> Iterator[Call | Cancel | Malformed]:
+    def receive(self, data: bytes) -> Iterator[Call | Cancel | Malformed | Rpc]:
         """Take bytes, give what they complete, in order; nothing follows a fatal Malformed."""
         too_long = False
         try:
@@ -135,23 +137,56 @@ class ClientConnection:
         return [answer for answer in answers if answer is not None]
 
 
-def decode_call(line: bytes) -> Call | Cancel | Malformed:
+def decode_call(line: bytes) -> Call | Cancel | Malformed | Rpc:
     """Read one line of a client."""
     try:
         frame = loads(line)
     except InvalidArgument as error:
-        return Malformed(_salvaged_id(line), error, fatal=error.details["reason"] == "not_utf8")
-    if type(frame) is not dict:
-        return Malformed(None, _wrong("", "object", frame))
+        return _unacceptable(line, error)
     try:
-        if "event" in frame:
-            return _call(frame)
-        if frame.get("type") == "cancel":
-            return _cancel(frame)
+        if type(frame) is dict:
+            if "event" in frame:
+                return _call(frame)
+            if frame.get("type") == "cancel":
+                return _cancel(frame)
     except InvalidArgument as error:
-        return Malformed(_readable_id(frame), error)
+        return Malformed(readable_id(frame), error)
+    return _not_ours(frame)
+
+
+def _call(frame: dict[str, Any]) -> Call:
+    event = frame["event"]
+    if type(event) is not str:
+        raise wrong_type("event", "string", event)
+    data = frame.get("data", _NO_DATA)
+    if type(data) is not dict:
+        raise wrong_type("data", "object", data)
+    ident = frame.get("id")
+    if ident is not None and (type(ident) is not str or len(ident) > MAX_ID):
+        check_id(ident)
+    call = Call(event, data, ident)
+    if len(frame) > 1 + (data is not _NO_DATA) + (ident is not None):
+        read_options(call, frame)
+    return call
+
+
+_NO_DATA: Mapping[str, Any] = {}
+
+
+def _cancel(frame: dict[str, Any]) -> Cancel:
+    if "id" not in frame:
+        raise InvalidArgument("a cancel names no id", reason="missing", field="id")
+    check_id(frame["id"])
+    return Cancel(frame["id"])
+
+
+def _not_ours(frame: Any) -> Malformed | Rpc:
+    if jsonrpc.is_rpc(frame):
+        return jsonrpc.read(frame)
+    if type(frame) is not dict:
+        return Malformed(None, wrong_type("", "object", frame))
     return Malformed(
-        _readable_id(frame),
+        readable_id(frame),
         InvalidArgument(
             "the frame names no event",
             reason="missing",
@@ -161,75 +196,15 @@ def decode_call(line: bytes) -> Call | Cancel | Malformed:
     )
 
 
-def _call(frame: dict[str, Any]) -> Call:
-    event = frame["event"]
-    if type(event) is not str:
-        raise _wrong("event", "string", event)
-    data = frame.get("data", _NO_DATA)
-    if type(data) is not dict:
-        raise _wrong("data", "object", data)
-    ident = frame.get("id")
-    if ident is not None and (type(ident) is not str or len(ident) > MAX_ID):
-        _check_id(ident)
-    call = Call(event, data, ident)
-    if len(frame) > 1 + (data is not _NO_DATA) + (ident is not None):
-        _read_options(call, frame)
-    return call
-
-
-_NO_DATA: Mapping[str, Any] = {}
-
-
-def _read_options(call: Call, frame: dict[str, Any]) -> None:
-    for name in ("correlation_id", "causation_id", "idempotency_key", "traceparent"):
-        value = frame.get(name)
-        if value is None:
-            continue
-        if type(value) is not str or not 0 < len(value) <= MAX_ID:
-            raise _wrong(name, f"string of 1 to {MAX_ID} characters", value)
-        setattr(call, name, value)
-    timeout_s = frame.get("timeout_s")
-    if timeout_s is not None:
-        if type(timeout_s) not in (int, float) or timeout_s <= 0:
-            raise _wrong("timeout_s", "number of seconds above 0", timeout_s)
-        call.timeout_s = float(timeout_s)
-
-
-def _cancel(frame: dict[str, Any]) -> Cancel:
-    if "id" not in frame:
-        raise InvalidArgument("a cancel names no id", reason="missing", field="id")
-    _check_id(frame["id"])
-    return Cancel(frame["id"])
-
-
-def _check_id(ident: object) -> None:
-    if type(ident) is int or (type(ident) is str and len(ident) <= MAX_ID):
-        return
-    raise _wrong("id", f"string of at most {MAX_ID} characters or an integer", ident)
-
-
-def _readable_id(frame: dict[str, Any]) -> FrameId | None:
-    ident = frame.get("id")
-    return ident if type(ident) is int or (type(ident) is str and len(ident) <= MAX_ID) else None
-
-
-def _salvaged_id(line: bytes) -> FrameId | None:
-    """Find the id of a line that is JSON, but not such as is accepted: its caller waits for an answer."""
+def _unacceptable(line: bytes, error: InvalidArgument) -> Malformed | Rpc:
+    """Answer a line that is not JSON, or not such as is accepted: whoever sent an id waits for an answer."""
     try:
         frame = orjson.loads(line)
     except orjson.JSONDecodeError:
-        return None
-    return _readable_id(frame) if isinstance(frame, dict) else None
-
-
-_JSON_NAMES = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
-
-
-def _wrong(field: str, wanted: str, value: object) -> InvalidArgument:
-    article = "an" if wanted[0] in "aeiou" else "a"
-    got = _JSON_NAMES.get(type(value), "number")
-    message = f"{field or 'a frame'} must be {article} {wanted}, not {got}"
-    return InvalidArgument(message, reason="wrong_type", field=field)
+        return Malformed(None, error, fatal=error.details["reason"] == "not_utf8")
+    if jsonrpc.is_rpc(frame):
+        return jsonrpc.refuse(frame, error)
+    return Malformed(readable_id(frame) if type(frame) is dict else None, error)
 
 
 def _too_long(limit: int) -> InvalidArgument:

@@ -22,12 +22,15 @@ from ksi_common.frames import (
     error_line,
 )
 from ksi_common.ids import new_id
+from ksi_common.jsonrpc import Rpc
 from ksi_common.messages import Message
 from ksi_common.protocol import Malformed, ServerConnection
 from ksi_common.strict_json import dumps
+from ksi_daemon.channel import Channel
 from ksi_daemon.exchange import Exchange, encode
 from ksi_daemon.outcomes import Endpoint
 from ksi_daemon.router import Route
+from ksi_daemon.rpc import RpcSide
 
 HIGH_WATER: Final = 1024 * 1024
 """Bytes unread by a client, above which it gets no more; the log keeps the rest for it."""
@@ -88,6 +91,7 @@ class Connection(asyncio.Protocol):
         self._timestamp = b""
         self._last_reply: object = None
         self._last_text = b""
+        self._rpc: RpcSide | None = None
         self.transport: asyncio.Transport | None = None
 
     # What asyncio calls.
@@ -110,6 +114,8 @@ class Connection(asyncio.Protocol):
                 self._malformed(frame)
             elif type(frame) is Cancel:
                 self._cancel(frame.id)
+            elif type(frame) is Rpc:
+                self._receive_rpc(frame)
         if ended or (self._partial_timer is None) is self._frames.partial:
             self._watch_partial_line()
 
@@ -151,6 +157,11 @@ class Connection(asyncio.Protocol):
         self._server.closed(self)
 
     # What the rest of the daemon calls.
+
+    @property
+    def connection(self) -> object:
+        """Give what stands for this connection."""
+        return self
 
     @property
     def idle(self) -> bool:
@@ -220,15 +231,20 @@ class Connection(asyncio.Protocol):
 
     # The way of a call.
 
-    def _call(self, call: Call) -> None:
+    def _receive_rpc(self, frame: Rpc) -> None:
+        if self._rpc is None:
+            self._rpc = RpcSide(self, self._call, self._cancel, self._server.routes)
+        self._rpc.receive(frame)
+
+    def _call(self, call: Call, channel: Channel | None = None) -> None:
         ident = call.id if call.id is not None else new_id()
         route = self._server.routes.get(call.event)
         stream = route is not None and route.spec.kind == "stream"
         refusal = self._refusal(ident, stream=stream)
         if refusal is not None:
-            self.write(error_line(dumps(ident), refusal))
+            (channel or self).write(error_line(dumps(ident), refusal))
             return
-        exchange = Exchange(self, call, ident, route, stream=stream)
+        exchange = Exchange(channel or self, call, ident, route, stream=stream)
         self._exchanges[ident] = exchange
         self._streams += stream
         task = self._loop.create_task(self._run(exchange))
@@ -244,12 +260,16 @@ class Connection(asyncio.Protocol):
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # noqa: BLE001 -- strict mode only: it ends the daemon, not the loop
-            self._server.crashed(error)
+            self.crashed(error)
         finally:
             if not exchange.answered:
                 exchange.fail(InternalError(f"{exchange.envelope.event} was not answered"))
             self._tasks.discard(exchange.task)
             exchange.release()
+
+    def crashed(self, error: BaseException) -> None:
+        """End the daemon: an error that nobody may catch."""
+        self._server.crashed(error)
 
     def answer(self, exchange: Exchange, line: bytes) -> None:
         """Send the one terminal frame of an exchange, and free its id.

@@ -17,7 +17,7 @@ from ksi_daemon.router import Route
 if TYPE_CHECKING:
     import asyncio
 
-    from ksi_daemon.connection import Connection
+    from ksi_daemon.channel import Channel
 MAX_ANSWER_DATA: Final = MAX_ANSWER - 4096
 """Bytes of a reply or an item; the rest of its line is for the frame."""
 
@@ -38,7 +38,7 @@ class Exchange:
     )
 
     def __init__(
-        self, connection: "Connection", call: Call, ident: FrameId, route: Route | None, *, stream: bool
+        self, connection: "Channel", call: Call, ident: FrameId, route: Route | None, *, stream: bool
     ) -> None:
         event_id = new_id()
         self._connection = connection
@@ -57,6 +57,11 @@ class Exchange:
         envelope.spec = route.spec if route is not None else None
         envelope.caller = self
         self.envelope = envelope
+
+    @property
+    def connection(self) -> object:
+        """Give what stands for the connection that asks."""
+        return self._connection.connection
 
     async def send(self, outcome: Outcome) -> None:
         """Take what the handler gives; wait while the client does not read."""
@@ -131,7 +136,7 @@ class ConnectionSink:
 
     __slots__ = ("_connection", "_exchange")
 
-    def __init__(self, connection: "Connection", exchange: Exchange) -> None:
+    def __init__(self, connection: "Channel", exchange: Exchange) -> None:
         self._connection = connection
         self._exchange = exchange
 

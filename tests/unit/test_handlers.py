@@ -254,6 +254,8 @@ async def test_a_stream_that_is_not_safe_is_recorded(compiler: Compiler, databas
 class Client:
     """A caller that is a connection."""
 
+    connection: object = None
+
     def abandon(self) -> None:
         pass
 

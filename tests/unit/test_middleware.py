@@ -43,6 +43,8 @@ class Sent:
 class Client:
     """Awaits the answer elsewhere, as an exchange does."""
 
+    connection: object = None
+
     def __init__(self) -> None:
         self.abandoned = asyncio.Event()
 
