@@ -44,6 +44,7 @@ from ksi_daemon.middleware.observation import Observation
 from ksi_daemon.middleware.permissions import permissions
 from ksi_daemon.outcomes import Endpoint, Middleware
 from ksi_daemon.plugins import GROUP, Loader, explain
+from ksi_daemon.presence import Presence
 from ksi_daemon.processes import Processes
 from ksi_daemon.router import Router
 from ksi_daemon.services import Services
@@ -105,6 +106,7 @@ class Daemon:
             await self.bus.notify(
                 Started(version=self.lifecycle.version, pid=os.getpid(), recovered=recovered)
             )
+            self.tasks.create_task(Presence(self.paths.socket).watch(self._unreachable))
             ready(self)
             stop = await self.lifecycle.stopping
             await self._drain(server, stop)
@@ -257,6 +259,11 @@ class Daemon:
             max_connections=min(limits.connections, open_files() - RESERVED_FILES),
             crashed=self.lifecycle.fail,
         )
+
+    def _unreachable(self) -> None:
+        if not self.lifecycle.stopping.done():
+            log.error("daemon.unreachable", socket=str(self.paths.socket), hint="it was removed; start again")
+            self.lifecycle.stop("socket_removed", self.settings.limits.drain_s)
 
     async def _drain(self, server: UnixServer, stop: Stop) -> None:
         log.info("daemon.stopping", reason=stop.reason, grace_s=stop.grace_s)

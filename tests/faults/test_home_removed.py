@@ -1,0 +1,24 @@
+"""A daemon whose home was taken away ends by itself, and with it the supervisor above it."""
+
+import shutil
+
+import pytest
+
+from tests.support.daemon_process import DaemonProcess
+
+
+@pytest.mark.timeout(40)
+async def test_a_daemon_without_a_home_ends() -> None:
+    async with DaemonProcess() as daemon:
+        shutil.rmtree(daemon.home)
+        assert await daemon.wait() == 0
+        daemon.home.mkdir()
+
+
+@pytest.mark.timeout(40)
+async def test_a_daemon_whose_socket_was_removed_ends_and_the_next_one_serves() -> None:
+    async with DaemonProcess() as daemon:
+        daemon.socket.unlink()
+        assert await daemon.wait() == 0
+        await daemon.start()
+        assert daemon.socket.is_socket()
