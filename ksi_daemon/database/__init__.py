@@ -1,8 +1,8 @@
 """One SQLite file, one writer thread, a pool of readers."""
 
-from sqlite3 import Connection
+from sqlite3 import Connection, Error
 
 from ksi_daemon.database.core import Database
 from ksi_daemon.database.transaction import Transaction
 
-__all__ = ["Connection", "Database", "Transaction"]
+__all__ = ["Connection", "Database", "Error", "Transaction"]

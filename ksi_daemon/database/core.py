@@ -1,7 +1,6 @@
 """The database, as handlers have it: units of work in, rows out."""
 
 import asyncio
-import secrets
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
@@ -14,6 +13,8 @@ from ksi_common.clock import Clock
 from ksi_common.envelope import EventEnvelope, StoredEvent, current_envelope
 from ksi_common.errors import FailedPrecondition, InternalError, ResourceExhausted, Unavailable
 from ksi_common.strict_json import dumps
+from ksi_daemon.database.head_file import HeadFile
+from ksi_daemon.database.log_facts import LogFacts, read_facts
 from ksi_daemon.database.migrations import CORE, migrate, refuse_newer, scripts
 from ksi_daemon.database.transaction import Transaction
 from ksi_daemon.database.writer import Job, Writer
@@ -53,8 +54,9 @@ class Database:
         failed: Callable[[Exception], None],
     ) -> None:
         self.path = path
-        self.log_id = ""
-        """Of this log; a cursor of another one is told apart by it."""
+        self.home = path.parent.parent
+        self.facts = LogFacts("")
+        """Of the log: its id, where it begins, what it has lost."""
         self._backups = backups
         self._clock = clock
         self._published = published
@@ -69,7 +71,9 @@ class Database:
         self._exit = AsyncExitStack()
         connection = self._open()
         self._migrating = connection
-        self.log_id = _log_id(connection)
+        head = self.home / "run" / "head"
+        head.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.facts = read_facts(connection, head)
         self._writer = Writer(
             connection,
             self._clock,
@@ -77,6 +81,7 @@ class Database:
             deliver=self._deliver,
             fail=lambda error: self._threadsafe(self._failed, error),
         )
+            head=HeadFile(head, self.log_id),
         for _ in range(READERS):
             reader = await self._exit.enter_async_context(AsyncSQLiteDB(self.path, read_only=True))
             self._readers.put_nowait(reader)
@@ -107,6 +112,11 @@ class Database:
     @property
     def head(self) -> int:
         """The last seq on disk at the start; afterwards the hub knows what is published."""
+    @property
+    def log_id(self) -> str:
+        """Of this log; a cursor of another one is told apart by it."""
+        return self.facts.log_id
+
         return self._writer.head
 
     @property
@@ -246,12 +256,6 @@ def _answer(jobs: Sequence[Job]) -> None:
             future.set_result(job.value)
         else:
             future.set_exception(_for_future(job.error))
-
-
-def _log_id(connection: sqlite3.Connection) -> str:
-    connection.execute("INSERT OR IGNORE INTO meta VALUES ('log_id', ?)", (secrets.token_hex(4),))
-    row = connection.execute("SELECT value FROM meta WHERE name = 'log_id'").fetchone()
-    return str(row[0])
 
 
 def _for_future(error: BaseException) -> BaseException:

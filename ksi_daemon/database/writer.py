@@ -13,8 +13,10 @@ from ksi_common.clock import Clock
 from ksi_common.envelope import EventEnvelope, StoredEvent
 from ksi_daemon.database.conditions import Conditions
 from ksi_daemon.database.errors import is_fsync_failure, translate
+from ksi_daemon.database.head_file import HeadFile
 from ksi_daemon.database.log_writer import LogWriter
 from ksi_daemon.database.transaction import Transaction
+from ksi_daemon.database.upkeep import Upkeep
 
 MAX_GROUP: Final = 512
 UNIT_LIMIT_S: Final = 0.25
@@ -62,6 +64,7 @@ class Writer(threading.Thread):
         *,
         deliver: Callable[[Sequence[Job], int], None],
         fail: Callable[[Exception], None],
+        head: HeadFile | None = None,
     ) -> None:
         super().__init__(name="ksi-writer", daemon=True)
         self._connection = connection
@@ -74,6 +77,7 @@ class Writer(threading.Thread):
         self._queue: SimpleQueue[Sequence[Job] | None] = SimpleQueue()
         self._unit_ends = _NEVER
         self._log = LogWriter(connection)
+        self._upkeep = Upkeep(connection, self._log, head)
         self._conditions = Conditions()
         self._broken: Exception | None = None
         self.groups = 0
@@ -102,9 +106,11 @@ class Writer(threading.Thread):
                 group = jobs[start : start + MAX_GROUP]
                 self._commit(group)
                 self._deliver(group, self._log.seq)
+                self._keep_up(self._upkeep.after_group)
             if self._wal_bytes() > FORCED_CHECKPOINT_BYTES and self._clock.monotonic() > self._force_after:
                 self._force_after = self._clock.monotonic() + _FORCE_AGAIN_S
                 self._checkpoint("TRUNCATE")
+        self._upkeep.close()
         self._checkpoint("PASSIVE")
         self._connection.close()
 
@@ -120,10 +126,11 @@ class Writer(threading.Thread):
         return jobs, True
 
     def _wait(self) -> Sequence[Job] | None:
-        if self._uncheckpointed:
+        while self._broken is None and (self._uncheckpointed or self._upkeep.wanted):
             try:
                 return self._queue.get(timeout=_IDLE_S)
             except Empty:
+                self._keep_up(lambda: self._upkeep.when_idle(self._queue.empty))
                 self._checkpoint("PASSIVE")
         return self._queue.get()
 
@@ -225,6 +232,14 @@ class Writer(threading.Thread):
 
     def _overdue(self) -> int:
         return monotonic() > self._unit_ends
+
+    def _keep_up(self, work: Callable[[], None]) -> None:
+        if self._broken is not None:
+            return
+        try:
+            work()
+        except sqlite3.Error as error:  # it is tried again later; a disk that is full refuses units by itself
+            self._stop_if_unsynced(error)
 
     def _wal_bytes(self) -> int:
         try:
