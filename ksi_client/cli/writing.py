@@ -35,14 +35,19 @@ def write_json_line(invocation: Invocation, value: Any) -> None:
 
 
 def write_fields(invocation: Invocation, data: Mapping[str, Any]) -> None:
-    """Write an object: a document, or a line for each field."""
+    """Write an object: a document, or a line for each field, and on a terminal a table for each list of rows."""
     if invocation.is_json:
         write_json(invocation, data)
     elif invocation.format == "plain":
         for name, value in data.items():
             write(invocation, f"{one_line(name)}\t{one_line(text_of(value))}")
     else:
-        write_aligned(invocation, [(name, text_of(value)) for name, value in data.items()])
+        tables = {name: value for name, value in data.items() if _is_table(value)}
+        fields = [(name, text_of(value)) for name, value in data.items() if name not in tables]
+        write_aligned(invocation, fields)
+        for name, rows in tables.items():
+            write(invocation, click.style(f"\n{one_line(name)}", bold=True))
+            write_rows(invocation, list(rows[0]), [list(map(text_of, row.values())) for row in rows])
 
 
 def write_aligned(invocation: Invocation, pairs: Sequence[tuple[str, str]], indent: str = "") -> None:
@@ -78,6 +83,14 @@ def columns(row: Sequence[str], widths: Sequence[int]) -> str:
 def text_of(value: Any) -> str:
     """Give a value as text: a string as it is, anything else as JSON."""
     return value if isinstance(value, str) else orjson.dumps(value).decode()
+
+
+def _is_table(value: Any) -> bool:
+    """Tell whether a value is a list of objects of the same fields, none of which holds others."""
+    if not isinstance(value, list) or not value or not all(isinstance(row, dict) for row in value):
+        return False
+    flat = not any(isinstance(cell, dict | list) for row in value for cell in row.values())
+    return flat and all(row.keys() == value[0].keys() for row in value)
 
 
 def _cut(text: str, room: int) -> str:

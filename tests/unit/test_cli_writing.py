@@ -44,6 +44,23 @@ def test_fields_in_a_table_are_aligned_and_keep_their_lines(capsys: pytest.Captu
     assert output(capsys) == ["text    a", "        b", "longer  \\x1b]52;c"]
 
 
+def test_a_list_of_rows_is_a_table_of_its_own_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"name": "a\x1b", "size": 1}, {"name": "b", "size": None}]
+    reply = {"rows": rows, "total": 2, "mixed": [{"a": 1}, {"b": 1}], "deep": [{"a": []}], "none": []}
+    write_fields(Invocation(format="table"), reply)
+    assert output(capsys) == [
+        "total  2",
+        'mixed  [{"a":1},{"b":1}]',
+        'deep   [{"a":[]}]',
+        "none   []",
+        "",
+        "rows",
+        "name   size",
+        "a\\x1b  1",
+        "b      null",
+    ]
+
+
 @pytest.mark.parametrize("format_", ["json", "jsonl"])
 def test_fields_as_json_are_one_document(format_: Format, capsys: pytest.CaptureFixture[str]) -> None:
     write_fields(Invocation(format=format_), {"text": HOSTILE})
