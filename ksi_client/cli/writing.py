@@ -35,7 +35,7 @@ def write_json_line(invocation: Invocation, value: Any) -> None:
 
 
 def write_fields(invocation: Invocation, data: Mapping[str, Any]) -> None:
-    """Write an object: a document, or a line for each field, and on a terminal a table for each list of rows."""
+    """Write an object: a document, or a line a field; on a terminal, lists of rows are tables below them."""
     if invocation.is_json:
         write_json(invocation, data)
     elif invocation.format == "plain":
