@@ -1,13 +1,15 @@
 """What travels with an event: who asked, why, and until when."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from ksi_common.clock import format_time
 from ksi_common.messages import EventSpec, Message
+
+T = TypeVar("T")
 
 OWNER = "owner"
 """The actor of every connection of the user whom the daemon belongs to."""
@@ -42,6 +44,18 @@ class Caller(Protocol):
         ...
 
 
+class Joining(Protocol):
+    """What commits with the unit of work of a request: its idempotency key."""
+
+    def around(self, unit: Callable[[Any], T]) -> Callable[[Any], T]:
+        """Give the unit that does both."""
+        ...
+
+    def answering(self, reply: object) -> Callable[[Any], object]:
+        """Give the unit of a request that wrote nothing; ``reply``: its answer, None: it is not known yet."""
+        ...
+
+
 @dataclass(slots=True, eq=False)
 class EventEnvelope:
     """An event on its way to a handler. A handler may take one as a parameter."""
@@ -70,6 +84,8 @@ class EventEnvelope:
     """It is a request that leaves a row in the log."""
     recorded: bool = False
     """Its row is part of a unit of work already."""
+    joins: "Joining | None" = None
+    """What commits with its unit of work; most requests have nothing."""
 
     @property
     def metadata(self) -> EventMetadata:

@@ -33,6 +33,7 @@ from ksi_daemon.handlers import Compiler
 from ksi_daemon.health import Health, HealthChecks
 from ksi_daemon.hooks import Relay
 from ksi_daemon.hub import Hub
+from ksi_daemon.keys.forgetting import KeyForgetting
 from ksi_daemon.leases import DatabaseLeases, Leases
 from ksi_daemon.lifecycle import Lifecycle, Stop
 from ksi_daemon.listeners import Listener
@@ -40,6 +41,7 @@ from ksi_daemon.middleware import compose
 from ksi_daemon.middleware.correlation import correlation
 from ksi_daemon.middleware.deadline import Deadline
 from ksi_daemon.middleware.errors import Errors
+from ksi_daemon.middleware.idempotency import Idempotency
 from ksi_daemon.middleware.observation import Observation
 from ksi_daemon.middleware.permissions import permissions
 from ksi_daemon.outcomes import Endpoint, Middleware
@@ -152,6 +154,7 @@ class Daemon:
         self.observation = Observation(
             log_requests=self.settings.log.requests, observers=self.assembly.observers
         )
+        self.idempotency = Idempotency(self.database, self.clock)
         self.dispatch = self._chain()
         await self.assembly.start(bus=self.bus, services=self.services)
         self.dispatch = self._chain()  # without the layers of plugins that could not start
@@ -197,6 +200,7 @@ class Daemon:
             self.observation,
             Deadline(self.settings.limits.handler_s),
             permissions,
+            self.idempotency,
             *self.assembly.middleware,
         )
         return compose(layers, Router(self.catalog.routes, self._unrouted))
@@ -211,7 +215,7 @@ class Daemon:
                 f"{envelope.event} was answered with {type(reply).__name__}, not with an object"
             )
         if reply is not None and not envelope.recorded:
-            await self.database.record(envelope)
+            await self.database.record(envelope, reply)
         return reply
 
     async def _start_children(self) -> None:
@@ -223,6 +227,8 @@ class Daemon:
                 supervise(f"{subscriber.plugin}.{subscriber.name}", listener.run, quarantine=None)
             )
         self.tasks.create_task(supervise("timers", self.timers.serve, quarantine=None))
+        forgetting = KeyForgetting(self.database, self.clock, keep_s=self.settings.limits.idempotency_s)
+        self.tasks.create_task(supervise("keys", forgetting.serve, quarantine=None))
         for plugin in self.assembly.loaded:
             if self.relay.serves(plugin.name):
                 self.tasks.create_task(

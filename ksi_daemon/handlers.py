@@ -148,7 +148,7 @@ def _unary(call: Function, event: type[Message], spec: EventSpec, database: Data
                 f"the handler of {spec.name} returned {type(reply).__name__}, not {reply_type.__name__}"
             )
         if to_record and not envelope.recorded:
-            await database.record(envelope)
+            await database.record(envelope, reply)
         await send(Replied(reply))
 
     return handle

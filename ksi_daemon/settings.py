@@ -45,6 +45,9 @@ class Limits(Section):
     in_flight: int = Field(128, ge=1, description="Requests of one connection that are not answered yet.")
     streams: int = Field(1024, ge=1, description="Streams of one connection.")
     handler_s: float = Field(30.0, gt=0, description="A request's time, where its caller gives none.")
+    idempotency_s: float = Field(
+        86_400.0, gt=0, description="How long an idempotency key is remembered, with the answer it got."
+    )
     drain_s: float = Field(30.0, ge=0, description="Time for running work when the daemon stops.")
     partial_line_s: float = Field(10.0, gt=0, description="A line that has begun must end within.")
     unwritable_s: float = Field(

@@ -1,6 +1,6 @@
 """The layers around every handler, outermost first.
 
-correlation -> errors -> observation -> deadline -> permissions -> plugins' -> router
+correlation -> errors -> observation -> deadline -> permissions -> idempotency -> plugins' -> router
 """
 
 from collections.abc import Sequence
