@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from ksi_common.async_db import AsyncSQLiteDB, Parameters, pragmas
 from ksi_common.clock import Clock
@@ -16,6 +16,7 @@ from ksi_common.strict_json import dumps
 from ksi_daemon.database.head_file import HeadFile
 from ksi_daemon.database.log_facts import LogFacts, read_facts
 from ksi_daemon.database.migrations import CORE, migrate, refuse_newer, scripts
+from ksi_daemon.database.peeking import Peeking
 from ksi_daemon.database.transaction import Transaction
 from ksi_daemon.database.writer import Job, Writer
 
@@ -85,6 +86,8 @@ class Database:
         for _ in range(READERS):
             reader = await self._exit.enter_async_context(AsyncSQLiteDB(self.path, read_only=True))
             self._readers.put_nowait(reader)
+        self._peeking = Peeking(self.path)
+        self._exit.callback(self._peeking.close)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -136,22 +139,31 @@ class Database:
         """
         envelope = current_envelope()
         data: bytes | None = None
-        if envelope is not None and envelope.to_record:
-            data = self._claim(envelope)
+        if envelope is not None:
+            if envelope.to_record:
+                data = self._claim(envelope)
+            if envelope.joins is not None:
+                unit = envelope.joins.around(unit)
         return self._submit(unit, envelope, data)
 
     def write_apart(self, unit: Callable[[Transaction], T]) -> "asyncio.Future[T]":
         """Run ``unit`` in a commit that is not the one of the request at work: what it does stands alone."""
         return self._submit(unit, current_envelope(), None)
 
-    def record(self, envelope: EventEnvelope) -> "asyncio.Future[None]":
-        """Write the row of a request whose handler wrote nothing."""
-        return self._submit(lambda _: None, envelope, self._claim(envelope))
+    def record(self, envelope: EventEnvelope, reply: object = None) -> "asyncio.Future[object]":
+        """Write the row of a request whose handler wrote nothing; ``reply``: its answer, if that is known."""
+        data = self._claim(envelope)
+        unit = _nothing if envelope.joins is None else envelope.joins.answering(reply)
+        return self._submit(unit, envelope, data)
 
     async def read(self, sql: str, parameters: Parameters = ()) -> Sequence[sqlite3.Row]:
         """Run a query on a connection of the pool; it sees what is committed."""
         async with self.reader() as reader:
             return await reader.fetch(sql, parameters)
+
+    def peek(self, sql: str, parameters: Sequence[Any]) -> tuple[Any, ...] | None:
+        """Read one row by its key, on the loop: for what has to be known before anything may wait."""
+        return self._peeking.row(sql, parameters)
 
     @asynccontextmanager
     async def reader(self) -> AsyncIterator[AsyncSQLiteDB]:
@@ -237,6 +249,10 @@ class Database:
             connection.close()
             raise
         return connection
+
+
+def _nothing(_: Transaction) -> None:
+    """Stand in for a unit that does nothing: the request's row is all that is written."""
 
 
 def _call_back(jobs: Sequence[Job]) -> None:
