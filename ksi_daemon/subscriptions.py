@@ -57,6 +57,17 @@ class Interest:
     overflow: Overflow = "log"
 
 
+@dataclass(frozen=True, slots=True)
+class SubscriptionStatistics:
+    """Who follows at present, the daemon's own subscribers too."""
+
+    count: int
+    behind: int
+    """Of them, those that read the log rather than what is published."""
+    slow: int
+    """Of them, those that could not keep up at least once."""
+
+
 class Subscriptions:
     """Make feeds: one for each subscriber."""
 
@@ -65,13 +76,24 @@ class Subscriptions:
         self.log = log
         self.heartbeat_s = heartbeat_s
         self.reading = asyncio.Semaphore(PAGES_AT_ONCE)
+        self._feeds: set[_Feed] = set()
+
+    @property
+    def statistics(self) -> SubscriptionStatistics:
+        """Give figures of this moment."""
+        feeds = self._feeds
+        return SubscriptionStatistics(
+            len(feeds), sum(not feed.is_live for feed in feeds), sum(feed.overflows > 0 for feed in feeds)
+        )
 
     async def follow(self, interest: Interest, sink: Sink) -> None:
         """Feed ``sink`` until cancelled."""
         feed = _Feed(self, interest, sink)
+        self._feeds.add(feed)
         try:
             await feed.run()
         finally:
+            self._feeds.discard(feed)
             feed.stop()
 
 
@@ -91,10 +113,17 @@ class _Feed:
         self._held_events = 0
         self._held_bytes = 0
         self._missed = 0
+        self.overflows = 0
+        """How often it could not keep up."""
         self._caught_up = False
         self._overflowed = asyncio.Event()
         self._skipped = _skipping(interest.overflow)
         self._channel = self._hub.attach(self, interest.patterns, interest.stream)
+
+    @property
+    def is_live(self) -> bool:
+        """Tell whether it gets what is published, rather than what the log has."""
+        return self._state == "live"
 
     def stop(self) -> None:
         """Take no more; may be called twice."""
@@ -138,6 +167,7 @@ class _Feed:
 
     def _overflow(self, batch: Batch) -> None:
         self._state = "behind"
+        self.overflows += 1
         self._overflowed.set()
         self._pass_by(batch)
 
