@@ -12,10 +12,11 @@ from ksi_daemon.catalog import Catalog, Plugin
 from ksi_daemon.database import Database
 from ksi_daemon.handlers import Compiler, HandlerError
 from ksi_daemon.hooks import Relay
-from ksi_daemon.marks import HANDLER, SUBSCRIBER
+from ksi_daemon.marks import HANDLER, PROJECTION, SUBSCRIBER
 from ksi_daemon.middleware.observation import Observer
 from ksi_daemon.outcomes import Middleware
 from ksi_daemon.plugins import declared, modules_of, notifications_of, refuse
+from ksi_daemon.projections.declaration import Declaration, declaration_of
 from ksi_daemon.router import Route
 from ksi_daemon.services import Service, Services
 from ksi_daemon.supervisor import attempt, attempt_async
@@ -41,6 +42,7 @@ class Assembly:
     middleware: list[Middleware] = field(default_factory=list)
     observers: list[Observer] = field(default_factory=list)
     subscribers: list[Subscriber] = field(default_factory=list)
+    projections: list[Declaration] = field(default_factory=list)
     _layers: dict[str, Sequence[Middleware]] = field(default_factory=dict)
     _observers: dict[str, Sequence[Observer]] = field(default_factory=dict)
 
@@ -99,10 +101,12 @@ class Assembly:
         for function in dict.fromkeys((*declared(plugin.module, SUBSCRIBER), *heard)):
             event, call = compiler.subscriber(function)
             subscribers.append(Subscriber(function.__qualname__, plugin.name, event, call))
+        projections = self._projections(plugin)
         middleware = self.relay.middleware(plugin.name)
         for layer in middleware:
             _check_layer(layer)
         self._take_in(plugin, routes, subscribers, middleware)
+        self.projections.extend(projections)
 
     def _take_in(
         self,
@@ -133,6 +137,16 @@ class Assembly:
         if taken is not None:
             raise AlreadyExists(f"{route.spec.name} is handled by plugin {taken.plugin} already")
 
+    def _projections(self, plugin: Plugin) -> Sequence[Declaration]:
+        made: list[Declaration] = []
+        for function in declared(plugin.module, PROJECTION):
+            declaration = declaration_of(function, plugin.name)
+            taken = next((each for each in (*self.projections, *made) if each.name == declaration.name), None)
+            if taken is not None:
+                raise AlreadyExists(f"projection {taken.name} is declared by plugin {taken.plugin} already")
+            made.append(declaration)
+        return made
+
     def _refuse_if_failed(self, plugin: Plugin, outcome: object) -> None:
         if isinstance(outcome, BaseException):
             self._refuse(plugin, outcome)
@@ -149,6 +163,7 @@ class Assembly:
         for observer in self._observers.pop(plugin.name, ()):
             self.observers.remove(observer)
         self.middleware[:] = [layer for layer in self.middleware if layer not in lost]
+        self.projections[:] = [each for each in self.projections if each.plugin != plugin.name]
         self.subscribers[:] = [heard for heard in self.subscribers if heard.plugin != plugin.name]
 
 

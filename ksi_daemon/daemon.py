@@ -48,6 +48,7 @@ from ksi_daemon.outcomes import Endpoint, Middleware
 from ksi_daemon.plugins import GROUP, Loader, explain
 from ksi_daemon.presence import Presence
 from ksi_daemon.processes import Processes
+from ksi_daemon.projections import Projections
 from ksi_daemon.router import Router
 from ksi_daemon.services import Services
 from ksi_daemon.settings import Settings
@@ -157,6 +158,7 @@ class Daemon:
         self.idempotency = Idempotency(self.database, self.clock)
         self.dispatch = self._chain()
         await self.assembly.start(bus=self.bus, services=self.services)
+        self.projections.take(self.assembly.projections)
         self.dispatch = self._chain()  # without the layers of plugins that could not start
 
     def _offer_core(self) -> None:
@@ -170,6 +172,8 @@ class Daemon:
         offer(Hub, self.hub)
         offer(Lifecycle, self.lifecycle)
         offer(Paths, self.paths)
+        self.projections = Projections(self.database, self.eventlog, self.hub, self.clock, self.catalog)
+        offer(Projections, self.projections)
         offer(Relay, self.relay)
         offer(Services, self.services)
         offer(Settings, self.settings)
@@ -229,6 +233,9 @@ class Daemon:
         self.tasks.create_task(supervise("timers", self.timers.serve, quarantine=None))
         forgetting = KeyForgetting(self.database, self.clock, keep_s=self.settings.limits.idempotency_s)
         self.tasks.create_task(supervise("keys", forgetting.serve, quarantine=None))
+        for follower in self.projections.all:
+            name = f"projection {follower.declaration.name}"
+            self.tasks.create_task(supervise(name, follower.run, quarantine=follower.fail))
         for plugin in self.assembly.loaded:
             if self.relay.serves(plugin.name):
                 self.tasks.create_task(

@@ -61,6 +61,7 @@ from ksi_daemon.leases import Lease, LeaseHeld, LeaseLost, Leases
 from ksi_daemon.marks import HANDLER, SUBSCRIBER
 from ksi_daemon.outcomes import Ended, Endpoint, Failed, Middleware, Outcome, Replied, Send, Yielded
 from ksi_daemon.processes import Process, Processes
+from ksi_daemon.projections import Projection, Projections, Rows, projection, table_projection
 from ksi_daemon.services import Service, Services
 from ksi_daemon.settings import Settings
 from ksi_daemon.subscriptions import Interest, Sink, Subscriptions
@@ -136,10 +137,13 @@ __all__ = [
     "PermissionDenied",
     "Process",
     "Processes",
+    "Projection",
+    "Projections",
     "Reference",
     "Replied",
     "Request",
     "ResourceExhausted",
+    "Rows",
     "Send",
     "Service",
     "Services",
@@ -164,7 +168,9 @@ __all__ = [
     "new_id",
     "parse_cursor",
     "parse_time",
+    "projection",
     "renamed_from",
     "scripts",
     "subscriber",
+    "table_projection",
 ]

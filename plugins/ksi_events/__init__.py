@@ -1,5 +1,17 @@
-"""``event:*``: tell, append, read, query and follow events."""
+"""``event:*``: tell, append, read, query and follow events; ``projection:*``: what is made of them."""
 
 from ksi_events.handlers import append, get, publish, query, read, subscribe
+from ksi_events.projections import get_projection, list_projections, query_projection, rebuild_projection
 
-__all__ = ["append", "get", "publish", "query", "read", "subscribe"]
+__all__ = [
+    "append",
+    "get",
+    "get_projection",
+    "list_projections",
+    "publish",
+    "query",
+    "query_projection",
+    "read",
+    "rebuild_projection",
+    "subscribe",
+]
