@@ -13,7 +13,7 @@ from ksi_daemon.eventlog import EventLog
 from ksi_daemon.hub import Batch, Channel, Hub
 from ksi_daemon.projections.declaration import Declaration
 from ksi_daemon.projections.folding import ApplyError, folder_of, missing_in, move
-from ksi_daemon.projections.generations import Generation, Role, create, delete_some, load, retire, swap
+from ksi_daemon.projections.generations import Generation, begin, create, delete_some, retire_shadow, swap
 from ksi_daemon.threads import Threads
 
 log = structlog.get_logger()
@@ -53,6 +53,7 @@ class Projection:
         self._channel: Channel | None = None
         self._woken = asyncio.Event()
         self._idle = False
+        self._begun = asyncio.Event()
         self._moved = asyncio.Event()
 
     @property
@@ -87,19 +88,16 @@ class Projection:
 
         That it is to be built is on disk when this returns.
         """
-        declared, old = self.declaration, self.shadow
+        declared = self.declaration
+        await self._begun.wait()
 
         def unit(tx: Transaction) -> Generation:
-            if old is not None:
-                retire(tx, old)
-            return create(tx, declared.name, "shadow", declared.version, declared.columns)
+            retire_shadow(tx, declared.name)
+            made = create(tx, declared.name, "shadow", declared.version, declared.columns)
+            tx.on_commit(lambda: self._begin_shadow(made))
+            return made
 
-        made = self.shadow = await self._database.write(unit)
-        if old is not None:
-            self._retired.append(old)
-        self.error = None
-        self._woken.set()
-        return made
+        return await self._database.write(unit)
 
     def deliver(self, batch: Batch) -> None:
         """Hear that there is something in the log for it."""
@@ -117,6 +115,7 @@ class Projection:
         channel = self._channel = self._hub.attach(self, self.declaration.patterns, None)
         try:
             await self._begin()
+            self._begun.set()
             while True:
                 self._woken.clear()
                 self._idle = False
@@ -127,20 +126,18 @@ class Projection:
                 await self._woken.wait()
         finally:
             self._idle = False
+            self._begun.clear()
             self._hub.detach(self, channel)
 
     async def _begin(self) -> None:
         """Find what is on disk, and begin what the code of now needs and the disk does not have."""
-        found = await load(self._database, self.declaration.name)
+        declared = self.declaration
+        found = await self._database.write_apart(
+            lambda tx: begin(tx, declared.name, declared.version, declared.columns)
+        )
         self._retired = [each for each in found if each.role == "retired"]
-        self.live = next((each for each in found if each.role == "live"), None)
+        self.live = next(each for each in found if each.role == "live")
         self.shadow = next((each for each in found if each.role == "shadow"), None)
-        if self.shadow is not None and not self._fits(self.shadow):
-            await self._drop_shadow()
-        if self.live is None:
-            self.live = await self._create("live")
-        elif not self._fits(self.live) and self.shadow is None:
-            self.shadow = await self._create("shadow")
 
     async def _step(self) -> bool:
         """Do the next slice of what is to be done; give whether there may be more."""
@@ -196,7 +193,7 @@ class Projection:
         told = Rebuilt(name=name, version=shadow.version, position=shadow.position, missing=shadow.missing)
 
         def unit(tx: Transaction) -> None:
-            swap(tx, name)
+            swap(tx, shadow)
             tx.tell(told)
             tx.on_commit(swapped)
 
@@ -217,17 +214,12 @@ class Projection:
         told = Stopped(name=name, event_id=event.event_id, seq=event.seq or 0, error=self.error)
         await self._database.write_apart(lambda tx: tx.tell(told))
 
-    async def _create(self, role: Role) -> Generation:
-        declared = self.declaration
-        return await self._database.write_apart(
-            lambda tx: create(tx, declared.name, role, declared.version, declared.columns)
-        )
-
-    async def _drop_shadow(self) -> None:
-        shadow, self.shadow = self.shadow, None
-        if shadow is not None:
-            await self._database.write_apart(lambda tx: retire(tx, shadow))
-            self._retired.append(shadow)
+    def _begin_shadow(self, made: Generation) -> None:
+        if self.shadow is not None:
+            self._retired.append(self.shadow)
+        self.shadow = made
+        self.error = None
+        self._woken.set()
 
     async def _delete_some(self) -> bool:
         generation = self._retired[0]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from ksi_common.errors import FailedPrecondition
-from ksi_daemon.database import Database, Transaction
+from ksi_daemon.database import Transaction
 
 Role = Literal["live", "shadow", "retired"]
 
@@ -34,13 +34,22 @@ class Generation:
         return f"projection_{self.name}_{self.number}"
 
 
-async def load(database: Database, name: str) -> Sequence[Generation]:
-    """Read the generations of a projection, oldest first."""
-    sql = f"SELECT {_COLUMNS} FROM projections WHERE name = ? ORDER BY generation"  # noqa: S608
-    return [
-        Generation(name, number, role, version, columns, position, missing, position)
-        for number, role, version, columns, position, missing in await database.read(sql, (name,))
-    ]
+def begin(tx: Transaction, name: str, version: int, columns: str | None) -> Sequence[Generation]:
+    """Read the generations of a projection; begin the one that this code needs, where it is missing.
+
+    That is done in the writer: what a follower that was cancelled has under way comes before it.
+    """
+    wanted = (version, columns)
+    found = {each.role: each for each in _load(tx, name) if each.role != "retired"}
+    shadow, live = found.get("shadow"), found.get("live")
+    if shadow is not None and (shadow.version, shadow.columns) != wanted:
+        retire_shadow(tx, name)
+        shadow = None
+    if live is None:
+        create(tx, name, "live", version, columns)
+    elif shadow is None and (live.version, live.columns) != wanted:
+        create(tx, name, "shadow", version, columns)
+    return _load(tx, name)
 
 
 def create(tx: Transaction, name: str, role: Role, version: int, columns: str | None) -> Generation:
@@ -70,18 +79,20 @@ def checkpoint(tx: Transaction, generation: Generation, position: int, missing: 
         )
 
 
-def swap(tx: Transaction, name: str) -> None:
-    """Let readers see the shadow; what they saw is retired."""
-    tx.execute("UPDATE projections SET role = 'retired' WHERE name = ? AND role = 'live'", (name,))
-    tx.execute("UPDATE projections SET role = 'live' WHERE name = ? AND role = 'shadow'", (name,))
+def swap(tx: Transaction, shadow: Generation) -> None:
+    """Let readers see the shadow; what they saw is retired. Refused where it was given up meanwhile."""
+    tx.execute("UPDATE projections SET role = 'retired' WHERE name = ? AND role = 'live'", (shadow.name,))
+    swapped = tx.execute(
+        "UPDATE projections SET role = 'live' WHERE name = ? AND generation = ? AND role = 'shadow'",
+        (shadow.name, shadow.number),
+    ).rowcount
+    if swapped != 1:
+        raise FailedPrecondition(f"projection {shadow.name} is being built anew", reason="moved")
 
 
-def retire(tx: Transaction, generation: Generation) -> None:
-    """Give a generation up; it is deleted later."""
-    tx.execute(
-        "UPDATE projections SET role = 'retired' WHERE name = ? AND generation = ?",
-        (generation.name, generation.number),
-    )
+def retire_shadow(tx: Transaction, name: str) -> None:
+    """Give up what is being built; it is deleted later."""
+    tx.execute("UPDATE projections SET role = 'retired' WHERE name = ? AND role = 'shadow'", (name,))
 
 
 def delete_some(tx: Transaction, generation: Generation) -> bool:
@@ -107,3 +118,11 @@ def put_documents(tx: Transaction, generation: Generation, documents: Mapping[st
             "ON CONFLICT DO UPDATE SET state = excluded.state",
             (generation.name, generation.number, key, state),
         )
+
+
+def _load(tx: Transaction, name: str) -> Sequence[Generation]:
+    sql = f"SELECT {_COLUMNS} FROM projections WHERE name = ? ORDER BY generation"  # noqa: S608
+    return [
+        Generation(name, number, role, version, columns, position, missing, position)
+        for number, role, version, columns, position, missing in tx.execute(sql, (name,))
+    ]

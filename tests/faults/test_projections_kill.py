@@ -1,0 +1,110 @@
+"""A projection is built again while events arrive and the daemon is killed: nothing missed or doubled."""
+
+import random
+from asyncio import TaskGroup
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from ksi_common.async_db import AsyncSQLiteDB
+from tests.support.audit import Audit
+from tests.support.daemon_process import DaemonProcess
+from tests.support.pipeline import call_line, connected, expect_reply, pipeline
+from tests.support.scale import scaled
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "plugins"
+KILLS = scaled(3, 20)
+PUBLISHERS = 2
+KEYS = 50
+
+
+@asynccontextmanager
+async def projecting() -> AsyncIterator[DaemonProcess]:
+    """Run a daemon with the two projections of the examples."""
+    process = DaemonProcess()
+    for name in ("state_values", "popularity"):
+        process.add_plugin(name, (EXAMPLES / f"{name}.py").read_text())
+    async with process:
+        yield process
+
+
+async def set_for_ever(daemon: DaemonProcess, name: str) -> None:
+    """Set one key after the other; go on with the next daemon where this one is killed."""
+    numbers = count()
+
+    def lines() -> Iterator[bytes]:
+        for number in numbers:
+            yield call_line("state:set", {"key": f"{name}-{number % KEYS}", "value": number})
+
+    while True:
+        await daemon.serving.wait()
+        try:
+            await pipeline(daemon.socket, lines(), expect_reply, window=32)
+        except ConnectionError:
+            await daemon.wait()
+
+
+async def ask(daemon: DaemonProcess, event: str, data: dict[str, Any]) -> dict[str, Any]:
+    """Ask once."""
+    async with connected(daemon.socket) as (reader, writer):
+        writer.write(call_line(event, data))
+        answer = orjson.loads(await reader.readline())
+    assert answer["type"] == "reply", answer
+    found: dict[str, Any] = answer["data"]
+    return found
+
+
+async def caught_up(daemon: DaemonProcess) -> None:
+    """Wait until readers see everything there is."""
+    cursor = (await ask(daemon, "system:info", {}))["log"]["cursor"]
+    for name in ("state_values", "popularity"):
+        found = await ask(daemon, "projection:get", {"name": name, "cursor": cursor, "key": _any_key(name)})
+        assert found["error"] is None
+
+
+def _any_key(name: str) -> str | Sequence[str]:
+    return ["global", "p0-0"] if name == "state_values" else "p0-0"
+
+
+async def changes_seen(daemon: DaemonProcess) -> int:
+    found = await ask(daemon, "projection:get", {"name": "popularity", "key": "p0-0"})
+    return int(found["value"]["changes"]) if found["found"] else 0
+
+
+async def entries(daemon: DaemonProcess, name: str) -> dict[str, Any]:
+    page = await ask(daemon, "projection:query", {"name": name, "limit": 1000})
+    return {str(entry["key"]): entry["value"] for entry in page["entries"]}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60 + 10 * KILLS)
+async def test_readers_see_the_old_state_or_the_new_one_through_rebuilds_and_kills() -> None:
+    draw = random.Random(5)
+    async with projecting() as daemon, TaskGroup() as tasks:
+        setting = [tasks.create_task(set_for_ever(daemon, f"p{n}")) for n in range(PUBLISHERS)]
+        seen = 0
+        for _ in range(KILLS):
+            for name in ("state_values", "popularity"):
+                await ask(daemon, "projection:rebuild", {"name": name})
+            for _ in range(draw.randint(1, 40)):
+                changes = await changes_seen(daemon)
+                assert changes >= seen, "a reader went back"
+                seen = changes
+            await daemon.kill()
+            await daemon.start()
+        for task in setting:
+            task.cancel()
+        await caught_up(daemon)
+        values, counts = await entries(daemon, "state_values"), await entries(daemon, "popularity")
+        told = [event for event in await Audit(daemon.database).read_on() if event.event == "state:changed"]
+        async with AsyncSQLiteDB(daemon.database, read_only=True) as database:
+            state = await database.fetch("SELECT namespace, key, value FROM state")
+    assert {str([row["namespace"], row["key"]]): row["value"] for row in state} == {
+        key: value["value"] for key, value in values.items()
+    }
+    assert sum(value["changes"] for value in counts.values()) == len(told) > seen > 0
