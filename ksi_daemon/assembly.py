@@ -12,11 +12,11 @@ from ksi_daemon.catalog import Catalog, Plugin
 from ksi_daemon.database import Database
 from ksi_daemon.handlers import Compiler, HandlerError
 from ksi_daemon.hooks import Relay
-from ksi_daemon.marks import HANDLER, PROJECTION, SUBSCRIBER
+from ksi_daemon.marks import HANDLER, PROJECTION, REBUILDER, SUBSCRIBER
 from ksi_daemon.middleware.observation import Observer
 from ksi_daemon.outcomes import Middleware
 from ksi_daemon.plugins import declared, modules_of, notifications_of, refuse
-from ksi_daemon.projections.declaration import Declaration, declaration_of
+from ksi_daemon.projections.declaration import Declaration, declaration_of, rebuilder_of
 from ksi_daemon.router import Route
 from ksi_daemon.services import Service, Services
 from ksi_daemon.supervisor import attempt, attempt_async
@@ -30,6 +30,8 @@ class Subscriber:
     plugin: str
     event: type[Notification]
     call: Callable[..., Awaitable[Any]]
+    function: Callable[..., Any]
+    """As its plugin declares it."""
 
 
 @dataclass(slots=True)
@@ -43,6 +45,7 @@ class Assembly:
     observers: list[Observer] = field(default_factory=list)
     subscribers: list[Subscriber] = field(default_factory=list)
     projections: list[Declaration] = field(default_factory=list)
+    rebuilders: list[Declaration] = field(default_factory=list)
     _layers: dict[str, Sequence[Middleware]] = field(default_factory=dict)
     _observers: dict[str, Sequence[Observer]] = field(default_factory=dict)
 
@@ -100,13 +103,15 @@ class Assembly:
         subscribers = []
         for function in dict.fromkeys((*declared(plugin.module, SUBSCRIBER), *heard)):
             event, call = compiler.subscriber(function)
-            subscribers.append(Subscriber(function.__qualname__, plugin.name, event, call))
+            subscribers.append(Subscriber(function.__qualname__, plugin.name, event, call, function))
         projections = self._projections(plugin)
+        rebuilders = [rebuilder_of(made, plugin.name) for made in declared(plugin.module, REBUILDER)]
         middleware = self.relay.middleware(plugin.name)
         for layer in middleware:
             _check_layer(layer)
         self._take_in(plugin, routes, subscribers, middleware)
         self.projections.extend(projections)
+        self.rebuilders.extend(rebuilders)
 
     def _take_in(
         self,
@@ -164,6 +169,7 @@ class Assembly:
             self.observers.remove(observer)
         self.middleware[:] = [layer for layer in self.middleware if layer not in lost]
         self.projections[:] = [each for each in self.projections if each.plugin != plugin.name]
+        self.rebuilders[:] = [each for each in self.rebuilders if each.plugin != plugin.name]
         self.subscribers[:] = [heard for heard in self.subscribers if heard.plugin != plugin.name]
 
 

@@ -48,7 +48,8 @@ from ksi_daemon.outcomes import Endpoint, Middleware
 from ksi_daemon.plugins import GROUP, Loader, explain
 from ksi_daemon.presence import Presence
 from ksi_daemon.processes import Processes
-from ksi_daemon.projections import Projections
+from ksi_daemon.projections import Aggregates, Projections
+from ksi_daemon.replay import Replays
 from ksi_daemon.router import Router
 from ksi_daemon.services import Services
 from ksi_daemon.settings import Settings
@@ -174,7 +175,10 @@ class Daemon:
         offer(Paths, self.paths)
         self.projections = Projections(self.database, self.eventlog, self.hub, self.clock, self.catalog)
         offer(Projections, self.projections)
+        offer(Aggregates, Aggregates(self.database, self.eventlog))
         offer(Relay, self.relay)
+        replays = Replays(self.assembly, self.services, self.database, self.eventlog, self.hub, self.clock)
+        offer(Replays, replays)
         offer(Services, self.services)
         offer(Settings, self.settings)
         offer(Subscriptions, self.subscriptions)

@@ -5,3 +5,4 @@ from typing import Final
 HANDLER: Final = "__ksi_handler__"
 SUBSCRIBER: Final = "__ksi_subscriber__"
 PROJECTION: Final = "__ksi_projection__"
+REBUILDER: Final = "__ksi_rebuilder__"

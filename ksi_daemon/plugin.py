@@ -61,7 +61,17 @@ from ksi_daemon.leases import Lease, LeaseHeld, LeaseLost, Leases
 from ksi_daemon.marks import HANDLER, SUBSCRIBER
 from ksi_daemon.outcomes import Ended, Endpoint, Failed, Middleware, Outcome, Replied, Send, Yielded
 from ksi_daemon.processes import Process, Processes
-from ksi_daemon.projections import Projection, Projections, Rows, projection, table_projection
+from ksi_daemon.projections import (
+    Aggregates,
+    Loaded,
+    Projection,
+    Projections,
+    Rows,
+    projection,
+    rebuilder,
+    table_projection,
+)
+from ksi_daemon.replay import Replays
 from ksi_daemon.services import Service, Services
 from ksi_daemon.settings import Settings
 from ksi_daemon.subscriptions import Interest, Sink, Subscriptions
@@ -97,6 +107,7 @@ def subscriber(function: F) -> F:
 
 __all__ = [
     "KSI_API",
+    "Aggregates",
     "AlreadyExists",
     "AsyncSQLiteDB",
     "Blobs",
@@ -126,6 +137,7 @@ __all__ = [
     "LeaseHeld",
     "LeaseLost",
     "Leases",
+    "Loaded",
     "LocalBus",
     "LogQuery",
     "Message",
@@ -140,6 +152,7 @@ __all__ = [
     "Projection",
     "Projections",
     "Reference",
+    "Replays",
     "Replied",
     "Request",
     "ResourceExhausted",
@@ -169,6 +182,7 @@ __all__ = [
     "parse_cursor",
     "parse_time",
     "projection",
+    "rebuilder",
     "renamed_from",
     "scripts",
     "subscriber",

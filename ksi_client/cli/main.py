@@ -21,6 +21,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "send": "ksi_client.cli.send:send",
     "sub": "ksi_client.cli.sub:sub",
     "events": "ksi_client.cli.events:events",
+    "replay": "ksi_client.cli.replay:replay",
 }
 
 BROKEN_PIPE: Final = 141

@@ -4,22 +4,27 @@ An author declares how an event changes a document, or a table; the rest is here
 keeping state and checkpoint in one commit, rebuilding beside what readers see, and the swap.
 """
 
+from ksi_daemon.projections.aggregates import Aggregates, Loaded
 from ksi_daemon.projections.declaration import (
     Declaration,
     ProjectionError,
     Rows,
     projection,
+    rebuilder,
     table_projection,
 )
 from ksi_daemon.projections.follower import Projection
 from ksi_daemon.projections.service import Projections
 
 __all__ = [
+    "Aggregates",
     "Declaration",
+    "Loaded",
     "Projection",
     "ProjectionError",
     "Projections",
     "Rows",
     "projection",
+    "rebuilder",
     "table_projection",
 ]

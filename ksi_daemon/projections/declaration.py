@@ -13,7 +13,7 @@ from ksi_common.errors import FailedPrecondition
 from ksi_common.messages import Message, Notification, is_event_pattern, spec_of
 from ksi_common.strict_json import loads
 from ksi_daemon.database import Transaction
-from ksi_daemon.marks import PROJECTION
+from ksi_daemon.marks import PROJECTION, REBUILDER
 
 S = TypeVar("S", bound=Message)
 E = TypeVar("E")
@@ -147,6 +147,58 @@ def table_projection(
         return _marked(apply, _Options(version, name, patterns, columns, None))
 
     return mark
+
+
+def rebuilder(table: str) -> Callable[[Callable[[Rows, E], None]], Callable[[Rows, E], None]]:
+    """Say how ``table``, which the plugin keeps itself, is made of the log again: ``apply(rows, event)``.
+
+    It is run where the log is replayed into a sandbox or imported, never on the live table. Afterwards the
+    table must be what it was, byte for byte: `ksi replay` compares.
+    """
+
+    def mark(apply: Callable[[Rows, E], None]) -> Callable[[Rows, E], None]:
+        setattr(apply, REBUILDER, True)
+        setattr(apply, _OPTIONS, _Options(1, table, (), None, None))
+        return apply
+
+    return mark
+
+
+def rebuilder_of(function: Apply, plugin: str) -> Declaration:
+    """Read what a ``@rebuilder`` declares; its name is the table. Raise ProjectionError."""
+    table = str(getattr(function, _OPTIONS).name)
+    _, second = _parameters(function, table)
+    classes = _classes(second, table)
+    if not classes:
+        raise ProjectionError(f"the rebuilder of {table} takes told events by their classes")
+    return Declaration(
+        name=table,
+        plugin=plugin,
+        version=1,
+        patterns=tuple(classes),
+        apply=function,
+        classes=classes,
+        document=None,
+        columns=None,
+        key=None,
+    )
+
+
+def fold_of(function: Apply) -> Declaration:
+    """Read what any ``apply(state, event)`` says of itself by its annotations; raise ProjectionError."""
+    name = f"{function.__module__}.{function.__qualname__}"
+    first, second = _parameters(function, name)
+    return Declaration(
+        name=name,
+        plugin="",
+        version=1,
+        patterns=(),
+        apply=function,
+        classes=_classes(second, name),
+        document=_document(first, name),
+        columns=None,
+        key=None,
+    )
 
 
 def declaration_of(function: Apply, plugin: str) -> Declaration:

@@ -83,6 +83,15 @@ class Projection:
             self._moved.clear()
             await self._moved.wait()
 
+    async def wait_swapped(self, shadow: Generation) -> None:
+        """Return when readers see what is built there; raise FailedPrecondition where that is given up."""
+        while shadow.role == "shadow":
+            if self.error is not None or self.shadow is not shadow:
+                reason = self.error or "it is built anew"
+                raise FailedPrecondition(f"projection {shadow.name} is not built: {reason}", reason="stopped")
+            self._moved.clear()
+            await self._moved.wait()
+
     async def rebuild(self) -> Generation:
         """Build it again, beside what readers see; one that is being built begins anew.
 
@@ -179,6 +188,7 @@ class Projection:
             page = await self._log.page(generation.position, head, self.declaration.patterns, None)
             if page.events:
                 await self._folder.fold(generation, page)
+                generation.applied += len(page.events)
                 return True
         if missing_in(page) or page.last - generation.stored >= UNSTORED:
             await move(self._database, generation, page.last, missing_in(page))

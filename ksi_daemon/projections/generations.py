@@ -25,6 +25,8 @@ class Generation:
     position: int = 0
     """Everything up to here was looked at."""
     missing: int = 0
+    applied: int = 0
+    """Events that this process has applied."""
     stored: int = 0
     """The position on disk: where a restart begins."""
 
@@ -123,6 +125,6 @@ def put_documents(tx: Transaction, generation: Generation, documents: Mapping[st
 def _load(tx: Transaction, name: str) -> Sequence[Generation]:
     sql = f"SELECT {_COLUMNS} FROM projections WHERE name = ? ORDER BY generation"  # noqa: S608
     return [
-        Generation(name, number, role, version, columns, position, missing, position)
+        Generation(name, number, role, version, columns, position, missing, stored=position)
         for number, role, version, columns, position, missing in tx.execute(sql, (name,))
     ]

@@ -2,6 +2,7 @@
 
 from ksi_events.handlers import append, get, publish, query, read, subscribe
 from ksi_events.projections import get_projection, list_projections, query_projection, rebuild_projection
+from ksi_events.replay import replay
 
 __all__ = [
     "append",
@@ -13,5 +14,6 @@ __all__ = [
     "query_projection",
     "read",
     "rebuild_projection",
+    "replay",
     "subscribe",
 ]

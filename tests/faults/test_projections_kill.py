@@ -67,6 +67,18 @@ async def caught_up(daemon: DaemonProcess) -> None:
         assert found["error"] is None
 
 
+async def replayed(daemon: DaemonProcess) -> dict[str, Any]:
+    """Replay the log into a sandbox; give what came of it."""
+    async with connected(daemon.socket) as (reader, writer):
+        writer.write(call_line("event:replay", {"into": "sandbox"}))
+        while True:
+            frame = orjson.loads(await reader.readline())
+            assert frame["type"] == "item", frame
+            if frame["data"]["done"]:
+                found: dict[str, Any] = frame["data"]
+                return found
+
+
 def _any_key(name: str) -> str | Sequence[str]:
     return ["global", "p0-0"] if name == "state_values" else "p0-0"
 
@@ -100,10 +112,12 @@ async def test_readers_see_the_old_state_or_the_new_one_through_rebuilds_and_kil
         for task in setting:
             task.cancel()
         await caught_up(daemon)
+        last = await replayed(daemon)
         values, counts = await entries(daemon, "state_values"), await entries(daemon, "popularity")
         told = [event for event in await Audit(daemon.database).read_on() if event.event == "state:changed"]
         async with AsyncSQLiteDB(daemon.database, read_only=True) as database:
             state = await database.fetch("SELECT namespace, key, value FROM state")
+    assert [table for table in last["tables"] if table["difference"] is not None] == []
     assert {str([row["namespace"], row["key"]]): row["value"] for row in state} == {
         key: value["value"] for key, value in values.items()
     }

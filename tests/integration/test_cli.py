@@ -146,3 +146,11 @@ def publish(daemon: RealDaemon, n: int) -> None:
 
 def _names(text: str) -> list[str]:
     return [line.split("\t")[0] for line in text.splitlines()]
+
+
+def test_the_log_is_replayed_and_is_what_is_live(ksi: Ksi) -> None:
+    ksi("call", "state:set", "key=n", "value:=123")
+    done = ksi("replay")
+    assert (done.returncode, "state.state is the same: " in done.stdout) == (0, True)
+    last = json.loads(ksi("replay", "--json").stdout)
+    assert [table["difference"] for table in last["tables"]] == [None]

@@ -19,3 +19,13 @@ CREATE TABLE projection_documents (
     state      TEXT    NOT NULL,  -- JSON
     PRIMARY KEY (name, generation, key)
 ) WITHOUT ROWID;
+
+-- What streams came to at a version, so that they need not be folded from their beginning.
+CREATE TABLE snapshots (
+    aggregate TEXT    NOT NULL,  -- the function that folds
+    stream    TEXT    NOT NULL,
+    code      INTEGER NOT NULL,  -- its version
+    version   INTEGER NOT NULL,  -- of the stream
+    state     TEXT    NOT NULL,  -- JSON
+    PRIMARY KEY (aggregate, stream)
+) WITHOUT ROWID;
