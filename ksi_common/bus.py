@@ -27,6 +27,8 @@ class Delivered:
     """RFC 3339, UTC."""
     stream: str | None = None
     version: int | None = None
+    raw: bool = False
+    """Its data are of a version of the event that this daemon does not know, and are as they were told."""
 
 
 class Bus(Protocol):

@@ -137,6 +137,8 @@ class StoredEvent:
     kind: str = "notification"
     line: bytes | None = None
     """The item frame without its id, rendered once for all subscribers."""
+    raw: bool = False
+    """Its data are of a version that the code of now does not know, and are given as they were stored."""
     after: int = 0
     """Of an ephemeral one: the last seq that was published before it."""
 

@@ -1,7 +1,7 @@
 """From loaded plugins to one table: what of a plugin does not fit refuses that plugin, and no other."""
 
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from ksi_daemon.catalog import Catalog, Plugin
 from ksi_daemon.database import Database
 from ksi_daemon.handlers import Compiler, HandlerError
 from ksi_daemon.hooks import Relay
-from ksi_daemon.marks import HANDLER, PROJECTION, REBUILDER, SUBSCRIBER
+from ksi_daemon.marks import HANDLER, PROJECTION, REBUILDER, SUBSCRIBER, UPCASTER
 from ksi_daemon.middleware.observation import Observer
 from ksi_daemon.outcomes import Middleware
 from ksi_daemon.plugins import declared, modules_of, notifications_of, refuse
@@ -20,6 +20,7 @@ from ksi_daemon.projections.declaration import Declaration, declaration_of, rebu
 from ksi_daemon.router import Route
 from ksi_daemon.services import Service, Services
 from ksi_daemon.supervisor import attempt, attempt_async
+from ksi_daemon.upcasting import Data, UpcasterError, missing_upcasters, upcaster_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ class Assembly:
     subscribers: list[Subscriber] = field(default_factory=list)
     projections: list[Declaration] = field(default_factory=list)
     rebuilders: list[Declaration] = field(default_factory=list)
+    upcasters: dict[tuple[str, int], Callable[[Data], Data]] = field(default_factory=dict)
+    """By the name of the event, and the version that they take."""
     _layers: dict[str, Sequence[Middleware]] = field(default_factory=dict)
     _observers: dict[str, Sequence[Observer]] = field(default_factory=dict)
 
@@ -106,12 +109,14 @@ class Assembly:
             subscribers.append(Subscriber(function.__qualname__, plugin.name, event, call, function))
         projections = self._projections(plugin)
         rebuilders = [rebuilder_of(made, plugin.name) for made in declared(plugin.module, REBUILDER)]
+        upcasters = _upcasters(plugin, routes)
         middleware = self.relay.middleware(plugin.name)
         for layer in middleware:
             _check_layer(layer)
         self._take_in(plugin, routes, subscribers, middleware)
         self.projections.extend(projections)
         self.rebuilders.extend(rebuilders)
+        self.upcasters.update(upcasters)
 
     def _take_in(
         self,
@@ -131,8 +136,7 @@ class Assembly:
             f"{subscriber.name}({spec_of(subscriber.event).name})" for subscriber in subscribers
         ]
         plugin.middleware = [_name_of(layer) for layer in middleware]
-        handled = [route.message for route in routes.values()]
-        for notification in notifications_of(modules_of(plugin.module, handled)):
+        for notification in _told(plugin, routes):
             name = spec_of(notification).name
             if self.catalog.notifications.setdefault(name, notification) is notification:
                 plugin.told.append(name)
@@ -171,6 +175,27 @@ class Assembly:
         self.projections[:] = [each for each in self.projections if each.plugin != plugin.name]
         self.rebuilders[:] = [each for each in self.rebuilders if each.plugin != plugin.name]
         self.subscribers[:] = [heard for heard in self.subscribers if heard.plugin != plugin.name]
+
+
+def _told(plugin: Plugin, routes: Mapping[str, Route]) -> Iterator[type[Notification]]:
+    handled = [route.message for route in routes.values()]
+    return notifications_of(modules_of(plugin.module, handled))
+
+
+def _upcasters(
+    plugin: Plugin, routes: Mapping[str, Route]
+) -> Mapping[tuple[str, int], Callable[[Data], Data]]:
+    made: dict[tuple[str, int], Callable[[Data], Data]] = {}
+    for function in declared(plugin.module, UPCASTER):
+        event, version = upcaster_of(function)
+        key = (spec_of(event).name, version)
+        if key in made:
+            raise AlreadyExists(f"version {version} of {key[0]} has two upcasters")
+        made[key] = function
+    missing = missing_upcasters(_told(plugin, routes), made)
+    if missing is not None:
+        raise UpcasterError(missing)
+    return made
 
 
 def _check_layer(layer: Middleware) -> None:

@@ -214,4 +214,5 @@ def delivered(event: StoredEvent, cursor: str) -> Delivered:
         event.time,
         event.stream,
         event.version,
+        event.raw,
     )

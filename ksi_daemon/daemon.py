@@ -58,6 +58,7 @@ from ksi_daemon.supervisor import attempt_async, supervise
 from ksi_daemon.threads import Threads
 from ksi_daemon.timers import DatabaseTimers, Timers
 from ksi_daemon.transports.unix import UnixServer
+from ksi_daemon.upcasting import Upcasting
 
 log = structlog.get_logger()
 
@@ -160,6 +161,7 @@ class Daemon:
         self.dispatch = self._chain()
         await self.assembly.start(bus=self.bus, services=self.services)
         self.projections.take(self.assembly.projections)
+        self.eventlog.upcast = Upcasting(self.catalog.notifications, self.assembly.upcasters)
         self.dispatch = self._chain()  # without the layers of plugins that could not start
 
     def _offer_core(self) -> None:

@@ -79,6 +79,8 @@ class EventLog:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._home = database.home
+        self.upcast: Callable[[StoredEvent], None] | None = None
+        """Brings what is read up to date; None: no event has had two versions."""
 
     @property
     def log_id(self) -> str:
@@ -216,10 +218,13 @@ class EventLog:
 
     def _event(self, row: Row, damaged: list[Damage]) -> StoredEvent | None:
         try:
-            return event_of(row, self._home)
+            event = event_of(row, self._home)
         except DamagedRow as error:
             damaged.append(error.damage)
             return None
+        if self.upcast is not None:
+            self.upcast(event)
+        return event
 
 
 _Rows = Callable[[Connection, Found], Iterable[Row]]

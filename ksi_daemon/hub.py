@@ -42,22 +42,21 @@ class Batch:
 
 def item_tail(event: StoredEvent, cursor: str) -> bytes:
     """Render all of an item frame but ``{"id":…``."""
+    data = {
+        "event": event.event,
+        "data": orjson.Fragment(event.data),
+        "event_id": event.event_id,
+        "stream": event.stream,
+        "version": event.version,
+        "correlation_id": event.correlation_id,
+        "causation_id": event.causation_id,
+        "actor": event.actor,
+        "time": event.time,
+    }
+    if event.raw:
+        data["raw"] = True
     frame = orjson.dumps(
-        {
-            "type": "item",
-            "cursor": cursor,
-            "data": {
-                "event": event.event,
-                "data": orjson.Fragment(event.data),
-                "event_id": event.event_id,
-                "stream": event.stream,
-                "version": event.version,
-                "correlation_id": event.correlation_id,
-                "causation_id": event.causation_id,
-                "actor": event.actor,
-                "time": event.time,
-            },
-        },
+        {"type": "item", "cursor": cursor, "data": data},
         option=orjson.OPT_APPEND_NEWLINE,
     )
     return b"," + frame[1:]

@@ -77,6 +77,7 @@ from ksi_daemon.settings import Settings
 from ksi_daemon.subscriptions import Interest, Sink, Subscriptions
 from ksi_daemon.timer_rows import Timer
 from ksi_daemon.timers import Timers
+from ksi_daemon.upcasting import upcaster
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -187,4 +188,5 @@ __all__ = [
     "scripts",
     "subscriber",
     "table_projection",
+    "upcaster",
 ]

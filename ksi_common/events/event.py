@@ -82,6 +82,8 @@ class Event(Message):
     causation_id: str | None
     actor: str
     time: str
+    raw: bool = False
+    """Its data are of a version of the event that this daemon does not know, and are as they were told."""
 
 
 class Events(Message):
@@ -164,6 +166,8 @@ class Subscribed(Message):
     causation_id: str | None
     actor: str
     time: str
+    raw: bool = False
+    """Its data are of a version of the event that this daemon does not know, and are as they were told."""
 
 
 class Subscribe(Stream[Subscribed], event="event:subscribe", safe=True):

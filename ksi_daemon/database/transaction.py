@@ -10,6 +10,7 @@ from ksi_common.errors import FailedPrecondition, InvalidArgument
 from ksi_common.ids import new_id
 from ksi_common.messages import Notification, spec_of
 from ksi_daemon.database.log_writer import ExpectedVersion, LogWriter
+from ksi_daemon.event_versions import stamped
 
 MAX_EVENT_DATA: Final = 1024 * 1024 - 4096
 """Bytes of one event's data."""
@@ -99,6 +100,8 @@ class Transaction:
         if spec.ephemeral:
             raise InvalidArgument(f"{spec.name} is ephemeral: tell it with bus.notify", reason="ephemeral")
         data = notification.__pydantic_serializer__.to_json(notification, by_alias=True)
+        if spec.version > 1:
+            data = stamped(data, spec.version)
         return self.tell_raw(spec.name, data, stream=stream, expected_version=expected_version)
 
     def tell_raw(

@@ -96,6 +96,7 @@ class Declaration:
             event.time,
             event.stream,
             event.version,
+            event.raw,
         )
 
     def key_of(self, event: object) -> str:

@@ -190,4 +190,5 @@ def _event(stored: StoredEvent, log: EventLog) -> Event:
         causation_id=stored.causation_id,
         actor=stored.actor,
         time=stored.time,
+        raw=stored.raw,
     )
