@@ -11,7 +11,8 @@ from ksi_client.async_items import AsyncItems
 from ksi_client.async_link import AsyncLink
 from ksi_client.connecting import Address, socket_path
 from ksi_client.exchanges import Entry, Feed, Question
-from ksi_client.raw import Start, data_of
+from ksi_client.keys import key_source
+from ksi_client.raw import Start, data_of, keyed
 from ksi_client.session import ClientStatistics
 from ksi_client.timeouts import CONNECT_TIMEOUT_S, GRACE_S, TIMEOUT_S, late
 from ksi_common.bus import Delivered
@@ -34,9 +35,9 @@ class AsyncClient:
     and whenever the connection is lost while something is under way; None: for ever. ``timeout_s``: how
     long a request may take where the call does not say.
 
-    A lost connection is made again. Requests that were in flight then fail with Unavailable
-    (``connection_lost``) unless they are ``safe``, which are asked again; streams fail; subscriptions go on
-    after the last event that came.
+    A lost connection is made again, and requests that were in flight are sent again. They take effect once:
+    what is not ``safe`` has an idempotency key. What cannot be sent again within ``connect_timeout_s`` fails
+    with Unavailable (``connection_lost``); streams fail; subscriptions go on after the last event that came.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class AsyncClient:
     ) -> None:
         self._timeout_s = timeout_s
         self._link = AsyncLink(socket_path(socket), connect_timeout_s=connect_timeout_s)
+        self._new_key = key_source()
 
     async def __aenter__(self) -> Self:
         await self._link.open()
@@ -58,12 +60,14 @@ class AsyncClient:
     ) -> None:
         await self._link.close(Unavailable("the client was closed", reason="client_closed", retryable=False))
 
-    async def call(self, request: Request[R], *, timeout_s: float | None = None) -> R:
+    async def call(self, request: Request[R], *, timeout_s: float | None = None, key: str | None = None) -> R:
         """Ask for one reply; raise the KSIError that the handler, or the way to it, gives.
 
-        Cancelling this stops the handler.
+        Cancelling this stops the handler. ``key``: the idempotency key to use; without it, a call that is not
+        ``safe`` has one of its own.
         """
-        return typed.reply(request, await self._ask(typed.question(request, self._time(timeout_s))))
+        question = typed.question(request, self._time(timeout_s), key=key, new_key=self._new_key)
+        return typed.reply(request, await self._ask(question))
 
     async def call_raw(
         self,
@@ -72,10 +76,11 @@ class AsyncClient:
         *,
         timeout_s: float | None = None,
         safe: bool = False,
+        key: str | None = None,
     ) -> dict[str, Any]:
-        """Ask by name for one reply. ``safe``: it changes nothing, and may be asked again."""
-        call = Call(event, dict(data or {}), timeout_s=self._time(timeout_s))
-        return await self._ask(Question(call, resend=safe))
+        """Ask by name for one reply. ``safe``: it changes nothing, and needs no idempotency key."""
+        call = Call(event, dict(data or {}), timeout_s=self._time(timeout_s), idempotency_key=key)
+        return await self._ask(keyed(call, self._new_key, safe=safe))
 
     def stream(self, request: Stream[R], *, timeout_s: float | None = None) -> AsyncItems[R]:
         """Ask for many items, from now on; closing what this gives stops the handler."""

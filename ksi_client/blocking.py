@@ -20,9 +20,13 @@ class Client(RawClient):
         found = client.call(state.Get(key="color"))
     """
 
-    def call(self, request: Request[R], *, timeout_s: float | None = None) -> R:
-        """Ask for one reply; raise the KSIError that the handler, or the way to it, gives."""
-        return typed.reply(request, self._ask(typed.question(request, self._time(timeout_s))))
+    def call(self, request: Request[R], *, timeout_s: float | None = None, key: str | None = None) -> R:
+        """Ask for one reply; raise the KSIError that the handler, or the way to it, gives.
+
+        ``key``: the idempotency key to use; without it, a call that is not ``safe`` has one of its own.
+        """
+        question = typed.question(request, self._time(timeout_s), key=key, new_key=self._new_key)
+        return typed.reply(request, self._ask(question))
 
     def stream(self, request: Stream[R], *, timeout_s: float | None = None) -> Items[R]:
         """Ask for many items, from now on; closing what this gives stops the handler."""

@@ -23,20 +23,36 @@ def _nobody() -> None:
 class Exchange(ABC):
     """A request under way. ``wake`` is called whenever something came that its owner should look at.
 
-    ``resend``: the request may be sent again on a new connection.
+    ``resend``: the request may be sent again on a new connection. ``changes``: it is no question only, so
+    that whoever gives it up after it was sent is to know that it may have been done.
     """
 
     unary = True
     """It counts against the limit of requests in flight."""
 
-    __slots__ = ("call", "done", "error", "ident", "line", "resend", "retryable", "wake")
+    __slots__ = (
+        "call",
+        "changes",
+        "done",
+        "error",
+        "ident",
+        "in_doubt",
+        "line",
+        "resend",
+        "retryable",
+        "wake",
+    )
 
-    def __init__(self, call: Call, *, resend: bool = False, retryable: bool = False) -> None:
+    def __init__(
+        self, call: Call, *, resend: bool = False, retryable: bool = False, changes: bool = False
+    ) -> None:
         self.call = call
+        self.changes = changes
+        self.in_doubt = False
         self.line = encode(call)
         self.ident: int | None = None
         self.resend = resend
-        self.retryable = retryable or resend
+        self.retryable = retryable or (resend and not changes)
         self.wake: Wake = _nobody
         self.done = False
         self.error: KSIError | None = None
@@ -50,16 +66,15 @@ class Exchange(ABC):
 
     def interrupt(self) -> bool:
         """Hear that the connection is gone; tell whether to send the request again, else fail."""
+        self.in_doubt = self.changes
         if self.resend:
             return True
-        self.finish(
-            Unavailable(
-                f"connection lost before {self.call.event!r} was answered; it may or may not have been done",
-                reason="connection_lost",
-                retryable=self.retryable,
-            )
-        )
+        self.finish(self._lost())
         return False
+
+    def give_up(self, error: KSIError) -> None:
+        """End it for want of a connection."""
+        self.finish(self._lost(error) if self.in_doubt else error)
 
     def finish(self, error: KSIError | None = None) -> None:
         """End it, once; what comes later changes nothing."""
@@ -67,6 +82,18 @@ class Exchange(ABC):
             self.done = True
             self.error = error
             self.wake()
+
+    def _lost(self, cause: KSIError | None = None) -> Unavailable:
+        why = f" ({cause.message})" if cause is not None else ""
+        lost = Unavailable(
+            f"connection lost before {self.call.event!r} was answered; it may or may not have been done{why}",
+            reason="connection_lost",
+            retryable=self.retryable,
+        )
+        if self.call.idempotency_key is not None:
+            lost.details["idempotency_key"] = self.call.idempotency_key
+        lost.__cause__ = cause
+        return lost
 
     def fail(self, failure: Failure) -> None:
         """End it with the error that the daemon sent, which names its correlation id."""
@@ -80,8 +107,10 @@ class Question(Exchange):
 
     __slots__ = ("reply",)
 
-    def __init__(self, call: Call, *, resend: bool = False, retryable: bool = False) -> None:
-        super().__init__(call, resend=resend, retryable=retryable)
+    def __init__(
+        self, call: Call, *, resend: bool = False, retryable: bool = False, changes: bool = False
+    ) -> None:
+        super().__init__(call, resend=resend, retryable=retryable, changes=changes)
         self.reply: Reply | None = None
 
     def take(self, answer: Answer, size: int) -> None:  # noqa: ARG002  (a reply is not buffered)

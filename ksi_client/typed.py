@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 from pydantic import ValidationError
 
 from ksi_client.exchanges import Entry, Feed, Question, Subscription
-from ksi_client.raw import Start, subscribe_call
+from ksi_client.raw import Start, keyed, subscribe_call
 from ksi_common.bus import Delivered
 from ksi_common.errors import FailedPrecondition
 from ksi_common.frames import Call, Item, Mark
@@ -19,11 +19,13 @@ R = TypeVar("R", bound=Message)
 log = logging.getLogger("ksi_client")
 
 
-def question(request: Request[R], timeout_s: float | None) -> Question:
-    """Make the exchange of a request: what is ``safe`` may be sent again."""
+def question(
+    request: Request[R], timeout_s: float | None, *, key: str | None, new_key: Callable[[], str]
+) -> Question:
+    """Make the exchange of a request: what is ``safe`` may be sent again as it is, the rest with its key."""
     spec = spec_of(type(request))
-    call = Call(spec.name, _asked(request), timeout_s=timeout_s)
-    return Question(call, resend=spec.safe, retryable=spec.idempotent)
+    call = Call(spec.name, _asked(request), timeout_s=timeout_s, idempotency_key=key)
+    return keyed(call, new_key, safe=spec.safe, idempotent=spec.idempotent)
 
 
 def reply(request: Request[R] | Stream[R], data: Mapping[str, Any]) -> R:
@@ -59,7 +61,8 @@ def told(notification: Notification, timeout_s: float | None) -> Question:
     spec = spec_of(type(notification))
     data: dict[str, Any] = {"event": spec.name, "data": notification.model_dump(mode="json", by_alias=True)}
     data |= {"ephemeral": True} if spec.ephemeral else {"event_id": new_id()}
-    return Question(Call("event:publish", data, timeout_s=timeout_s), resend=not spec.ephemeral)
+    call = Call("event:publish", data, timeout_s=timeout_s)
+    return Question(call, resend=not spec.ephemeral, retryable=not spec.ephemeral, changes=True)
 
 
 def subscription(patterns: Any, start: Start) -> Subscription:
