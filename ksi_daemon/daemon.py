@@ -48,14 +48,17 @@ from ksi_daemon.outcomes import Endpoint, Middleware
 from ksi_daemon.plugins import GROUP, Loader, explain
 from ksi_daemon.presence import Presence
 from ksi_daemon.processes import Processes
+from ksi_daemon.referrers import Referrers
 from ksi_daemon.router import Router
 from ksi_daemon.services import Services
 from ksi_daemon.settings import Settings
 from ksi_daemon.subscriptions import Subscriptions
 from ksi_daemon.supervisor import attempt_async, supervise
+from ksi_daemon.tail import tell_lost_tail
 from ksi_daemon.threads import Threads
 from ksi_daemon.timers import DatabaseTimers, Timers
 from ksi_daemon.transports.unix import UnixServer
+from ksi_daemon.verification import Verifier
 
 log = structlog.get_logger()
 
@@ -109,6 +112,7 @@ class Daemon:
                 Started(version=self.lifecycle.version, pid=os.getpid(), recovered=recovered)
             )
             self.tasks.create_task(Presence(self.paths.socket).watch(self._unreachable))
+            await tell_lost_tail(self.database)
             ready(self)
             stop = await self.lifecycle.stopping
             await self._drain(server, stop)
@@ -190,6 +194,9 @@ class Daemon:
         offer(Timers, self.timers)  # type: ignore[type-abstract]  # an interface is its own key
         offer(Leases, DatabaseLeases(self.database, self.clock))  # type: ignore[type-abstract]
         offer(Blobs, blobs)  # type: ignore[type-abstract]
+        referrers = Referrers(self.database)
+        offer(Referrers, referrers)
+        offer(Verifier, Verifier(self.database, blobs, referrers))
         offer(Processes, processes)
         self.catalog.notifications[spec_of(TimerFailed).name] = TimerFailed
 

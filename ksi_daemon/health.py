@@ -98,7 +98,12 @@ class Health:
         except TimeoutError:
             return Check(status="unhealthy", detail={"error": f"no answer within {CHECK_S:g} s"})
         took_ms = round((self._clock.monotonic() - start) * 1000, 3)
-        return Check(status="healthy", detail={"read_ms": took_ms, "head": self._subscriptions.hub.head})
+        head = self._subscriptions.hub.head
+        lost = self._database.facts.lost_tail
+        if lost is None or lost.acknowledged:
+            return Check(status="healthy", detail={"read_ms": took_ms, "head": head})
+        missing = {"first_missing": lost.first_missing, "missing": lost.missing}
+        return Check(status="degraded", detail={"read_ms": took_ms, "head": head, "tail_lost": dict(missing)})
 
     async def _check_disk(self) -> Check:
         loop = asyncio.get_running_loop()

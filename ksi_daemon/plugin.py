@@ -53,7 +53,7 @@ from ksi_daemon.catalog import Catalog
 from ksi_daemon.cursors import parse_cursor
 from ksi_daemon.database import Database, Transaction
 from ksi_daemon.database.migrations import scripts
-from ksi_daemon.eventlog import EventLog, LogQuery
+from ksi_daemon.eventlog import Damage, EventLog, LogQuery, RemovedEvent
 from ksi_daemon.health import HealthChecks
 from ksi_daemon.hookspecs import hookimpl
 from ksi_daemon.hub import Hub
@@ -61,11 +61,13 @@ from ksi_daemon.leases import Lease, LeaseHeld, LeaseLost, Leases
 from ksi_daemon.marks import HANDLER, SUBSCRIBER
 from ksi_daemon.outcomes import Ended, Endpoint, Failed, Middleware, Outcome, Replied, Send, Yielded
 from ksi_daemon.processes import Process, Processes
+from ksi_daemon.referrers import Referrers
 from ksi_daemon.services import Service, Services
 from ksi_daemon.settings import Settings
 from ksi_daemon.subscriptions import Interest, Sink, Subscriptions
 from ksi_daemon.timer_rows import Timer
 from ksi_daemon.timers import Timers
+from ksi_daemon.verification import Verified, Verifier
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -103,6 +105,7 @@ __all__ = [
     "Cancelled",
     "Catalog",
     "Clock",
+    "Damage",
     "DataLoss",
     "Database",
     "DeadlineExceeded",
@@ -137,6 +140,8 @@ __all__ = [
     "Process",
     "Processes",
     "Reference",
+    "Referrers",
+    "RemovedEvent",
     "Replied",
     "Request",
     "ResourceExhausted",
@@ -153,6 +158,8 @@ __all__ = [
     "Transaction",
     "Unavailable",
     "Unimplemented",
+    "Verified",
+    "Verifier",
     "Yielded",
     "current_envelope",
     "event_context",

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, StringConstraints
 
-from ksi_common.errors import AlreadyExists, FailedPrecondition, NotFound
+from ksi_common.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFound
 from ksi_common.events.types import EventName, EventPattern, StreamName, Time
 from ksi_common.messages import Message, Request, Stream, renamed_from
 
@@ -67,6 +67,52 @@ class Append(
     )
 
 
+class StreamAppend(Message):
+    """Events for one stream."""
+
+    stream: StreamName = Field(description="Where to.")
+    events: Annotated[list[NewEvent], Field(min_length=1, max_length=1000)] = Field(description="In order.")
+    expected_version: ExpectedVersion = Field("any", description="As for event:append.")
+
+
+class AppendedTo(Message):
+    """Where the events of one stream are. ``version``: the stream's, after the last of them."""
+
+    stream: str
+    version: int
+    event_ids: list[str]
+
+
+class AppendedMany(Message):
+    """Where the events are, stream by stream as they were given."""
+
+    appended: list[AppendedTo]
+    seq: int
+    """Of the last of them."""
+    cursor: str
+    deduplicated: bool = False
+    """All of them were stored before; nothing was added."""
+
+
+class AppendMany(
+    Request[AppendedMany],
+    event="event:append_many",
+    recorded=False,
+    raises=(AlreadyExists, FailedPrecondition),
+):
+    """Append events to several streams: all of them or none, where each is at the version expected."""
+
+    appends: Annotated[list[StreamAppend], Field(min_length=1, max_length=100)] = Field(
+        description="One entry a stream; 1000 events at most in all.",
+        examples=[
+            [
+                {"stream": "demo/3", "events": [{"event": "demo:told"}]},
+                {"stream": "demo/4", "events": [{"event": "demo:told"}], "expected_version": "none"},
+            ]
+        ],
+    )
+
+
 class Event(Message):
     """An event as the log has it."""
 
@@ -82,6 +128,26 @@ class Event(Message):
     causation_id: str | None
     actor: str
     time: str
+    removed: bool = False
+    """Retention has removed its data; the other facts are as they were told."""
+
+
+class Damaged(Message):
+    """What is not what it was: positions of the log, or bytes that a row refers to."""
+
+    reason: str
+    """event_corrupt, event_missing, chain_broken, reference_missing or reference_corrupt."""
+    detail: str
+    seq: int | None = None
+    """Its position; None: it is a reference of a plugin."""
+    event_id: str | None = None
+    """None where it cannot be read any more."""
+    count: int = 1
+    """So many positions, from ``seq`` on."""
+    owner: str | None = None
+    """The plugin whose row refers to the bytes."""
+    name: str | None = None
+    """What the plugin calls that row."""
 
 
 class Events(Message):
@@ -92,6 +158,8 @@ class Events(Message):
     """How many events this reply has."""
     next: str | None = None
     """Give it as ``cursor`` (query) to read on; None at the end."""
+    damaged: list[Damaged] = Field(default_factory=list)
+    """What was left out, as it is damaged."""
 
 
 class StreamEvents(Message):
@@ -102,6 +170,10 @@ class StreamEvents(Message):
     count: int
     next_version: int | None = None
     """Give it as ``from_version`` to read on; None at the end."""
+    compacted: int = 0
+    """Retention has deleted the versions up to this one."""
+    damaged: list[Damaged] = Field(default_factory=list)
+    """What was left out, as it is damaged."""
 
 
 class Read(Request[StreamEvents], event="event:read", safe=True):
@@ -134,7 +206,7 @@ class Query(Request[Events], event="event:query", safe=True):
     limit: Limit = Field(100, description="Events at most.")
 
 
-class Get(Request[Event], event="event:get", safe=True, raises=(NotFound,)):
+class Get(Request[Event], event="event:get", safe=True, raises=(NotFound, DataLoss)):
     """Read one event by its id."""
 
     event_id: EventId = Field(description="Its id.", examples=["0190a1b2c3d4e5f6000000001"])
@@ -186,3 +258,43 @@ class Subscribe(Stream[Subscribed], event="event:subscribe", safe=True):
             "and latest_per_key (by stream, else by name) skip, and say so with a gap."
         ),
     )
+
+
+class Verified(Message):
+    """How far the verification has come, and what it found since it said so last."""
+
+    position: int
+    until: int
+    """Where it ends."""
+    checked: int
+    """Positions since its start."""
+    removed: int
+    """Events without data, as retention removed it: that is no damage."""
+    damaged: list[Damaged]
+    done: bool = False
+
+
+class Verify(Stream[Verified], event="event:verify", safe=True):
+    """Recompute digest and chain of each position, and name what is damaged; the last item is ``done``."""
+
+    from_seq: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Where to begin, included; default: the first position that there is."
+    )
+    to_seq: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Where to end, included; default: the last position."
+    )
+    deep: bool = Field(
+        default=False,
+        description="Read all bytes that events and answers refer to, and compare their hashes.",
+    )
+
+
+class LossAcknowledged(Message):
+    """The loss that was known; None: there is none to acknowledge."""
+
+    first_missing: int | None
+    missing: int | None
+
+
+class AcknowledgeLoss(Request[LossAcknowledged], event="event:acknowledge_loss", idempotent=True):
+    """Take note that the log has lost its tail: health is not degraded by that any more."""

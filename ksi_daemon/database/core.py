@@ -14,7 +14,7 @@ from ksi_common.envelope import EventEnvelope, StoredEvent, current_envelope
 from ksi_common.errors import FailedPrecondition, InternalError, ResourceExhausted, Unavailable
 from ksi_common.strict_json import dumps
 from ksi_daemon.database.head_file import HeadFile
-from ksi_daemon.database.log_facts import LogFacts, read_facts
+from ksi_daemon.database.log_facts import LogFacts, LostTail, keep_lost_tail, read_facts
 from ksi_daemon.database.migrations import CORE, migrate, refuse_newer, scripts
 from ksi_daemon.database.peeking import Peeking
 from ksi_daemon.database.transaction import Transaction
@@ -149,6 +149,11 @@ class Database:
     def write_apart(self, unit: Callable[[Transaction], T]) -> "asyncio.Future[T]":
         """Run ``unit`` in a commit that is not the one of the request at work: what it does stands alone."""
         return self._submit(unit, current_envelope(), None)
+
+    def keep_lost_tail(self, tx: Transaction, lost: LostTail) -> None:
+        """Store what is known of a lost tail, within a unit."""
+        tx.execute(*keep_lost_tail(lost))
+        tx.on_commit(lambda: setattr(self.facts, "lost_tail", lost))
 
     def record(self, envelope: EventEnvelope, reply: object = None) -> "asyncio.Future[object]":
         """Write the row of a request whose handler wrote nothing; ``reply``: its answer, if that is known."""

@@ -19,7 +19,9 @@ from ksi_daemon import blob_files
 from ksi_daemon.database.log_writer import COLUMNS, digest_of, from_row
 
 Row = tuple[Any, ...]
-Reason = Literal["event_corrupt", "event_missing", "chain_broken", "reference_missing", "reference_corrupt"]
+Reason = Literal[
+    "event_corrupt", "event_missing", "chain_broken", "reference_missing", "reference_corrupt", "compacted"
+]
 
 _DAMAGED: Final = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR))
 _TEXT_IS_NONE: Final = 0
@@ -110,7 +112,7 @@ def read_page(connection: sqlite3.Connection, after: int, until: int, limit: int
             if row[_SEQ] != expected:
                 if row[_SEQ] > last:
                     break
-                yield _missing(expected, row[_SEQ] - expected)
+                yield from _absent(connection, expected, row[_SEQ] - expected)
             expected = row[_SEQ] + 1
             yield row
     except sqlite3.Error as error:
@@ -119,7 +121,17 @@ def read_page(connection: sqlite3.Connection, after: int, until: int, limit: int
         yield from _one_by_one(connection, range(expected, last + 1))
         return
     if expected <= last:
-        yield _missing(expected, last + 1 - expected)
+        yield from _absent(connection, expected, last + 1 - expected)
+
+
+def _absent(connection: sqlite3.Connection, first: int, count: int) -> Iterator[Damage]:
+    """Tell what retention has deleted, maybe a moment ago, from what should be there."""
+    row = connection.execute("SELECT value FROM meta WHERE name = 'horizon'").fetchone()
+    gone = min(count, max(0, int(row[0]) + 1 - first)) if row else 0
+    if gone:
+        yield Damage(first, None, "compacted", "retention has deleted it", gone)
+    if count > gone:
+        yield _missing(first + gone, count - gone)
 
 
 def look_at_each(

@@ -1,18 +1,23 @@
 """The log, as clients have it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 from ksi_common.events.event import (
     Append,
     Appended,
+    AppendedMany,
+    AppendedTo,
+    AppendMany,
     Event,
     Events,
+    ExpectedVersion,
     FromCursor,
     FromTime,
     Get,
+    NewEvent,
     Publish,
     Published,
     Query,
@@ -22,22 +27,28 @@ from ksi_common.events.event import (
 )
 from ksi_daemon.plugin import (
     Catalog,
+    Damage,
     Database,
     EventLog,
+    Hub,
     Interest,
     InvalidArgument,
     LocalBus,
     LogQuery,
     NotFound,
     PermissionDenied,
+    RemovedEvent,
     Sink,
     StoredEvent,
     Subscriptions,
     Transaction,
     handler,
-    parse_cursor,
     parse_time,
 )
+from ksi_events.verification import damages
+
+MAX_EVENTS: Final = 1000
+"""Of one request."""
 
 
 @handler
@@ -97,22 +108,34 @@ async def append(request: Append, database: Database, log: EventLog, catalog: Ca
 async def read(request: Read, log: EventLog) -> StreamEvents:
     """Read a stream, by pages."""
     backwards = request.direction == "backwards"
+    damaged: list[Damage] = []
     stored, more = await log.stream(
-        request.stream, from_version=request.from_version, backwards=backwards, limit=request.limit
+        request.stream,
+        from_version=request.from_version,
+        backwards=backwards,
+        limit=request.limit,
+        damaged=damaged,
     )
     events = [_event(event, log) for event in stored]
-    last = (stored[-1].version or 0) if stored else 0
+    if stored:
+        last = stored[-1].version or 0
+    else:  # nothing but damaged ones: versions have no gaps
+        last = (request.from_version or 0) + (1 - request.limit if backwards else request.limit - 1)
+    whole = any(event.version == 1 for event in stored)
     return StreamEvents(
         stream=request.stream,
         events=events,
         count=len(events),
-        next_version=(last - 1 or None if backwards else last + 1) if more else None,
+        next_version=(last - 1 if backwards else last + 1) if more and last > backwards else None,
+        compacted=0 if whole else await log.compacted(request.stream),
+        damaged=damages(damaged),
     )
 
 
 @handler
-async def query(request: Query, log: EventLog, catalog: Catalog) -> Events:
+async def query(request: Query, log: EventLog, catalog: Catalog, hub: Hub) -> Events:
     """Search the log, by pages."""
+    damaged: list[Damage] = []
     stored, more = await log.query(
         LogQuery(
             patterns=catalog.followed(request.patterns),
@@ -122,13 +145,21 @@ async def query(request: Query, log: EventLog, catalog: Catalog) -> Events:
             kind=request.kind,
             since_us=parse_time(request.since) if request.since else None,
             until_us=parse_time(request.until) if request.until else None,
-            after=_position(request.cursor, log),
+            after=_position(request.cursor, log, hub),
             reverse=request.reverse,
             limit=request.limit,
-        )
+        ),
+        damaged=damaged,
     )
     events = [_event(event, log) for event in stored]
-    return Events(events=events, count=len(events), next=events[-1].cursor if more else None)
+    seen = [event.seq for event in events] + [damage.seq for damage in damaged]
+    last = (min(seen) if request.reverse else max(seen)) if more else 0
+    return Events(
+        events=events,
+        count=len(events),
+        next=log.cursor(last) if more else None,
+        damaged=damages(damaged),
+    )
 
 
 @handler
@@ -155,6 +186,62 @@ async def subscribe(request: Subscribe, sink: Sink, subscriptions: Subscriptions
     await subscriptions.follow(interest, sink)
 
 
+@handler
+async def append_many(
+    request: AppendMany, database: Database, log: EventLog, catalog: Catalog
+) -> AppendedMany:
+    """Append events to several streams, all or none."""
+    streams = [one.stream for one in request.appends]
+    if len(set(streams)) < len(streams):
+        raise InvalidArgument("a stream has one entry", reason="stream_repeated")
+    events = [event for one in request.appends for event in one.events]
+    if len(events) > MAX_EVENTS:
+        raise InvalidArgument(f"{len(events)} events at once", reason="too_many", limit=MAX_EVENTS)
+    for event in events:
+        _check_untold(event.event, catalog)
+    prepared = [
+        (one.stream, one.expected_version, [(event, orjson.dumps(event.data)) for event in one.events])
+        for one in request.appends
+    ]
+
+    def put(tx: Transaction) -> AppendedMany:
+        appended = [_put(tx, *one) for one in prepared]
+        seq = max(event.seq or 0 for told in appended for event in told)
+        return AppendedMany(
+            appended=[
+                AppendedTo(
+                    stream=stream,
+                    version=told[-1].version or 0,
+                    event_ids=[event.event_id for event in told],
+                )
+                for stream, told in zip(streams, appended, strict=True)
+            ],
+            seq=seq,
+            cursor=log.cursor(seq),
+            deduplicated=not tx.told,
+        )
+
+    return await database.write(put)
+
+
+def _put(
+    tx: Transaction, stream: str, expected: ExpectedVersion, events: Sequence[tuple[NewEvent, bytes]]
+) -> Sequence[StoredEvent]:
+    """Append to one stream. What is stored already is judged by its id alone, whatever the version is by now."""
+    before = len(tx.told)
+    return [
+        tx.tell_raw(
+            event.event,
+            data,
+            event_id=event.event_id,
+            stream=stream,
+            expected_version=expected if len(tx.told) == before else "any",
+            cause=False,
+        )
+        for event, data in events
+    ]
+
+
 def _check_untold(event: str, catalog: Catalog) -> None:
     if catalog.declared(event) is not None:
         plugin = catalog.plugin_telling(event)
@@ -167,13 +254,13 @@ def _check_untold(event: str, catalog: Catalog) -> None:
         )
 
 
-def _position(cursor: str | None, log: EventLog) -> int | None:
+def _position(cursor: str | None, log: EventLog, hub: Hub) -> int | None:
     if cursor is None:
         return None
-    parsed = parse_cursor(cursor)
-    if parsed.log_id != log.log_id:
+    place = log.locate(cursor, hub.head)
+    if place.gap == "other_log":
         raise InvalidArgument("the cursor is of another log", reason="other_log")
-    return parsed.seq
+    return place.seq
 
 
 def _event(stored: StoredEvent, log: EventLog) -> Event:
@@ -190,4 +277,5 @@ def _event(stored: StoredEvent, log: EventLog) -> Event:
         causation_id=stored.causation_id,
         actor=stored.actor,
         time=stored.time,
+        removed=isinstance(stored, RemovedEvent),
     )

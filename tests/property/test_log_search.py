@@ -103,10 +103,10 @@ def test_an_index_changes_no_answer(
         async with asyncio.timeout(15), opened(folder, heard, clock=FakeClock(START_US)) as database:
             await told_log(database, database._clock, rows)  # type: ignore[arg-type]  # the FakeClock above
             log = EventLog(database)
-            everything = (await log.query(LogQuery(reverse=False, limit=10_000))).events
+            everything = (await log.query(LogQuery(reverse=False, limit=10_000)))[0]
             await fill(database, min(indexed, database._writer.head))
             for query in some:
-                found = (await log.query(query)).events
+                found = (await log.query(query))[0]
                 assert [event.seq for event in found] == answer(everything, query), query
                 await check_pages(log, everything, query)
             time_us = data.draw(st.integers(START_US - 30_000_000, START_US + 60_000_000))
@@ -124,7 +124,7 @@ async def check_pages(log: EventLog, everything: Sequence[StoredEvent], query: L
     """Read on from the last of each page: together they are the answer without a limit."""
     seqs: list[int | None] = []
     page = query
-    while found := (await log.query(page)).events:
+    while found := (await log.query(page))[0]:
         seqs += [event.seq for event in found]
         page = replace(page, after=found[-1].seq)
     assert seqs == answer(everything, replace(query, limit=10_000)), query
@@ -150,8 +150,8 @@ async def test_names_are_merged_or_sorted(
         for number in range(20):
             await database.write(tell(f"e{number}", f"a:n{number % 6}"))
         await fill(database, 15)
-        found = await EventLog(database).query(LogQuery(patterns=["a:n1", "a:n2", "a:n*"], limit=18))
-        assert [event.seq for event in found.events] == list(range(20, 2, -1))
+        found, _ = await EventLog(database).query(LogQuery(patterns=["a:n1", "a:n2", "a:n*"], limit=18))
+        assert [event.seq for event in found] == list(range(20, 2, -1))
 
 
 async def test_the_writer_indexes_what_is_worthwhile_when_it_is_idle(
