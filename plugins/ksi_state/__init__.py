@@ -1,5 +1,16 @@
 """``state:*``: values by namespace and key, for users."""
 
 from ksi_state.handlers import clear, delete, get, ksi_migrations, ksi_services, list_, set_
+from ksi_state.sessions import get_session, update_session
 
-__all__ = ["clear", "delete", "get", "ksi_migrations", "ksi_services", "list_", "set_"]
+__all__ = [
+    "clear",
+    "delete",
+    "get",
+    "get_session",
+    "ksi_migrations",
+    "ksi_services",
+    "list_",
+    "set_",
+    "update_session",
+]
