@@ -227,7 +227,7 @@ async def append_many(
 def _put(
     tx: Transaction, stream: str, expected: ExpectedVersion, events: Sequence[tuple[NewEvent, bytes]]
 ) -> Sequence[StoredEvent]:
-    """Append to one stream. What is stored already is judged by its id alone, whatever the version is by now."""
+    """Append to one stream. What is stored already is known by its id, whatever the version is by now."""
     before = len(tx.told)
     return [
         tx.tell_raw(
