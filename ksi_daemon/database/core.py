@@ -13,6 +13,7 @@ from ksi_common.clock import Clock
 from ksi_common.envelope import EventEnvelope, StoredEvent, current_envelope
 from ksi_common.errors import FailedPrecondition, InternalError, ResourceExhausted, Unavailable
 from ksi_common.strict_json import dumps
+from ksi_daemon import blob_files
 from ksi_daemon.database.head_file import HeadFile
 from ksi_daemon.database.log_facts import LogFacts, LostTail, keep_lost_tail, read_facts
 from ksi_daemon.database.migrations import CORE, migrate, refuse_newer, scripts
@@ -70,6 +71,7 @@ class Database:
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         self._exit = AsyncExitStack()
+        blob_files.prepare(self.home)
         connection = self._open()
         self._migrating = connection
         head = self.home / "run" / "head"
@@ -82,6 +84,7 @@ class Database:
             deliver=self._deliver,
             fail=lambda error: self._threadsafe(self._failed, error),
             head=HeadFile(head, self.log_id),
+            home=self.home,
         )
         for _ in range(READERS):
             reader = await self._exit.enter_async_context(AsyncSQLiteDB(self.path, read_only=True))

@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from ksi_common.clock import Clock
@@ -9,7 +10,8 @@ from ksi_common.envelope import EventEnvelope, StoredEvent
 from ksi_common.errors import FailedPrecondition, InvalidArgument
 from ksi_common.ids import new_id
 from ksi_common.messages import Notification, spec_of
-from ksi_daemon.database.log_writer import ExpectedVersion, LogWriter
+from ksi_daemon.database.claims import store_blob
+from ksi_daemon.database.log_writer import CLAIM_CHECKED, ExpectedVersion, LogWriter
 
 MAX_EVENT_DATA: Final = 1024 * 1024 - 4096
 """Bytes of one event's data."""
@@ -121,6 +123,9 @@ class Transaction:
             raise InvalidArgument(
                 f"data of {event} has {len(data)} bytes", reason="too_large", limit=MAX_EVENT_DATA
             )
+        home = self._log.home
+        if len(data) > CLAIM_CHECKED and home is not None:
+            self.before_commit((store_blob, data), partial(store_blob, home, data))
         told = self._event(event, data, event_id, cause=cause)
         told.stream = stream
         if event_id is not None:

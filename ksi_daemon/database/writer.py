@@ -65,6 +65,7 @@ class Writer(threading.Thread):
         deliver: Callable[[Sequence[Job], int], None],
         fail: Callable[[Exception], None],
         head: HeadFile | None = None,
+        home: Path | None = None,
     ) -> None:
         super().__init__(name="ksi-writer", daemon=True)
         self._connection = connection
@@ -76,7 +77,7 @@ class Writer(threading.Thread):
         self._fail = fail
         self._queue: SimpleQueue[Sequence[Job] | None] = SimpleQueue()
         self._unit_ends = _NEVER
-        self._log = LogWriter(connection)
+        self._log = LogWriter(connection, home)
         self._upkeep = Upkeep(connection, self._log, head)
         self._conditions = Conditions()
         self._broken: Exception | None = None

@@ -18,7 +18,9 @@ from ksi_completion.completion_service import CompletionService
 from ksi_completion.composition import PARTS
 from ksi_completion.conversations import Conversations
 from ksi_completion.recovery import Recovery
+from ksi_completion.rows import REFERRED
 from ksi_daemon.plugin import (
+    Referrers,
     Service,
     Services,
     handler,
@@ -41,7 +43,8 @@ def ksi_services() -> Sequence[Service[Any]]:
 
 @hookimpl
 async def ksi_startup(services: Services) -> None:
-    """Take up what an earlier daemon left open."""
+    """Say which files rows name, and take up what an earlier daemon left open."""
+    services.get(Referrers).add("completion", REFERRED)
     await services.get(Recovery).recover(services.get(CompletionService).open)
 
 
