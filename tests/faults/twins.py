@@ -6,13 +6,14 @@
 import sqlite3  # noqa: TID251 -- the fault is made underneath the database modules
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import ksi_daemon.connection
 import ksi_daemon.database.core
+import ksi_daemon.keys.rows
 from ksi_common.async_db import pragmas
 from ksi_daemon.__main__ import main
 from ksi_daemon.database.writer import Writer
@@ -60,7 +61,30 @@ def never_full() -> None:
     ksi_daemon.connection.HIGH_WATER = 1 << 30  # type: ignore[misc]  # Final, for all but this
 
 
-FAULTS: Final = {fault.__name__: fault for fault in (acknowledge_before_commit, never_sync, never_full)}
+def forget_keys() -> None:
+    """Do without the rows of idempotency keys."""
+    ksi_daemon.keys.rows.add_in = _nothing
+    ksi_daemon.keys.rows.answer_in = _nothing
+
+
+def forget_answers() -> None:
+    """Keep idempotency keys, and not what they were answered."""
+    add_in: Callable[..., None] = ksi_daemon.keys.rows.add_in
+
+    def add(*arguments: Any) -> None:
+        add_in(*arguments[:-1], None)
+
+    ksi_daemon.keys.rows.add_in = add  # type: ignore[assignment]
+    ksi_daemon.keys.rows.answer_in = _nothing
+
+
+def _nothing(*_: Any, **__: Any) -> None: ...
+
+
+FAULTS: Final = {
+    fault.__name__: fault
+    for fault in (acknowledge_before_commit, never_sync, never_full, forget_keys, forget_answers)
+}
 
 if __name__ == "__main__":
     FAULTS[sys.argv[1]]()
