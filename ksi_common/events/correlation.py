@@ -44,6 +44,8 @@ class Chain(Message):
     chain: list[Step]
     truncated: bool = False
     """There are more than were asked for, or than a reply can have."""
+    damaged: int = 0
+    """Events that were left out, as they are damaged: event:verify names them."""
 
 
 class GetChain(OfCorrelation, Request[Chain], event="correlation:chain", safe=True):
@@ -68,6 +70,8 @@ class Tree(Message):
     count: int
     truncated: bool = False
     """There are more than 10,000, or than a reply can have."""
+    damaged: int = 0
+    """Events that were left out, as they are damaged: event:verify names them."""
 
 
 class GetTree(OfCorrelation, Request[Tree], event="correlation:tree", safe=True):
@@ -100,6 +104,8 @@ class Trace(Message):
     error: JsonValue = None
     truncated: bool = False
     """There are more than 10,000; what is said is of the first ones."""
+    damaged: int = 0
+    """Events that were left out, as they are damaged: event:verify names them."""
 
 
 class GetTrace(OfCorrelation, Request[Trace], event="correlation:trace", safe=True, raises=(NotFound,)):

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from ksi_common.errors import NotFound
 from ksi_common.events.correlation import Chain, OfCorrelation
-from ksi_common.events.event import Event, Subscribed
+from ksi_common.events.event import Damaged, Event, Subscribed
 from ksi_common.events.types import EventPattern, Name, Time
 from ksi_common.messages import Message, Request, Stream, renamed_from
 
@@ -77,6 +77,8 @@ class EventsFound(Message):
     query: EventsQuery
     next: str | None = None
     """Give it as ``cursor`` to read on; None at the end."""
+    damaged: list[Damaged] = Field(default_factory=list)
+    """What was left out, as it is damaged."""
 
 
 class GetEvents(Request[EventsFound], event="monitor:get_events", safe=True):
@@ -111,6 +113,8 @@ class SessionEvents(Message):
     """The streams that they are from, one a completion."""
     next_offset: int | None = None
     """Give it as ``offset`` to read on; None at the end."""
+    damaged: int = 0
+    """Events that were left out, as they are damaged: event:verify names them."""
 
 
 class GetSessionEvents(

@@ -7,7 +7,7 @@ from typing import Any, Final
 import orjson
 
 from ksi_common.events.correlation import Branch, Step
-from ksi_daemon.plugin import EventLog, LogQuery, StoredEvent, format_time
+from ksi_daemon.plugin import Damage, EventLog, LogQuery, StoredEvent, format_time
 
 MAX_EVENTS: Final = 10_000
 MAX_NESTED: Final = 30
@@ -47,6 +47,7 @@ class Correlation:
 
     nodes: list[Node] = field(default_factory=list)
     truncated: bool = False
+    damaged: list[Damage] = field(default_factory=list)
     last_words: dict[str, bytes] = field(default_factory=dict)
     """Data by the last part of the event's name: result, failed, cancelled."""
     began_us: int = 0
@@ -85,7 +86,7 @@ _LAST_WORDS: Final = frozenset(("result", "failed", "cancelled"))
 async def gather(log: EventLog, correlation_id: str, limit: int = MAX_EVENTS) -> Correlation:
     """Read the events of a correlation id, ``limit`` at most, and find what led to each."""
     found = Correlation()
-    async for event in _events(log, correlation_id, limit + 1):
+    async for event in _events(log, correlation_id, limit + 1, found.damaged):
         if len(found.nodes) == limit:
             found.truncated = True
             break
@@ -140,17 +141,21 @@ def branches(correlation: Correlation) -> tuple[list[Branch], int, bool]:
     return top, len(nodes), cut
 
 
-async def _events(log: EventLog, correlation_id: str, limit: int) -> AsyncIterator[StoredEvent]:
-    """Read page by page."""
+async def _events(
+    log: EventLog, correlation_id: str, limit: int, damaged: list[Damage]
+) -> AsyncIterator[StoredEvent]:
+    """Read page by page; a page may have nothing but what is damaged."""
     after, more = None, True
     while more and limit > 0:
         query = LogQuery(correlation_id=correlation_id, reverse=False, after=after, limit=min(limit, _PAGE))
-        page, more = await log.query(query)
+        known = len(damaged)
+        page, more = await log.query(query, damaged=damaged)
         for event in page:
             yield event
-        more = more and bool(page)
         limit -= len(page)
-        after = page[-1].seq if page else None
+        seen = [event.seq or 0 for event in page] + [damage.seq for damage in damaged[known:]]
+        more = more and bool(seen)
+        after = max(seen, default=None)
 
 
 def _node(event: StoredEvent) -> Node:

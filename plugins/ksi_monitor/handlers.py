@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from ksi_common.events.correlation import Chain
+from ksi_common.events.event import Query
 from ksi_common.events.monitor import (
     EventsFound,
     EventsQuery,
@@ -27,20 +28,17 @@ from ksi_daemon.plugin import (
     EventLog,
     Hub,
     Interest,
-    InvalidArgument,
-    LogQuery,
     Service,
     Sink,
     Subscriptions,
     format_time,
     handler,
     hookimpl,
-    parse_cursor,
     parse_time,
 )
 from ksi_monitor.figures import figures
 from ksi_monitor.followers import Follower, Followers
-from ksi_monitor.sessions import page_of, rendered
+from ksi_monitor.sessions import page_of
 from ksi_monitor.tracing import chain_of
 
 
@@ -85,34 +83,34 @@ async def unsubscribe(request: Unsubscribe, envelope: EventEnvelope, followers: 
 
 
 @handler
-async def get_events(request: GetEvents, log: EventLog, hub: Hub, catalog: Catalog) -> EventsFound:
-    """Search the log, by pages."""
-    since_us, until_us = _time_us(request.since), _time_us(request.until)
-    stored, more = await log.query(
-        LogQuery(
-            patterns=catalog.followed(request.event_patterns),
-            actor=request.agent_id,
-            since_us=since_us,
-            until_us=until_us,
-            after=_position(request.cursor, log),
+async def get_events(request: GetEvents, bus: Bus, hub: Hub) -> EventsFound:
+    """Ask event:query, and say what was asked."""
+    since, until = _time(request.since), _time(request.until)
+    found = await bus.call(
+        Query(
+            patterns=request.event_patterns,
+            agent_id=request.agent_id,
+            since=since,
+            until=until,
+            cursor=request.cursor,
             reverse=request.reverse,
             limit=request.limit,
         )
     )
-    events = [rendered(event, log) for event in stored]
     return EventsFound(
-        events=events,
-        count=len(events),
+        events=found.events,
+        count=found.count,
         total_events=hub.head,
         query=EventsQuery(
             event_patterns=request.event_patterns,
             agent_id=request.agent_id,
-            since=None if since_us is None else format_time(since_us),
-            until=None if until_us is None else format_time(until_us),
+            since=since,
+            until=until,
             limit=request.limit,
             reverse=request.reverse,
         ),
-        next=events[-1].cursor if more and events else None,
+        next=found.next,
+        damaged=found.damaged,
     )
 
 
@@ -148,16 +146,8 @@ def connection_of(envelope: EventEnvelope) -> object:
     return envelope.caller.connection if envelope.caller is not None else None
 
 
-def _time_us(moment: str | float | None) -> int | None:
-    if moment is None or isinstance(moment, str):
-        return None if moment is None else parse_time(moment)
-    return round(moment * 1_000_000)
-
-
-def _position(cursor: str | None, log: EventLog) -> int | None:
-    if cursor is None:
+def _time(moment: str | float | None) -> str | None:
+    """Give a time as RFC 3339, in UTC."""
+    if moment is None:
         return None
-    parsed = parse_cursor(cursor)
-    if parsed.log_id != log.log_id:
-        raise InvalidArgument("the cursor is of another log", reason="other_log")
-    return parsed.seq
+    return format_time(parse_time(moment) if isinstance(moment, str) else round(moment * 1_000_000))

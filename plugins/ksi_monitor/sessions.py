@@ -9,7 +9,7 @@ import orjson
 from ksi_common.events.conversation import Get, Said
 from ksi_common.events.event import Event
 from ksi_common.events.monitor import GetSessionEvents, SessionEvents
-from ksi_daemon.plugin import Bus, EventLog, StoredEvent
+from ksi_daemon.plugin import Bus, Damage, EventLog, RemovedEvent, StoredEvent
 
 REPLY_BYTES: Final = 1536 * 1024
 """Of the events of one reply, about."""
@@ -32,6 +32,7 @@ class _Found:
 
     events: dict[int, StoredEvent] = field(default_factory=dict)
     size: int = 0
+    damaged: list[Damage] = field(default_factory=list)
 
     def add(self, event: StoredEvent) -> None:
         if event.seq is not None and event.seq not in self.events:
@@ -50,17 +51,18 @@ async def page_of(request: GetSessionEvents, bus: Bus, log: EventLog) -> Session
         sources.append(f"completion/{request_id}")
         passed += messages
         await _read(sources[-1], log, found)
-    events = [rendered(found.events[seq], log) for seq in sorted(found.events, reverse=request.reverse)]
+    events = [_rendered(found.events[seq], log) for seq in sorted(found.events, reverse=request.reverse)]
     return SessionEvents(
         session_id=request.session_id,
         events=events,
         count=len(events),
         sources=sources,
         next_offset=passed if passed < window.total else None,
+        damaged=len(found.damaged),
     )
 
 
-def rendered(stored: StoredEvent, log: EventLog) -> Event:
+def _rendered(stored: StoredEvent, log: EventLog) -> Event:
     """Give an event as replies have it."""
     return Event(
         event=stored.event,
@@ -75,6 +77,7 @@ def rendered(stored: StoredEvent, log: EventLog) -> Event:
         causation_id=stored.causation_id,
         actor=stored.actor,
         time=stored.time,
+        removed=isinstance(stored, RemovedEvent),
     )
 
 
@@ -103,7 +106,9 @@ def _by_request(said: Sequence[Said]) -> Sequence[tuple[str, int]]:
 
 async def _read(stream: str, log: EventLog, found: _Found) -> None:
     """Read the stream of a completion, and the request that it began with."""
-    told, _ = await log.stream(stream, from_version=None, backwards=False, limit=MAX_OF_ONE)
+    told, _ = await log.stream(
+        stream, from_version=None, backwards=False, limit=MAX_OF_ONE, damaged=found.damaged
+    )
     for event in told:
         found.add(event)
     cause = told[0].causation_id if told else None

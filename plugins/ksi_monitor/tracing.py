@@ -19,7 +19,7 @@ from ksi_common.events.correlation import (
     Tree,
     Widest,
 )
-from ksi_daemon.plugin import EventEnvelope, EventLog, LogQuery, NotFound, format_time, handler
+from ksi_daemon.plugin import Damage, EventEnvelope, EventLog, LogQuery, NotFound, format_time, handler
 from ksi_monitor.correlations import Correlation, Node, branches, fitting, gather
 
 MAX_CHILDREN: Final = 1000
@@ -56,6 +56,7 @@ async def trace(request: GetTrace, envelope: EventEnvelope, log: EventLog) -> Tr
         result=_last_word(found, "result"),
         error=_last_word(found, "failed") or _last_word(found, "cancelled"),
         truncated=found.truncated,
+        damaged=len(found.damaged),
     )
 
 
@@ -74,6 +75,7 @@ async def chain_of(correlation_id: str, log: EventLog, *, limit: int) -> Chain:
         chain_length=len(nodes),
         chain=[found.step(node) for node in nodes],
         truncated=cut or found.truncated,
+        damaged=len(found.damaged),
     )
 
 
@@ -84,7 +86,11 @@ async def tree(request: GetTree, envelope: EventEnvelope, log: EventLog) -> Tree
     found = await gather(log, correlation_id)
     top, count, cut = branches(found)
     return Tree.model_construct(
-        correlation_id=correlation_id, tree=top, count=count, truncated=cut or found.truncated
+        correlation_id=correlation_id,
+        tree=top,
+        count=count,
+        truncated=cut or found.truncated,
+        damaged=len(found.damaged),
     )
 
 
@@ -92,17 +98,18 @@ async def tree(request: GetTree, envelope: EventEnvelope, log: EventLog) -> Tree
 async def stats(_: GetStats, log: EventLog) -> Stats:
     """Tell figures of the newest events."""
     spans: dict[str, list[int]] = {}
-    seen, before = 0, None
-    since = None
+    seen, before, since = 0, None, None
     for _page in range(_PAGES):
-        page, more = await log.query(LogQuery(after=before, limit=min(LATELY - seen, 1000)))
+        damaged: list[Damage] = []
+        page, more = await log.query(LogQuery(after=before, limit=min(LATELY - seen, 1000)), damaged=damaged)
         for event in page:
             spans.setdefault(event.correlation_id, []).append(event.time_us)
             since = event.time
         seen += len(page)
-        if not more or not page or seen >= LATELY:
+        places = [event.seq or 0 for event in page] + [damage.seq for damage in damaged]
+        if not more or not places or seen >= LATELY:
             break
-        before = page[-1].seq
+        before = min(places)
     return Stats(correlation_stats=_figures(spans, seen, since))
 
 

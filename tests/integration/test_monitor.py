@@ -409,3 +409,20 @@ async def test_a_request_is_told_its_own_ids(chained: Any) -> None:
     assert answer["data"]["current_correlation_id"] == "mine"
     assert answer["data"]["parent_correlation_id"] == correlation_id
     assert answer["data"]["causation_id"] == correlation_id
+
+
+async def test_what_is_damaged_is_counted_and_the_rest_is_told(chained: Any) -> None:
+    ksi, wire, correlation_id = chained
+    before = await call(wire, "correlation:chain", correlation_id=correlation_id)
+    (result,) = [step for step in before["chain"] if step["event_name"] == "chain:result"]
+    await ksi.daemon.database.write_apart(
+        lambda tx: tx.execute("UPDATE log SET data = '{\"value\":8}' WHERE seq = ?", (result["seq"],))
+    )
+    chain = await call(wire, "correlation:chain", correlation_id=correlation_id)
+    tree = await call(wire, "correlation:tree", correlation_id=correlation_id)
+    trace = await call(wire, "correlation:trace", correlation_id=correlation_id)
+    found = await call(wire, "monitor:get_events", event_patterns=["chain:*"])
+    assert [said["damaged"] for said in (before, chain, tree, trace)] == [0, 1, 1, 1]
+    assert (chain["chain_length"], tree["count"], trace["events"], trace["result"]) == (3, 3, 3, None)
+    assert len(tree["tree"]) == 2, "what the damaged event led to stands at the top"
+    assert [damage["seq"] for damage in found["damaged"]] == [result["seq"]]
