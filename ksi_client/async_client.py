@@ -10,7 +10,8 @@ from ksi_client import typed
 from ksi_client.async_items import AsyncItems
 from ksi_client.async_link import AsyncLink
 from ksi_client.connecting import Address, socket_path
-from ksi_client.exchanges import Entry, Feed, Question
+from ksi_client.consumed import Consumed
+from ksi_client.exchanges import Consumption, Entry, Feed, Question
 from ksi_client.keys import key_source
 from ksi_client.raw import Start, data_of, keyed
 from ksi_client.session import ClientStatistics
@@ -122,9 +123,39 @@ class AsyncClient:
         events: AsyncItems[Delivered] = self._follow(feed, typed.delivered)
         return events
 
+    def consume(
+        self,
+        name: str,
+        patterns: str | Sequence[str],
+        *,
+        group: str | None = None,
+        start: Start = "now",
+        max_inflight: int | None = None,
+    ) -> AsyncItems[Consumed]:
+        """Follow under a name whose cursor the daemon keeps: it goes on with what is not acknowledged.
+
+        ``async for item in …`` and ``await item.ack()`` when it is done. With ``group`` the members of that
+        name share the events by key, and ``name`` is this member's. ``start`` counts the first time only.
+        Each event comes at least once: again after a crash, a lost connection or a ``nak``, and says its
+        ``attempt``.
+        """
+        feed = typed.consumption(name, patterns, start, group=group, max_inflight=max_inflight)
+
+        def convert(entry: Entry) -> Consumed | None:
+            if isinstance(entry, Mark):
+                typed.delivered(entry)
+                return None
+            report = partial(self._report, feed, entry.cursor or "")
+            return Consumed(**typed.facts_of(entry), report=report)
+
+        return self._follow(feed, convert)
+
     def statistics(self) -> ClientStatistics:
         """Give figures."""
         return self._link.statistics()
+
+    async def _report(self, feed: Consumption, cursor: str, **refusal: Any) -> None:
+        await self._ask(typed.report(feed, cursor, self._timeout_s, **refusal))
 
     def _time(self, timeout_s: float | None) -> float:
         return self._timeout_s if timeout_s is None else timeout_s

@@ -223,5 +223,27 @@ class Subscription(Feed):
         super()._keep(entry, size)
 
 
+class Consumption(Feed):
+    """A feed whose cursor the daemon keeps: on a new connection it goes on with what is not acknowledged.
+
+    What waits here is bounded by what may be given and not acknowledged.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        self.resend = True
+
+    def rewind(self) -> None:
+        """Forget what waits: the daemon has taken it back, and gives it again."""
+        self._waiting.clear()
+        self._bytes = 0
+
+    def _keep(self, entry: Entry, size: int) -> None:
+        super()._keep(entry, size)
+        self.full = False
+
+
 def _is_heartbeat(entry: Entry) -> bool:
     return isinstance(entry, Mark) and entry.kind == "heartbeat"

@@ -45,7 +45,7 @@ class Caller(Protocol):
 
 
 class Joining(Protocol):
-    """What commits with the unit of work of a request: its idempotency key."""
+    """What commits with a unit of work: a request's idempotency key, a durable subscriber's cursor."""
 
     def around(self, unit: Callable[[Any], T]) -> Callable[[Any], T]:
         """Give the unit that does both."""

@@ -12,7 +12,7 @@ from ksi_daemon.catalog import Catalog, Plugin
 from ksi_daemon.database import Database
 from ksi_daemon.handlers import Compiler, HandlerError
 from ksi_daemon.hooks import Relay
-from ksi_daemon.marks import HANDLER, SUBSCRIBER
+from ksi_daemon.marks import DURABLE, HANDLER, SUBSCRIBER, Durable
 from ksi_daemon.middleware.observation import Observer
 from ksi_daemon.outcomes import Middleware
 from ksi_daemon.plugins import declared, modules_of, notifications_of, refuse
@@ -29,6 +29,8 @@ class Subscriber:
     plugin: str
     event: type[Notification]
     call: Callable[..., Awaitable[Any]]
+    durable: Durable | None = None
+    """How it wants them, if it has a cursor of its own."""
 
 
 @dataclass(slots=True)
@@ -98,7 +100,12 @@ class Assembly:
         subscribers = []
         for function in dict.fromkeys((*declared(plugin.module, SUBSCRIBER), *heard)):
             event, call = compiler.subscriber(function)
-            subscribers.append(Subscriber(function.__qualname__, plugin.name, event, call))
+            durable: Durable | None = getattr(function, DURABLE, None)
+            if durable is not None and spec_of(event).ephemeral:
+                raise HandlerError(
+                    f"{function.__qualname__} is durable, but {spec_of(event).name} is never stored"
+                )
+            subscribers.append(Subscriber(function.__qualname__, plugin.name, event, call, durable))
         middleware = self.relay.middleware(plugin.name)
         for layer in middleware:
             _check_layer(layer)

@@ -27,7 +27,10 @@ from ksi_daemon.bus import LocalBus
 from ksi_daemon.catalog import Catalog
 from ksi_daemon.children import Children
 from ksi_daemon.connection import ConnectionLimits
+from ksi_daemon.consumers import Consumers
 from ksi_daemon.database import Database
+from ksi_daemon.dead_letters import DatabaseDeadLetters, DeadLetters
+from ksi_daemon.durable_listener import DurableListener
 from ksi_daemon.eventlog import EventLog
 from ksi_daemon.handlers import Compiler
 from ksi_daemon.health import Health, HealthChecks
@@ -183,9 +186,14 @@ class Daemon:
         offer(HealthChecks, health)  # type: ignore[type-abstract]
 
     async def _offer_resources(self, processes: Processes) -> None:
+        letters = DatabaseDeadLetters(self.database, self.clock)
         self.timers = DatabaseTimers(
-            self.database, self.bus, self.clock, message_class=self.catalog.message_class
+            self.database, self.bus, self.clock, message_class=self.catalog.message_class, letters=letters
         )
+        self.consumers = Consumers(
+            self.database, self.subscriptions, letters, self.clock, self.tasks,
+            stopping=self.lifecycle.stopping.done,
+        )  # fmt: skip
         blobs = FileBlobs(self.paths.home, readable=READABLE)
         await blobs.prepare()
         if processes.reaped:
@@ -198,6 +206,9 @@ class Daemon:
         offer(Referrers, referrers)
         offer(Verifier, Verifier(self.database, blobs, referrers))
         offer(Processes, processes)
+        offer(Consumers, self.consumers)
+        offer(DatabaseDeadLetters, letters)
+        offer(DeadLetters, letters)  # type: ignore[type-abstract]
         self.catalog.notifications[spec_of(TimerFailed).name] = TimerFailed
 
     def _chain(self) -> Endpoint:
@@ -229,7 +240,11 @@ class Daemon:
         for subscriber in self.assembly.subscribers:
             blame = partial(self._charge, subscriber.plugin)
             errors = Errors(blame, strict=self.settings.strict)
-            listener = Listener(subscriber, self.subscriptions, self.tasks, errors)
+            listener: Listener | DurableListener
+            if subscriber.durable is None:
+                listener = Listener(subscriber, self.subscriptions, self.tasks, errors)
+            else:
+                listener = DurableListener(subscriber, subscriber.durable, self.consumers, self.tasks, errors)
             self.tasks.create_task(
                 supervise(f"{subscriber.plugin}.{subscriber.name}", listener.run, quarantine=None)
             )

@@ -15,7 +15,7 @@ async def greet(request: Greet) -> Greeting:
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 from pydantic import Field, JsonValue
 
@@ -50,15 +50,18 @@ from ksi_common.references import Reference
 from ksi_daemon.blobs import Blobs
 from ksi_daemon.bus import LocalBus
 from ksi_daemon.catalog import Catalog
+from ksi_daemon.consumers import Consumers, ConsumerState, Refusal, Wish
+from ksi_daemon.consumers.wishes import key_of as consumer_key
 from ksi_daemon.cursors import parse_cursor
 from ksi_daemon.database import Database, Transaction
 from ksi_daemon.database.migrations import scripts
+from ksi_daemon.dead_letters import DatabaseDeadLetters, DeadLetter, DeadLetters
 from ksi_daemon.eventlog import Damage, EventLog, LogQuery, RemovedEvent
 from ksi_daemon.health import HealthChecks
 from ksi_daemon.hookspecs import hookimpl
 from ksi_daemon.hub import Hub
 from ksi_daemon.leases import Lease, LeaseHeld, LeaseLost, Leases
-from ksi_daemon.marks import HANDLER, SUBSCRIBER
+from ksi_daemon.marks import DURABLE, HANDLER, SUBSCRIBER, Durable
 from ksi_daemon.outcomes import Ended, Endpoint, Failed, Middleware, Outcome, Replied, Send, Yielded
 from ksi_daemon.processes import Process, Processes
 from ksi_daemon.referrers import Referrers
@@ -86,14 +89,47 @@ def handler(function: F) -> F:
     return function
 
 
-def subscriber(function: F) -> F:
+@overload
+def subscriber(function: F) -> F: ...
+
+
+@overload
+def subscriber(
+    *,
+    durable: bool,
+    start: Literal["now", "beginning"] = "now",
+    max_attempts: int = 5,
+    retry_s: float = 1.0,
+) -> Callable[[F], F]: ...
+
+
+def subscriber(
+    function: F | None = None,
+    *,
+    durable: bool = False,
+    start: Literal["now", "beginning"] = "now",
+    max_attempts: int = 5,
+    retry_s: float = 1.0,
+) -> F | Callable[[F], F]:
     """Hear the Notification that the first parameter is annotated with; parameters as for ``handler``.
 
     Events come one after another, in the order of the log; other subscribers are not held up. What it
     raises is logged and counted, and the next event is given.
+
+    ``@subscriber(durable=True)`` has a cursor of its own, named plugin.function, and hears after a crash or
+    a restart what it has not done: the first time from ``start`` on. Its one ``database.write`` moves the
+    cursor too, so that its effect is there once; where it writes nothing it may be given its last events
+    again. What it raises is tried again after ``retry_s`` seconds, doubled each time, and becomes a dead
+    letter after ``max_attempts``; the next event waits until then.
     """
-    setattr(function, SUBSCRIBER, True)
-    return function
+
+    def mark(marked: F) -> F:
+        setattr(marked, SUBSCRIBER, True)
+        if durable:
+            setattr(marked, DURABLE, Durable(start, max_attempts, retry_s))
+        return marked
+
+    return mark if function is None else mark(function)
 
 
 __all__ = [
@@ -105,9 +141,14 @@ __all__ = [
     "Cancelled",
     "Catalog",
     "Clock",
+    "ConsumerState",
+    "Consumers",
     "Damage",
     "DataLoss",
     "Database",
+    "DatabaseDeadLetters",
+    "DeadLetter",
+    "DeadLetters",
     "DeadlineExceeded",
     "Delivered",
     "Ended",
@@ -141,6 +182,7 @@ __all__ = [
     "Processes",
     "Reference",
     "Referrers",
+    "Refusal",
     "RemovedEvent",
     "Replied",
     "Request",
@@ -160,7 +202,9 @@ __all__ = [
     "Unimplemented",
     "Verified",
     "Verifier",
+    "Wish",
     "Yielded",
+    "consumer_key",
     "current_envelope",
     "event_context",
     "format_time",

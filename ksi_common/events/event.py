@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, StringConstraints
 
 from ksi_common.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFound
-from ksi_common.events.types import EventName, EventPattern, StreamName, Time
+from ksi_common.events.types import EventName, EventPattern, Name, StreamName, Time
 from ksi_common.messages import Message, Request, Stream, renamed_from
 
 EventId = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")]
@@ -236,14 +236,21 @@ class Subscribed(Message):
     causation_id: str | None
     actor: str
     time: str
+    attempt: int | None = None
+    """For a named consumer: the how-manieth time it is given, as far as is known; 1 the first time."""
 
 
-class Subscribe(Stream[Subscribed], event="event:subscribe", safe=True):
+class Subscribe(Stream[Subscribed], event="event:subscribe", safe=True, raises=(FailedPrecondition,)):
     """Follow events: those stored from ``start`` on, then live.
 
     They come in one order, with no gap and no duplicate. Between the items come marks: ``caught_up`` once,
     ``heartbeat`` every ten seconds, and ``gap`` where events cannot be had any more. Each item and mark has
     the ``cursor`` to resume from.
+
+    With ``consumer`` or ``group`` the daemon keeps the cursor: it goes on after what was acknowledged
+    (``event:ack``), and gives again what was not, at least once. Members of a group share its events by key,
+    which is the event's stream, else its correlation id: while a member has an event of a key, no member is
+    given the next one of it. Another connection under the same name takes the place of the first.
     """
 
     patterns: Annotated[list[EventPattern], Field(min_length=1, max_length=256)] = Field(
@@ -257,6 +264,20 @@ class Subscribe(Stream[Subscribed], event="event:subscribe", safe=True):
             "When you do not keep up: log reads on from the log, so nothing durable is missed; drop_oldest "
             "and latest_per_key (by stream, else by name) skip, and say so with a gap."
         ),
+    )
+    consumer: Name | None = Field(
+        None, description="Name whose cursor the daemon keeps; with group: the name of this member of it."
+    )
+    group: Name | None = Field(None, description="Share one kept cursor with others who name this group.")
+    max_inflight: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
+        None, description="Of a named consumer: events given and not acknowledged, at most; default 64."
+    )
+    ack: Literal["explicit", "auto"] = Field(
+        "explicit",
+        description="Of a named consumer: auto counts what was given as acknowledged, so at most once.",
+    )
+    max_attempts: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        None, description="Of a named consumer: failures that make an event a dead letter; default 5."
     )
 
 

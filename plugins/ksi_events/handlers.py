@@ -27,6 +27,7 @@ from ksi_common.events.event import (
 )
 from ksi_daemon.plugin import (
     Catalog,
+    Consumers,
     Damage,
     Database,
     EventLog,
@@ -42,6 +43,7 @@ from ksi_daemon.plugin import (
     StoredEvent,
     Subscriptions,
     Transaction,
+    Wish,
     handler,
     parse_time,
 )
@@ -172,7 +174,9 @@ async def get(request: Get, log: EventLog) -> Event:
 
 
 @handler
-async def subscribe(request: Subscribe, sink: Sink, subscriptions: Subscriptions, catalog: Catalog) -> None:
+async def subscribe(
+    request: Subscribe, sink: Sink, subscriptions: Subscriptions, consumers: Consumers, catalog: Catalog
+) -> None:
     """Feed the client until it goes."""
     start: str | Mapping[str, Any]
     match request.start:
@@ -182,8 +186,26 @@ async def subscribe(request: Subscribe, sink: Sink, subscriptions: Subscriptions
             start = {"time": time}
         case str(word):
             start = word
-    interest = Interest(catalog.followed(request.patterns), request.stream, start, request.overflow)
-    await subscriptions.follow(interest, sink)
+    patterns = catalog.followed(request.patterns)
+    if request.consumer is not None or request.group is not None:
+        await consumers.follow(_wish(request, patterns, start), sink)
+    else:
+        await subscriptions.follow(Interest(patterns, request.stream, start, request.overflow), sink)
+
+
+def _wish(request: Subscribe, patterns: Sequence[str], start: str | Mapping[str, Any]) -> Wish:
+    if request.overflow != "log":
+        raise InvalidArgument("a named consumer misses nothing: overflow is log", reason="overflow")
+    return Wish(
+        patterns=patterns,
+        stream=request.stream,
+        start=start,
+        consumer=request.consumer,
+        group=request.group,
+        max_inflight=request.max_inflight,
+        max_attempts=request.max_attempts,
+        automatic=request.ack == "auto",
+    )
 
 
 @handler

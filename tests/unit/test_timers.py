@@ -23,6 +23,7 @@ from ksi_common.errors import (
 from ksi_common.messages import Message, Notification, Request, Stream
 from ksi_daemon.bus import LocalBus
 from ksi_daemon.database import Database, Transaction
+from ksi_daemon.dead_letters import DatabaseDeadLetters
 from ksi_daemon.eventlog import EventLog
 from ksi_daemon.hub import Hub
 from ksi_daemon.outcomes import Failed, Replied, Send
@@ -202,7 +203,14 @@ async def world(
             clock=clock,
             tasks=tasks,
         )
-        timers = DatabaseTimers(database, bus, clock, message_class=classes.get, call_later=clock.call_later)
+        timers = DatabaseTimers(
+            database,
+            bus,
+            clock,
+            letters=DatabaseDeadLetters(database, clock),
+            message_class=classes.get,
+            call_later=clock.call_later,
+        )
         made = World(database, clock, timers, told, committed)
         serve = tasks.create_task(timers.serve()) if serving else None
         yield made
@@ -670,7 +678,9 @@ async def test_a_timer_has_one_time(w: World, times: Mapping[str, Any]) -> None:
 async def test_a_loop_is_the_default_alarm(tmp_path: Path, clock: FakeClock) -> None:
     async with world(tmp_path, clock, serving=False) as w:
         bus: Any = None
-        timers = DatabaseTimers(w.database, bus, clock, message_class=CLASSES.get)
+        timers = DatabaseTimers(
+            w.database, bus, clock, letters=DatabaseDeadLetters(w.database, clock), message_class=CLASSES.get
+        )
         async with asyncio.TaskGroup() as group:
             serve = group.create_task(timers.serve())
             await timers.schedule("t", Rang(n=1), after_s=0)
