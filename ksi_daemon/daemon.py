@@ -52,6 +52,7 @@ from ksi_daemon.plugins import GROUP, Loader, explain
 from ksi_daemon.presence import Presence
 from ksi_daemon.processes import Processes
 from ksi_daemon.referrers import Referrers
+from ksi_daemon.retention import Retention
 from ksi_daemon.router import Router
 from ksi_daemon.services import Services
 from ksi_daemon.settings import Settings
@@ -204,6 +205,8 @@ class Daemon:
         offer(Blobs, blobs)  # type: ignore[type-abstract]
         referrers = Referrers(self.database)
         offer(Referrers, referrers)
+        self.retention = Retention(self.database, referrers, self.clock, self.settings.retention)
+        offer(Retention, self.retention)
         offer(Verifier, Verifier(self.database, blobs, referrers))
         offer(Processes, processes)
         offer(Consumers, self.consumers)
@@ -248,6 +251,7 @@ class Daemon:
             self.tasks.create_task(
                 supervise(f"{subscriber.plugin}.{subscriber.name}", listener.run, quarantine=None)
             )
+        self.tasks.create_task(supervise("retention", self.retention.serve, quarantine=None))
         self.tasks.create_task(supervise("timers", self.timers.serve, quarantine=None))
         forgetting = KeyForgetting(self.database, self.clock, keep_s=self.settings.limits.idempotency_s)
         self.tasks.create_task(supervise("keys", forgetting.serve, quarantine=None))

@@ -65,6 +65,7 @@ from ksi_daemon.marks import DURABLE, HANDLER, SUBSCRIBER, Durable
 from ksi_daemon.outcomes import Ended, Endpoint, Failed, Middleware, Outcome, Replied, Send, Yielded
 from ksi_daemon.processes import Process, Processes
 from ksi_daemon.referrers import Referrers
+from ksi_daemon.retention import Retention
 from ksi_daemon.services import Service, Services
 from ksi_daemon.settings import Settings
 from ksi_daemon.subscriptions import Interest, Sink, Subscriptions
@@ -187,6 +188,7 @@ __all__ = [
     "Replied",
     "Request",
     "ResourceExhausted",
+    "Retention",
     "Send",
     "Service",
     "Services",

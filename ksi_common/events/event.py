@@ -6,7 +6,7 @@ from pydantic import Field, JsonValue, StringConstraints
 
 from ksi_common.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFound
 from ksi_common.events.types import EventName, EventPattern, Name, StreamName, Time
-from ksi_common.messages import Message, Request, Stream, renamed_from
+from ksi_common.messages import Message, Notification, Request, Stream, renamed_from
 
 EventId = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")]
 Limit = Annotated[int, Field(ge=1, le=10_000)]
@@ -319,3 +319,58 @@ class LossAcknowledged(Message):
 
 class AcknowledgeLoss(Request[LossAcknowledged], event="event:acknowledge_loss", idempotent=True):
     """Take note that the log has lost its tail: health is not degraded by that any more."""
+
+
+class Removal(Message):
+    """What one sweep of retention has removed."""
+
+    removed: int
+    """Events whose data is gone; what else is known of them stays as a stub."""
+    removed_bytes: int
+    compacted: int
+    """Stubs deleted: the oldest, up to ``horizon``."""
+    blobs: int
+    """Files that no row named any more."""
+    blob_bytes: int
+    returned_bytes: int
+    """Given back to the file system, of the database's file."""
+
+
+class Sweep(Request[Removal], event="event:sweep", idempotent=True):
+    """Apply retention now, rather than at its time; broken off, what was removed stays removed."""
+
+
+class Swept(Removal, Notification, event="event:swept"):
+    """Retention has removed something. A cursor before ``horizon`` gets a gap."""
+
+    horizon: int
+    """The last position that is deleted."""
+
+
+class RetentionRule(Message):
+    """How long the data of some events is kept, and how much of it; None: no limit."""
+
+    pattern: EventPattern
+    max_age_days: float | None
+    max_bytes: int | None
+
+
+class RetentionState(Message):
+    """What is kept of the log, and what was removed."""
+
+    rules: list[RetentionRule]
+    """The first that matches an event holds for it."""
+    stubs_max_age_days: float
+    max_stubs: int
+    every_s: float
+    horizon: int
+    """The last position that is deleted; 0: none is."""
+    head: int
+    """The last position."""
+    swept: str | None
+    """When the last sweep ended; None: not since the start of the daemon."""
+    last: Removal
+
+
+class GetRetention(Request[RetentionState], event="event:retention", safe=True):
+    """Tell what is kept of the log, and what the last sweep has removed."""

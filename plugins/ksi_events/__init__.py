@@ -4,6 +4,7 @@ from ksi_events.blobs import read_blob, stat_blob
 from ksi_events.consumers import ack, delete_consumer, list_consumers, nak
 from ksi_events.dead_letters import discard, edit, export, list_letters, redrive, show_letter
 from ksi_events.handlers import append, append_many, get, publish, query, read, subscribe
+from ksi_events.retention import retention, sweep
 from ksi_events.verification import acknowledge_loss, verify
 
 __all__ = [
@@ -24,8 +25,10 @@ __all__ = [
     "read",
     "read_blob",
     "redrive",
+    "retention",
     "show_letter",
     "stat_blob",
     "subscribe",
+    "sweep",
     "verify",
 ]
