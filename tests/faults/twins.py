@@ -15,7 +15,9 @@ import ksi_daemon.connection
 import ksi_daemon.database.core
 import ksi_daemon.keys.rows
 from ksi_common.async_db import pragmas
+from ksi_common.envelope import StoredEvent
 from ksi_daemon.__main__ import main
+from ksi_daemon.database.transaction import Transaction
 from ksi_daemon.database.writer import Writer
 from tests.support.daemon_process import DaemonProcess
 
@@ -78,12 +80,32 @@ def forget_answers() -> None:
     ksi_daemon.keys.rows.answer_in = _nothing
 
 
+def look_at_the_version_first() -> None:
+    """Judge the expected version of an append before looking whether its events are there."""
+    tell_raw = Transaction.tell_raw
+
+    def tell(tx: Transaction, *arguments: Any, **options: Any) -> StoredEvent:
+        stream, expected = options.get("stream"), options.get("expected_version")
+        if stream is not None and isinstance(expected, int) and tx.version(stream) != expected:
+            tx._log.next_version(stream, expected)  # raises
+        return tell_raw(tx, *arguments, **options)
+
+    Transaction.tell_raw = tell  # type: ignore[assignment, method-assign]
+
+
 def _nothing(*_: Any, **__: Any) -> None: ...
 
 
 FAULTS: Final = {
     fault.__name__: fault
-    for fault in (acknowledge_before_commit, never_sync, never_full, forget_keys, forget_answers)
+    for fault in (
+        acknowledge_before_commit,
+        never_sync,
+        never_full,
+        forget_keys,
+        forget_answers,
+        look_at_the_version_first,
+    )
 }
 
 if __name__ == "__main__":
