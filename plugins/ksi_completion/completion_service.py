@@ -1,7 +1,7 @@
 """The conductor: accepted completions get their turn, run beside each other, and end, each exactly once."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Final, Protocol
 
@@ -162,9 +162,27 @@ class CompletionService:
                 await self._wake.wait()
 
     async def _take_up_again(self) -> None:
-        """After a bug has ended ``serve``: what was at work gets its turn again."""
-        for request_id in [name for name in self._live if name not in self._queue]:
-            self._queue.add((await self._row(request_id)).entry)
+        """After a bug has ended ``serve``: what was at work gets its turn, or is stopped, again."""
+        names = [name for name in self._live if name not in self._queue]
+        self._unbegun.clear()
+        for row in await self._rows_after_all_writes(names):
+            if row.reference is not None:
+                # It had its end, and only the last step was not told.
+                last = await self._last_step(row)
+                self._unwanted.discard(row.request_id)
+                self._live.pop(row.request_id).step(last)
+            elif row.request_id in self._unwanted:
+                self._unbegun.append(row)
+            else:
+                self._queue.add(row.entry)
+
+    async def _rows_after_all_writes(self, names: Sequence[str]) -> Sequence[Row]:
+        """Read rows in the writer: an end that is under way, though nobody awaits it now, comes before."""
+
+        def read(tx: Transaction) -> list[Row]:
+            return [Row.of(tx.execute(ONE, (name,)).fetchone()) for name in names]
+
+        return await self._database.write(read) if names else ()
 
     def _next(self) -> Entry | None:
         if self._is_draining:
@@ -205,7 +223,7 @@ class CompletionService:
                 last = await self._ending.end(row, outcome)
         finally:
             del self._runs[row.request_id]
-            self._unwanted.discard(row.request_id)
+        self._unwanted.discard(row.request_id)
         self._live.pop(row.request_id).step(last)
 
     async def _last_step(self, row: Row) -> Step:

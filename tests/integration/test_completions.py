@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from ksi_common.events.completion import Step
+from ksi_completion.ending import Ending
 from ksi_completion.outcomes import Outcome
+from ksi_completion.rows import Row
 from ksi_completion.running import Run
 from ksi_daemon.testing import RunningDaemon, Wire, running_daemon
 
@@ -391,6 +394,52 @@ async def test_a_bug_of_the_conductor_costs_nobody_an_answer(
     assert sorted(event["request_id"] for event in ended) == ["r0", "r1", "r2", "r3"]
     assert [event["request_id"] for event in ended if event["session_id"] == "s0"] == ["r0", "r2"]
     assert len(log_file.lines("child.crashed")) in {1, 2}
+
+
+async def test_a_completion_that_ended_in_a_bug_is_told_so_and_not_run_again(
+    monkeypatch: pytest.MonkeyPatch, log_file: Any
+) -> None:
+    bugs = iter([RuntimeError("a bug")])
+    end = Ending.end
+
+    async def end_badly(ending: Ending, row: Row, outcome: Outcome) -> Step:
+        last = await end(ending, row, outcome)
+        for bug in bugs:
+            raise bug
+        return last
+
+    monkeypatch.setattr(Ending, "end", end_badly)
+    with log_file.written():
+        async with daemon() as ksi, ksi.connect() as wire:
+            seen = await ask(wire, "echo: hi", session_id="s")
+            assert (seen[-1]["type"], seen[-1]["text"]) == ("result", "hi")
+            assert [step["type"] for step in seen].count("started") == 1
+            assert len(lines(ksi, "s")) == 1
+    assert len(log_file.lines("child.crashed")) == 1
+
+
+async def test_a_wish_to_stop_outlives_a_bug_of_the_conductor(
+    monkeypatch: pytest.MonkeyPatch, log_file: Any
+) -> None:
+    bugs = iter([RuntimeError("a bug")])
+    run_outcome = Run.outcome
+
+    async def outcome(run: Run) -> Outcome:
+        if run.row.request_id == "r1":
+            for bug in bugs:
+                raise bug
+        return await run_outcome(run)
+
+    monkeypatch.setattr(Run, "outcome", outcome)
+    with log_file.written():
+        async with daemon() as ksi, ksi.connect() as wire:
+            for name in ("r0", "r1"):
+                data = {"prompt": "mode:hang", "session_id": "s", "request_id": name}
+                await wire.call("completion:async", data)
+            await until(ksi, "completion:started")
+            reply = (await wire.call("completion:cancel", {"request_id": "r1"}))["data"]
+            assert (reply["status"], reply["proof"]["how"]) == ("cancelled", "not_started")
+    assert len(log_file.lines("child.crashed")) == 1
 
 
 async def test_what_was_queued_is_answered_by_the_next_daemon(tmp_path: Path) -> None:
