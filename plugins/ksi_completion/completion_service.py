@@ -59,6 +59,8 @@ class CompletionService:
         self._unwanted: set[str] = set()
         self._unbegun: list[Row] = []
         """Stopped while they waited: to be ended."""
+        self._enders: set[asyncio.Task[None]] = set()
+        """At work on them."""
         self._is_draining = False
         self._idle = asyncio.Event()
 
@@ -154,7 +156,10 @@ class CompletionService:
             while True:
                 self._wake.clear()
                 while self._unbegun:
-                    tasks.create_task(self._run(self._unbegun.pop()))
+                    row = self._unbegun.pop()
+                    ender = tasks.create_task(self._run(row), name=f"end of completion {row.request_id}")
+                    self._enders.add(ender)
+                    ender.add_done_callback(self._note_end)
                 while (entry := self._next()) is not None:
                     work = tasks.create_task(self._conduct(entry), name=f"completion {entry.request_id}")
                     # Not in `_conduct`: a task that is cancelled early enough runs nothing at all.
@@ -186,7 +191,7 @@ class CompletionService:
 
     def _next(self) -> Entry | None:
         if self._is_draining:
-            if not self._queue.running and not self._runs:
+            if not self._queue.running and not self._enders:
                 self._idle.set()
             return None
         if len(self._queue.running) >= self._concurrency:
@@ -208,6 +213,10 @@ class CompletionService:
     async def _conduct(self, entry: Entry) -> None:
         """Bring a completion whose turn it is to its end."""
         await self._run(await self._row(entry.request_id))
+
+    def _note_end(self, ender: asyncio.Task[None]) -> None:
+        self._enders.discard(ender)
+        self._wake.set()
 
     def _release(self, entry: Entry, _: asyncio.Task[None]) -> None:
         self._providers.end(entry.provider)

@@ -1,5 +1,6 @@
 """Completions over the socket: accepted, followed, ended once, whatever the provider does."""
 
+import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -10,11 +11,12 @@ from typing import Any
 import pytest
 
 from ksi_common.events.completion import Step
+from ksi_completion.completion_service import CompletionService
 from ksi_completion.ending import Ending
 from ksi_completion.outcomes import Outcome
 from ksi_completion.rows import Row
 from ksi_completion.running import Run
-from ksi_daemon.testing import RunningDaemon, Wire, running_daemon
+from ksi_daemon.testing import PATIENCE_S, RunningDaemon, Wire, running_daemon
 
 ODD_WORKER = [sys.executable, str(Path(__file__).parents[1] / "support" / "odd_worker.py")]
 
@@ -440,6 +442,34 @@ async def test_a_wish_to_stop_outlives_a_bug_of_the_conductor(
             reply = (await wire.call("completion:cancel", {"request_id": "r1"}))["data"]
             assert (reply["status"], reply["proof"]["how"]) == ("cancelled", "not_started")
     assert len(log_file.lines("child.crashed")) == 1
+
+
+async def test_a_drain_ends_with_what_was_stopped_before_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    ending, may_end = asyncio.Event(), asyncio.Event()
+    end = Ending.end
+
+    async def end_later(self: Ending, row: Row, outcome: Outcome) -> Step:
+        if row.request_id == "r1":
+            ending.set()
+            await may_end.wait()
+        return await end(self, row, outcome)
+
+    monkeypatch.setattr(Ending, "end", end_later)
+    async with daemon() as ksi, ksi.connect() as wire, asyncio.TaskGroup() as tasks:
+        service = ksi.daemon.services.get(CompletionService)
+        for name in ("r0", "r1"):
+            data = {"prompt": "mode:hang", "session_id": "s", "request_id": name}
+            await wire.call("completion:async", data)
+        await until(ksi, "completion:started")
+        wire.send({"event": "completion:cancel", "data": {"request_id": "r1"}, "id": "c1"})
+        await ending.wait()
+        await wire.call("completion:cancel", {"request_id": "r0"})
+        drain = tasks.create_task(service.drain())
+        await wire.call("completion:status")  # the drain has begun
+        assert not drain.done()
+        may_end.set()
+        async with asyncio.timeout(PATIENCE_S):
+            await drain
 
 
 async def test_what_was_queued_is_answered_by_the_next_daemon(tmp_path: Path) -> None:
