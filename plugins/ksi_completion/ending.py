@@ -23,9 +23,9 @@ from ksi_daemon.plugin import (
     Database,
     InvalidArgument,
     Notification,
+    OperationalError,
     Reference,
     Transaction,
-    Unavailable,
     format_time,
 )
 
@@ -65,7 +65,7 @@ class Ending:
     async def end(self, row: Row, outcome: Outcome) -> Step:
         """Write the answer, or why there is none, and tell it; give the last step.
 
-        A disk that takes nothing is waited for: what was accepted is owed an end.
+        A store that takes nothing, or not yet, is waited for: what was accepted is owed an end.
         """
         line = self._line(row, outcome)
         delay_s = FIRST_DELAY_S
@@ -77,7 +77,9 @@ class Ending:
                     return await self.commit(row, line, written)
             except InvalidArgument as error:
                 line = self._line(row, _unstorable(outcome, error))
-            except Unavailable as error:
+            except OperationalError as error:
+                if not error.retryable:
+                    raise
                 log.warning("completion.not_stored", request_id=row.request_id, error=error.message)
                 await asyncio.sleep(delay_s)
                 delay_s = min(delay_s * 2, MAX_DELAY_S)

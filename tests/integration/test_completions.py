@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
+from ksi_common.errors import DeadlineExceeded, KSIError, ResourceExhausted, Unavailable
 from ksi_common.events.completion import Step
 from ksi_completion.completion_service import CompletionService
 from ksi_completion.ending import Ending
 from ksi_completion.outcomes import Outcome
 from ksi_completion.rows import Row
 from ksi_completion.running import Run
+from ksi_completion.session_manager import SessionManager
 from ksi_daemon.testing import PATIENCE_S, RunningDaemon, Wire, running_daemon
 
 ODD_WORKER = [sys.executable, str(Path(__file__).parents[1] / "support" / "odd_worker.py")]
@@ -396,6 +398,35 @@ async def test_a_bug_of_the_conductor_costs_nobody_an_answer(
     assert sorted(event["request_id"] for event in ended) == ["r0", "r1", "r2", "r3"]
     assert [event["request_id"] for event in ended if event["session_id"] == "s0"] == ["r0", "r2"]
     assert len(log_file.lines("child.crashed")) in {1, 2}
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Unavailable("cannot store: the disk is full", reason="store_unavailable"),
+        DeadlineExceeded("unit of work interrupted", reason="unit_interrupted"),
+        ResourceExhausted("too many units wait for the disk", reason="writer_full"),
+    ],
+    ids=lambda refusal: str(refusal.details["reason"]),
+)
+async def test_an_end_that_the_database_refuses_for_now_is_written_later(
+    monkeypatch: pytest.MonkeyPatch, log_file: Any, refusal: KSIError
+) -> None:
+    refusals = iter([refusal])
+    answered_in = SessionManager.answered_in
+
+    def refuse_once(*arguments: Any, **keywords: Any) -> None:
+        for error in refusals:
+            raise error
+        answered_in(*arguments, **keywords)
+
+    monkeypatch.setattr(SessionManager, "answered_in", refuse_once)
+    with log_file.written():
+        async with daemon() as ksi, ksi.connect() as wire:
+            assert (await ask(wire, "echo: hi", session_id="s"))[-1]["text"] == "hi"
+            assert len(lines(ksi, "s")) == 1
+    assert log_file.lines("child.crashed") == []
+    assert len(log_file.lines("completion.not_stored")) == 1
 
 
 async def test_a_completion_that_ended_in_a_bug_is_told_so_and_not_run_again(
