@@ -66,7 +66,7 @@ class CompletionService:
 
     async def accept(self, asked: Asked) -> Accepted:
         """Put a completion on disk and let it wait for its turn."""
-        if len(self._queue) >= self._limit:
+        if len(self._queue) >= self._limit and not await self._is_known(asked.request_id):
             raise ResourceExhausted(
                 f"{len(self._queue)} completions are open", reason="queue_full", retry_after_s=RETRY_AFTER_S
             )
@@ -238,6 +238,9 @@ class CompletionService:
     async def _last_step(self, row: Row) -> Step:
         assert row.reference is not None
         return step_of(row, await self._responses.read(row.reference), row.reference)
+
+    async def _is_known(self, request_id: str | None) -> bool:
+        return request_id is not None and bool(await self._database.read(ONE, (request_id,)))
 
     async def _row(self, request_id: str) -> Row:
         rows = await self._database.read(ONE, (request_id,))

@@ -247,6 +247,14 @@ async def test_a_full_queue_refuses() -> None:
         assert answer["error"]["details"]["reason"] == "queue_full"
 
 
+async def test_a_full_queue_does_not_keep_anyone_from_what_is_in_it() -> None:
+    async with daemon(queue=1) as ksi, ksi.connect() as wire:
+        data = {"prompt": "mode:hang", "request_id": "r1"}
+        await wire.call("completion:async", data)
+        again = await wire.call("completion:async", data)
+        assert again["data"]["request_id"] == "r1"
+
+
 # Cancel
 
 
