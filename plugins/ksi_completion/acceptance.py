@@ -131,6 +131,8 @@ def _again(tx: Transaction, row: Row, digest: str) -> Taken:
         raise AlreadyExists(
             f"request {row.request_id} asked something else", reason="other_content", hint="choose another id"
         )
+    if row.reference is not None:
+        return Taken(row, 0)
     (ahead,) = tx.execute(
         "SELECT count(*) FROM completions WHERE session_id = ? AND sha256 IS NULL AND number < ?",
         (row.session_id, row.number),

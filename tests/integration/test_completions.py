@@ -270,6 +270,16 @@ async def test_a_queued_completion_is_cancelled_and_the_queue_goes_on() -> None:
         assert len(ksi.emitted("completion:cancelled")) == 1
 
 
+async def test_nothing_is_before_a_completion_that_has_ended() -> None:
+    async with daemon() as ksi, ksi.connect() as wire:
+        hang, stopped = ({"prompt": "mode:hang", "session_id": "s", "request_id": name} for name in "ab")
+        await wire.call("completion:async", hang)
+        assert (await wire.call("completion:async", stopped))["data"]["position"] == 1
+        await wire.call("completion:cancel", {"request_id": "b"})
+        again = (await wire.call("completion:async", stopped))["data"]
+        assert (again["status"], again["position"]) == ("cancelled", 0)
+
+
 async def test_a_streaming_completion_is_cancelled_with_the_worker_s_word_for_it() -> None:
     async with daemon() as ksi, ksi.connect() as wire, ksi.connect() as other:
         following = steps(wire, "mode:slow 1000 0.05", request_id="r1")
