@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -11,10 +12,11 @@ from typing import Any
 import pytest
 
 from ksi_common.errors import DeadlineExceeded, KSIError, ResourceExhausted, Unavailable
-from ksi_common.events.completion import Step
+from ksi_common.events.completion import Proof, Step
 from ksi_completion.completion_service import CompletionService
 from ksi_completion.ending import Ending
 from ksi_completion.outcomes import Outcome
+from ksi_completion.providers.worker_generation import WorkerGeneration
 from ksi_completion.rows import Row
 from ksi_completion.running import Run
 from ksi_completion.session_manager import SessionManager
@@ -313,6 +315,40 @@ async def test_a_worker_that_ignores_the_cancel_is_killed_and_the_others_are_ans
         assert reply["proof"]["elapsed_s"] < 3
         (result,) = await until(ksi, "completion:result")
         assert result["request_id"] == "r2"
+
+
+async def test_the_time_limit_does_not_break_off_the_proof_of_a_cancel() -> None:
+    async with daemon() as ksi, ksi.connect() as wire, ksi.connect() as other:
+        await ask(wire, "echo: the worker is there")
+        following = steps(wire, "mode:ignore_cancel", request_id="r1", timeout_s=1.0)
+        while (step := await anext(following))["type"] != "delta":
+            pass
+        reply = (await other.call("completion:cancel", {"request_id": "r1"}))["data"]
+        assert (reply["status"], reply["proof"]["how"]) == ("cancelled", "killed")
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(step["text"]), 0)
+
+
+async def test_a_wish_does_not_break_off_the_end_of_what_ran_out_of_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ending = asyncio.Event()
+    stop = WorkerGeneration.cancel
+
+    async def watched(generation: WorkerGeneration) -> Proof:
+        ending.set()
+        return await stop(generation)
+
+    monkeypatch.setattr(WorkerGeneration, "cancel", watched)
+    async with daemon() as ksi, ksi.connect() as wire, ksi.connect() as other:
+        following = steps(wire, "mode:ignore_cancel", request_id="r1", timeout_s=1.0)
+        while (step := await anext(following))["type"] != "delta":
+            pass
+        await ending.wait()
+        reply = (await other.call("completion:cancel", {"request_id": "r1"}))["data"]
+        assert (reply["status"], reply["state"]) == ("too_late", "failed")
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(step["text"]), 0)
 
 
 async def test_cancelling_twice_gives_the_same_proof_and_an_ended_one_is_too_late() -> None:
