@@ -383,6 +383,12 @@ async def test_a_worker_that_always_dies_fails_the_completion_for_good() -> None
         assert len(ksi.emitted("completion:retrying")) == 1
 
 
+@pytest.mark.parametrize("tokens", [-1, 2**63])
+async def test_a_count_of_tokens_that_cannot_be_kept_fails_the_completion(tokens: int) -> None:
+    async with daemon(attempts=1) as ksi:
+        assert (await failure_of(ksi, f"mode:usage {tokens}"))["reason"] == "worker_garbled"
+
+
 async def test_a_silent_provider_has_stalled() -> None:
     async with daemon(stall_s=0.3, attempts=1) as ksi:
         assert (await failure_of(ksi, "mode:hang"))["reason"] == "stalled"
