@@ -4,7 +4,8 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+import threading
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 
 from ksi_common.errors import DeadlineExceeded, KSIError, ResourceExhausted, Unavailable
-from ksi_common.events.completion import Proof, Step
+from ksi_common.events.completion import Asked, ChatMessage, Proof, Step
+from ksi_completion import acceptance
 from ksi_completion.completion_service import CompletionService
 from ksi_completion.ending import Ending
 from ksi_completion.outcomes import Outcome
@@ -595,3 +597,19 @@ async def test_a_large_prompt_is_kept_beside_the_log() -> None:
         assert message["content"] is None
         assert message["reference"]["length"] == 2_000_006
         await until(ksi, "completion:result")
+
+
+async def test_a_large_prompt_is_hashed_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    beside: list[bool] = []
+    in_bytes = acceptance._in_bytes
+
+    def noted(asked: Asked, messages: Sequence[ChatMessage]) -> tuple[str, Sequence[bytes]]:
+        beside.append(threading.current_thread() is not threading.main_thread())
+        return in_bytes(asked, messages)
+
+    monkeypatch.setattr(acceptance, "_in_bytes", noted)
+    async with daemon() as ksi, ksi.connect() as wire:
+        for size in (10, 500_000):
+            answer = await wire.call("completion:async", {"prompt": "x" * size})
+            assert answer["type"] == "reply", answer
+    assert beside == [False, True]
