@@ -23,6 +23,7 @@ from ksi_completion.provider_manager import ProviderManager
 from ksi_completion.providers.interface import Answer, Generation, Job, ProviderFailure
 from ksi_completion.retry_manager import RETRIED, RetryManager
 from ksi_completion.rows import Row
+from ksi_completion.storing import stored
 from ksi_daemon.plugin import Bus, Database, KSIError, Transaction
 
 log = structlog.get_logger()
@@ -174,7 +175,7 @@ class Run:
             tx.execute(_BEGIN, (self._attempt, self._clock.time_us(), self.row.request_id))
             tx.tell(CompletionStarted(**self._named()), stream=f"completion/{self.row.request_id}")
 
-        await self._database.write(begin)
+        await self._write(begin)
         self._show("started")
 
     async def _tell_retry(self, failure: ProviderFailure, failures: int, delay_s: float) -> None:
@@ -189,8 +190,12 @@ class Run:
             tx.execute(_FAIL, (failures, self.row.request_id))
             tx.tell(told, stream=f"completion/{self.row.request_id}")
 
-        await self._database.write(note)
+        await self._write(note)
         self._show("retrying", delay_s=delay_s, reason=failure.reason)
+
+    async def _write(self, unit: Callable[[Transaction], None]) -> None:
+        """Write, as soon as the disk takes it: a full one is no fault of the completion."""
+        await stored(lambda: self._database.write(unit), request_id=self.row.request_id)
 
     async def _tell_delta(self, index: int, text: str) -> None:
         self._is_silent = False

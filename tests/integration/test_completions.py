@@ -22,6 +22,7 @@ from ksi_completion.providers.worker_generation import WorkerGeneration
 from ksi_completion.rows import Row
 from ksi_completion.running import Run
 from ksi_completion.session_manager import SessionManager
+from ksi_daemon.database import Database
 from ksi_daemon.testing import PATIENCE_S, RunningDaemon, Wire, running_daemon
 
 ODD_WORKER = [sys.executable, str(Path(__file__).parents[1] / "support" / "odd_worker.py")]
@@ -488,6 +489,29 @@ async def test_an_end_that_the_database_refuses_for_now_is_written_later(
             assert (await ask(wire, "echo: hi", session_id="s"))[-1]["text"] == "hi"
             assert len(lines(ksi, "s")) == 1
     assert log_file.lines("child.crashed") == []
+    assert len(log_file.lines("completion.not_stored")) == 1
+
+
+async def test_a_completion_whose_turn_comes_while_the_disk_is_full_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch, log_file: Any
+) -> None:
+    refusals = iter([Unavailable("cannot store: the disk is full", reason="store_unavailable")])
+    write = Database.write
+
+    def refuse_once(database: Database, unit: Any) -> Any:
+        if unit.__qualname__.startswith("Run."):
+            for error in refusals:
+                raise error
+        return write(database, unit)
+
+    monkeypatch.setattr(Database, "write", refuse_once)
+    with log_file.written():
+        async with daemon() as ksi, ksi.connect() as wire:
+            seen = await ask(wire, "echo: hi")
+    assert [(step["type"], step["attempt"]) for step in seen if step["type"] in {"started", "result"}] == [
+        ("started", 1),
+        ("result", 1),
+    ]
     assert len(log_file.lines("completion.not_stored")) == 1
 
 
