@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Final, Protocol
 
@@ -14,7 +15,7 @@ from ksi_completion.queue_manager import Entry, QueueManager
 from ksi_completion.responses import Responses
 from ksi_completion.rows import ONE, Row
 from ksi_completion.running import Run
-from ksi_daemon.plugin import Database, NotFound, ResourceExhausted, Transaction, event_context
+from ksi_daemon.plugin import Database, DataLoss, NotFound, ResourceExhausted, Transaction, event_context
 
 RETRY_AFTER_S: Final = 2.0
 
@@ -116,13 +117,12 @@ class CompletionService:
             async for _ in live.follow():
                 pass
         row = await self._row(request_id)
-        is_cancelled = row.state == "cancelled"
-        return CancelReply(
-            status="cancelled" if is_cancelled else "too_late",
-            request_id=request_id,
-            state=row.state,
-            proof=row.proof,
-        )
+        if row.state != "cancelled":
+            return CancelReply(status="too_late", request_id=request_id, state=row.state)
+        proof = row.proof
+        with suppress(DataLoss):  # its line names the processes, too
+            proof = (await self._last_step(row)).proof
+        return CancelReply(status="cancelled", request_id=request_id, state=row.state, proof=proof)
 
     async def status(self, request_id: str | None, *, include_response: bool) -> Overview:
         """Describe the queue, and one completion where it is asked for. Raises NotFound."""

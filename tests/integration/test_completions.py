@@ -311,11 +311,14 @@ async def test_a_worker_that_ignores_the_cancel_is_killed_and_the_others_are_ans
     async with daemon() as ksi, ksi.connect() as wire, ksi.connect() as other:
         await other.call("completion:async", {"prompt": "mode:slow 4 0.05", "request_id": "r2"})
         following = steps(wire, "mode:ignore_cancel", request_id="r1")
-        while (await anext(following))["type"] != "delta":
+        while (step := await anext(following))["type"] != "delta":
             pass
         reply = (await other.call("completion:cancel", {"request_id": "r1"}))["data"]
         assert (reply["status"], reply["proof"]["how"]) == ("cancelled", "killed")
         assert reply["proof"]["elapsed_s"] < 3
+        assert int(step["text"]) in reply["proof"]["pids_gone"]
+        again = (await other.call("completion:cancel", {"request_id": "r1"}))["data"]
+        assert again == reply
         (result,) = await until(ksi, "completion:result")
         assert result["request_id"] == "r2"
 
