@@ -15,6 +15,8 @@ from ksi_completion.live import Live
 from ksi_completion.prompts import MAX_FILE_BYTES, Prompts, with_history
 from ksi_completion.providers.interface import FailureClass, ProviderFailure
 from ksi_completion.retry_manager import MAX_DELAY_S, RetryManager
+from ksi_completion.settings import CompletionSettings
+from ksi_daemon.settings import Settings
 
 # Retries
 
@@ -228,3 +230,9 @@ async def test_what_is_no_prompt_file_is_refused(
     with pytest.raises(error) as refused:
         await read(root, make(root))
     assert refused.value.details["reason"] == reason
+
+
+@pytest.mark.parametrize("path", ["prompts", "~/prompts", "/home/../etc"])
+def test_a_folder_of_prompts_that_no_file_could_be_in_is_refused_with_its_name(path: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"prompt_roots.0.*{path} is not a whole path"):
+        CompletionSettings.of(Settings(plugins={"completion": {"prompt_roots": [path]}}))
