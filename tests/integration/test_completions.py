@@ -381,6 +381,27 @@ async def test_a_worker_that_dies_is_restarted_and_the_answer_comes(tmp_path: Pa
         assert len(lines(ksi, seen[-1]["session_id"])) == 1
 
 
+async def test_a_bug_in_hearing_a_worker_costs_no_more_than_that_worker(
+    monkeypatch: pytest.MonkeyPatch, log_file: Any
+) -> None:
+    bugs = iter([RuntimeError("a bug")])
+    take = WorkerGeneration.take
+
+    def take_badly(generation: WorkerGeneration, report: Any) -> None:
+        for bug in bugs:
+            raise bug
+        take(generation, report)
+
+    monkeypatch.setattr(WorkerGeneration, "take", take_badly)
+    with log_file.written():
+        async with daemon() as ksi, ksi.connect() as wire:
+            seen = await ask(wire, "echo: hi")
+            assert [step["reason"] for step in seen if step["type"] == "retrying"] == ["bug"]
+            assert seen[-1]["text"] == "hi"
+            assert (await ask(wire, "echo: again"))[-1]["text"] == "again"
+    assert len(log_file.lines("worker.bug")) == 1
+
+
 async def test_a_worker_that_always_dies_fails_the_completion_for_good() -> None:
     async with daemon(attempts=2) as ksi:
         failure = await failure_of(ksi, "mode:die", request_id="r1")
