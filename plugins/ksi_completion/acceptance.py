@@ -1,5 +1,6 @@
 """How a completion is accepted: prompt and row on disk, in one commit with the word that they are there."""
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -67,8 +68,11 @@ class Acceptance:
         messages = await self._prompts.messages(asked)
         if not messages[-1].content.strip():
             raise InvalidArgument("the last message is empty", reason="empty_prompt")
-        stored = await self._store(messages)
-        digest = _digest(asked, messages)
+        if sum(len(message.content) for message in messages) <= INLINE_BYTES:
+            digest, contents = _in_bytes(asked, messages)
+        else:  # megabytes, for which the loop does not wait
+            digest, contents = await asyncio.to_thread(_in_bytes, asked, messages)
+        stored = await self._store(messages, contents)
         request_id = asked.request_id or new_id()
 
         def take(tx: Transaction) -> Taken:
@@ -112,12 +116,10 @@ class Acceptance:
 
         return await self._database.write(take)
 
-    async def _store(self, messages: Sequence[ChatMessage]) -> list[StoredMessage]:
-        size = sum(len(message.content.encode()) for message in messages)
-        inline = INLINE_BYTES if size <= INLINE_BYTES else SHORT_BYTES
+    async def _store(self, messages: Sequence[ChatMessage], contents: Sequence[bytes]) -> list[StoredMessage]:
+        inline = INLINE_BYTES if sum(map(len, contents)) <= INLINE_BYTES else SHORT_BYTES
         stored = []
-        for message in messages:
-            content = message.content.encode()
+        for message, content in zip(messages, contents, strict=True):
             if len(content) <= inline:
                 stored.append(StoredMessage(message.role, message.content, None))
             else:
@@ -131,6 +133,8 @@ def _again(tx: Transaction, row: Row, digest: str) -> Taken:
         raise AlreadyExists(
             f"request {row.request_id} asked something else", reason="other_content", hint="choose another id"
         )
+    if row.reference is not None:
+        return Taken(row, 0)
     (ahead,) = tx.execute(
         "SELECT count(*) FROM completions WHERE session_id = ? AND sha256 IS NULL AND number < ?",
         (row.session_id, row.number),
@@ -138,15 +142,16 @@ def _again(tx: Transaction, row: Row, digest: str) -> Taken:
     return Taken(row, ahead)
 
 
-def _digest(asked: Asked, messages: Sequence[ChatMessage]) -> str:
-    """Name what was asked; of a prompt_file the content counts, not the path."""
+def _in_bytes(asked: Asked, messages: Sequence[ChatMessage]) -> tuple[str, Sequence[bytes]]:
+    """Give a name of what was asked, and the contents; of a prompt_file the content counts, not the path."""
     digest = hashlib.sha256()
     chosen = {"request_id", "prompt", "prompt_file", "messages", "system"}
     digest.update(asked.model_dump_json(exclude=chosen).encode())
-    for message in messages:
-        content = message.content.encode()
-        digest.update(f"\n{message.role} {len(content)} ".encode() + content)
-    return digest.hexdigest()
+    contents = [message.content.encode() for message in messages]
+    for message, content in zip(messages, contents, strict=True):
+        digest.update(f"\n{message.role} {len(content)} ".encode())
+        digest.update(content)
+    return digest.hexdigest(), contents
 
 
 def _told(
