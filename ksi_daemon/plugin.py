@@ -83,7 +83,9 @@ def handler(function: F) -> F:
     """Handle the Request or Stream that the first parameter is annotated with.
 
     Further parameters are services, resolved by type at load, or EventEnvelope, EventMetadata.
-    A Request's handler returns its reply; a Stream's is an async generator. A plain function runs in
+    A Request's handler returns its reply; a Stream's is an async generator. Where a unit of work gives the
+    reply itself (``return await database.write(unit)``), a retry under the same idempotency key gets that
+    reply even if the daemon dies before it is sent. A plain function runs in
     a thread. Raise an OperationalError for what is expected; anything else is a bug, and logged.
     """
     setattr(function, HANDLER, True)
