@@ -121,7 +121,7 @@ class EventLog:
             for row in read_page(connection, after, until, limit):
                 if isinstance(row, Damage):
                     damaged.append(row)
-                elif row[2] != 1 and row[3] in wanted and (stream is None or row[4] == stream):
+                elif _is_told(row) and row[3] in wanted and (stream is None or row[4] == stream):
                     event = self._event(row, damaged)
                     if event is None:
                         continue
@@ -248,15 +248,22 @@ def _loss(damage: Damage) -> DataLoss:
     )
 
 
+def _is_told(row: Row) -> bool:
+    """Tell whether a row is a notification: what has data is one, whatever it says of its kind."""
+    return row[2] != 1 or row[13] is not None or row[14] is not None
+
+
 class _Names:
-    """Names that match, decided once a name."""
+    """Names that match, decided once a name; what is no name may have been any."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
         self._patterns = tuple(patterns)
-        self._decided: dict[str, bool] = {}
+        self._decided: dict[object, bool] = {}
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         decided = self._decided.get(name)
         if decided is None:
-            decided = self._decided[name] = any(matches(pattern, name) for pattern in self._patterns)
+            decided = self._decided[name] = not isinstance(name, str) or any(
+                matches(pattern, name) for pattern in self._patterns
+            )
         return decided

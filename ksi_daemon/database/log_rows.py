@@ -66,7 +66,7 @@ def event_of(row: Row, home: Path) -> StoredEvent:
     """Make the event of a row, with its data from wherever that is; raise DamagedRow."""
     try:
         event = from_row(row)
-        if event.kind == "request":
+        if row[_DATA] is None and row[_REFERENCE] is None and event.kind == "request":
             return event
         if row[_DATA] is None:
             data = referenced(row, home)
