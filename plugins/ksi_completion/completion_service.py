@@ -1,8 +1,8 @@
 """The conductor: accepted completions get their turn, run beside each other, and end, each exactly once."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import Final, Protocol
 
@@ -95,15 +95,16 @@ class CompletionService:
         self._live[row.request_id] = Live(accepted)
         self._queue.add(row.entry)
 
-    async def stream(self, asked: Asked) -> AsyncIterator[Step]:
+    async def stream(self, asked: Asked) -> AsyncGenerator[Step, None]:
         """Accept a completion, or find it, and follow it to its end."""
         accepted = await self.accept(asked)
         live = self._live.get(accepted.request_id)
         if live is None:
             yield await self._last_step(await self._row(accepted.request_id))
             return
-        async for step in live.follow():
-            yield step
+        async with aclosing(live.follow()) as steps:
+            async for step in steps:
+                yield step
 
     async def cancel(self, request_id: str) -> CancelReply:
         """Stop a completion; return when it has ended, by this or otherwise. Raises NotFound."""

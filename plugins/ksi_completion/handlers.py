@@ -1,6 +1,7 @@
 """What is asked of completions and conversations."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from ksi_common.events.completion import (
@@ -69,8 +70,9 @@ async def async_(request: Async, service: CompletionService) -> Accepted:
 @handler
 async def stream(request: StreamCompletion, service: CompletionService) -> AsyncIterator[Step]:
     """Accept a completion and follow it."""
-    async for step in service.stream(request):
-        yield step
+    async with aclosing(service.stream(request)) as steps:
+        async for step in steps:
+            yield step
 
 
 @handler

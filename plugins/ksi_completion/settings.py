@@ -21,7 +21,12 @@ class CompletionSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    concurrency: int = Field(4, ge=1, le=64, description="Completions at work at once, over all sessions.")
+    concurrency: int = Field(
+        4,
+        ge=1,
+        le=64,
+        description="Completions at work at once, over all sessions; of the embedded model, two.",
+    )
     session_queue: int = Field(100, ge=1, description="Open completions of one session; one more is refused.")
     queue: int = Field(10_000, ge=1, description="Open completions altogether; one more is refused.")
     attempts: int = Field(3, ge=1, le=10, description="Tries of one completion that a provider fails.")

@@ -111,7 +111,7 @@ async def test_an_attempt_makes_what_the_one_before_it_said_void() -> None:
         ("started", 2, None),
         ("delta", 2, "Paris"),
     ]
-    await following.aclose()  # type: ignore[attr-defined]
+    await following.aclose()
 
 
 async def test_deltas_of_two_attempts_are_not_joined() -> None:
