@@ -25,7 +25,7 @@ class CompletionSettings(BaseModel):
         4,
         ge=1,
         le=64,
-        description="Completions at work at once, over all sessions; of the embedded model, two.",
+        description="At work at once, over all sessions; of the embedded model, two.",
     )
     session_queue: int = Field(100, ge=1, description="Open completions of one session; one more is refused.")
     queue: int = Field(10_000, ge=1, description="Open completions altogether; one more is refused.")
