@@ -3,11 +3,10 @@
 import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from ksi_common.clock import Clock
-from ksi_common.events.completion import Asked, ChatMessage, CompletionAccepted, PromptMessage
+from ksi_common.events.completion import Accepted, Asked, ChatMessage, CompletionAccepted, PromptMessage
 from ksi_completion.prompts import Prompts
 from ksi_completion.provider_manager import ProviderManager
 from ksi_completion.rows import ONE, TEXT, Row, StoredMessage
@@ -24,14 +23,6 @@ _INSERT: Final = (
     "agent_id, originator_agent_id, purpose, event_id, correlation_id, actor, hop, accepted_us) "
     "VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """A completion that is on disk. ``ahead``: how many open ones of its session are before it."""
-
-    row: Row
-    ahead: int
 
 
 Opened = Callable[[Row, int], None]
@@ -58,7 +49,7 @@ class Acceptance:
         self._providers = providers
         self._sessions = sessions
 
-    async def accept(self, asked: Asked, *, opened: Opened) -> Taken:
+    async def accept(self, asked: Asked, *, opened: Opened) -> Accepted:
         """Put a completion on disk; the one that there is where the same request_id asked the same before.
 
         ``opened`` is called for a new one, in the order of acceptance, before anyone hears of it. Raises what
@@ -75,7 +66,7 @@ class Acceptance:
         stored = await self._store(messages, contents)
         request_id = asked.request_id or new_id()
 
-        def take(tx: Transaction) -> Taken:
+        def take(tx: Transaction) -> Accepted:
             known = tx.execute(ONE, (request_id,)).fetchone()
             if known is not None:
                 return _again(tx, Row.of(known), digest)
@@ -112,8 +103,9 @@ class Acceptance:
                 message.insert_in(tx, request_id, position)
             row = Row.of(tx.execute(ONE, (request_id,)).fetchone())
             tx.on_commit(lambda: opened(row, ahead))
-            return Taken(row, ahead)
+            return _accepted(row, ahead)
 
+        # The unit gives the reply: under an idempotency key it commits with the completion.
         return await self._database.write(take)
 
     async def _store(self, messages: Sequence[ChatMessage], contents: Sequence[bytes]) -> list[StoredMessage]:
@@ -128,18 +120,29 @@ class Acceptance:
         return stored
 
 
-def _again(tx: Transaction, row: Row, digest: str) -> Taken:
+def _again(tx: Transaction, row: Row, digest: str) -> Accepted:
     if row.digest != digest:
         raise AlreadyExists(
             f"request {row.request_id} asked something else", reason="other_content", hint="choose another id"
         )
     if row.reference is not None:
-        return Taken(row, 0)
+        return _accepted(row, 0)
     (ahead,) = tx.execute(
         "SELECT count(*) FROM completions WHERE session_id = ? AND sha256 IS NULL AND number < ?",
         (row.session_id, row.number),
     ).fetchone()
-    return Taken(row, ahead)
+    return _accepted(row, ahead)
+
+
+def _accepted(row: Row, ahead: int) -> Accepted:
+    return Accepted(
+        request_id=row.request_id,
+        session_id=row.session_id,
+        status=row.state,
+        position=ahead,
+        provider=row.provider,
+        model=row.model,
+    )
 
 
 def _in_bytes(asked: Asked, messages: Sequence[ChatMessage]) -> tuple[str, Sequence[bytes]]:

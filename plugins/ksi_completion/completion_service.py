@@ -71,16 +71,7 @@ class CompletionService:
             raise ResourceExhausted(
                 f"{len(self._queue)} completions are open", reason="queue_full", retry_after_s=RETRY_AFTER_S
             )
-        taken = await self._acceptance.accept(asked, opened=self.open)
-        row = taken.row
-        return Accepted(
-            request_id=row.request_id,
-            session_id=row.session_id,
-            status=row.state,
-            position=taken.ahead,
-            provider=row.provider,
-            model=row.model,
-        )
+        return await self._acceptance.accept(asked, opened=self.open)
 
     def open(self, row: Row, ahead: int) -> None:
         """Queue what is on disk; called in the order of acceptance."""

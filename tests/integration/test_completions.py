@@ -171,6 +171,15 @@ async def test_the_same_request_again_is_the_same_completion() -> None:
         assert len(ksi.emitted("completion:accepted")) == 1
 
 
+async def test_a_completion_asked_again_under_its_key_is_the_same_one() -> None:
+    async with daemon() as ksi, ksi.connect() as wire:
+        data = {"prompt": "echo hi"}
+        frames = [await wire.call("completion:async", data, idempotency_key="k") for _ in range(2)]
+        assert frames[0]["data"] == frames[1]["data"]
+        await until(ksi, "completion:result")
+    assert len(ksi.emitted("completion:accepted")) == 1
+
+
 async def test_the_same_request_id_for_something_else_is_refused() -> None:
     async with daemon() as ksi, ksi.connect() as wire:
         await ask(wire, "echo: hi", request_id="r1")
