@@ -11,6 +11,8 @@ from ksi_common.frames import Answer, Call, End, Failure, Item, Mark, Reply
 
 MAX_BUFFERED_ITEMS: Final = 10_000
 MAX_BUFFERED_BYTES: Final = 8 * 1024 * 1024
+MAX_LOSSES: Final = 4
+"""Connections that a request may lose and be sent again: one that ends the daemon is not asked for ever."""
 
 Entry = Item | Mark
 Wake = Callable[[], None]
@@ -105,13 +107,20 @@ class Exchange(ABC):
 class Question(Exchange):
     """A request with one reply."""
 
-    __slots__ = ("reply",)
+    __slots__ = ("_losses", "reply")
 
     def __init__(
         self, call: Call, *, resend: bool = False, retryable: bool = False, changes: bool = False
     ) -> None:
         super().__init__(call, resend=resend, retryable=retryable, changes=changes)
         self.reply: Reply | None = None
+        self._losses = 0
+
+    def interrupt(self) -> bool:
+        """Hear that the connection is gone; after the fourth time it is given up."""
+        self._losses += 1
+        self.resend = self.resend and self._losses <= MAX_LOSSES
+        return super().interrupt()
 
     def take(self, answer: Answer, size: int) -> None:  # noqa: ARG002  (a reply is not buffered)
         """Take the reply or the error; a stream's item ends it."""

@@ -67,7 +67,7 @@ async def retry_and_audit(daemon: DaemonProcess, kills: int) -> int:
     draw, idents, answered = random.Random(7), count(), Counter[str]()
     askers = [Asker(number, idents) for number in range(ASKERS)]
     enough, due = Event(), Event()
-    kill_at = draw.randint(1, BETWEEN)
+    kill_at = draw.randint(ASKERS, BETWEEN)
 
     async def work(asker: Asker, client: AsyncClient) -> None:
         while not enough.is_set():
@@ -84,7 +84,7 @@ async def retry_and_audit(daemon: DaemonProcess, kills: int) -> int:
                 await due.wait()
                 await daemon.kill()
                 due.clear()
-                kill_at = answered["all"] + draw.randint(1, BETWEEN)
+                kill_at = answered["all"] + draw.randint(ASKERS, BETWEEN)
                 await daemon.start()
             await due.wait()
             enough.set()
