@@ -250,7 +250,8 @@ class Subscribe(Stream[Subscribed], event="event:subscribe", safe=True, raises=(
     With ``consumer`` or ``group`` the daemon keeps the cursor: it goes on after what was acknowledged
     (``event:ack``), and gives again what was not, at least once. Members of a group share its events by key,
     which is the event's stream, else its correlation id: while a member has an event of a key, no member is
-    given the next one of it. Another connection under the same name takes the place of the first.
+    given the next one of it. Another connection under the same name takes the place of the first. What is
+    ephemeral is not for them.
     """
 
     patterns: Annotated[list[EventPattern], Field(min_length=1, max_length=256)] = Field(

@@ -12,6 +12,7 @@ from ksi_client import AsyncClient, Client
 from ksi_common.errors import KSIError
 from ksi_daemon.consumers.ledger import LOSSES_TOGETHER
 from ksi_daemon.testing import PATIENCE_S, RunningDaemon, Wire, running_daemon
+from tests.support.databases import writable
 from tests.support.waiting import eventually
 
 Item = dict[str, Any]
@@ -412,6 +413,26 @@ async def test_acks_leave_no_rows_in_the_log(ksi: RunningDaemon) -> None:
         for item in items:
             await member.ack(item)
         assert ksi.daemon.hub.head == head
+
+
+async def test_an_ack_that_cannot_be_stored_is_refused_and_loses_nothing(ksi: RunningDaemon) -> None:
+    await tell(ksi, *range(3))
+    async with following(ksi, group="g", consumer="b", start="beginning", max_inflight=1) as b:
+        held = await b.item()
+        async with following(ksi, group="g", consumer="a") as a:
+            items = await a.items(2)
+            writable(ksi.daemon.database, is_so=False)
+            answer = await a.call("event:ack", {"group": "g", "cursors": [items[0]["cursor"]]})
+            assert answer["error"]["details"]["reason"] == "store_unavailable"
+            a.wire.close()  # what it had is to be noted, too, as soon as that can be
+            await b.mark("caught_up")
+        writable(ksi.daemon.database, is_so=True)
+        await b.ack(held)
+        for item in items:
+            again = await b.item()
+            assert (again["cursor"], again["data"]["attempt"]) == (item["cursor"], 2)
+            await b.ack(again)
+        assert (await state(ksi, "g"))["lag"] == 0
 
 
 async def test_the_client_consumes_acks_and_gives_back(ksi: RunningDaemon) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ksi_daemon.testing import PATIENCE_S, RunningDaemon, running_daemon
+from tests.support.databases import writable
 from tests.support.waiting import eventually
 
 from .conftest import LogFile, WritePlugin
@@ -22,6 +23,8 @@ LEDGER = """
     tried: dict[str, list[object]] = defaultdict(list)
     told = asyncio.Condition()
     broken: set[object] = set()
+    gate = asyncio.Event()
+    gate.set()
 
     async def note(name: str, value: object) -> None:
         async with told:
@@ -40,6 +43,7 @@ LEDGER = """
     @subscriber(durable=True, start="beginning", max_attempts=3, retry_s=0.01)
     async def book(change: Changed, envelope: EventEnvelope, database: Database) -> None:
         await note("book", change.value)
+        await gate.wait()
         if change.value in broken:
             raise FailedPrecondition(f"{change.value} is no number")
 
@@ -195,6 +199,20 @@ async def test_what_it_raises_after_its_effect_changes_nothing(
     errors = [line["error"] for line in log_file.lines("handler.crashed")]
     assert errors[0] == "ZeroDivisionError: after all was done"
     assert "writes a second time" in errors[1]
+
+
+async def test_a_disk_that_takes_nothing_is_waited_for_and_is_no_attempt(write_plugin: WritePlugin) -> None:
+    async with running_daemon(plugins=[write_plugin(LEDGER, "ledger")]) as ksi:
+        module().gate.clear()
+        await set_(ksi, 1)
+        await tried("book", 1)
+        writable(ksi.daemon.database, is_so=False)
+        module().gate.set()
+        assert await tried("book", 2) == [1, 1]
+        writable(ksi.daemon.database, is_so=True)
+        await settled(ksi, "ledger.book")
+        assert await booked(ksi) == [1]
+        assert ksi.emitted("deadletter:added") == []
 
 
 async def test_what_is_never_stored_has_no_durable_subscriber(write_plugin: WritePlugin) -> None:

@@ -264,6 +264,7 @@ class Play:
         assert (state.lag, state.waiting_again, state.dead_letters) == (0, 0, len(self.model.dead))
 
 
+@pytest.mark.timeout(scaled(60, 1200))
 @given(steps)
 @settings(max_examples=scaled(40, 1000))
 def test_a_group_does_each_event_in_order_of_its_key_or_buries_it(script: list[tuple[str, int]]) -> None:

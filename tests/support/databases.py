@@ -111,6 +111,12 @@ def interrupt_itself(tx: Transaction) -> None:
     )
 
 
+def writable(database: Database, *, is_so: bool) -> None:
+    """Have the database take nothing, as on a disk that is full, or take it again."""
+    # Not by a unit: where nothing is taken no unit begins.
+    database._writer._connection.execute(f"PRAGMA query_only = {'OFF' if is_so else 'ON'}")
+
+
 def envelope(event: str = "demo:ask", **facts: Any) -> EventEnvelope:
     """Make the envelope of a request that leaves a row in the log."""
     return EventEnvelope(event, {"n": 1}, facts.pop("event_id", "request-1"), "c1", to_record=True, **facts)

@@ -533,6 +533,37 @@ async def test_a_definite_no_is_final(w: World) -> None:
     assert (event, data["code"], data["attempts"]) == ("timer:failed", "INVALID_ARGUMENT", 1)
 
 
+async def test_one_that_is_given_up_is_a_dead_letter_that_sets_it_again(w: World) -> None:
+    letters: DatabaseDeadLetters = w.timers._letters  # type: ignore[assignment]
+    w.answer = failing(InvalidArgument("never"))
+    await w.timers.schedule("t", Ring(n=1), after_s=0)
+    assert await w.next_asked() == 1
+    assert (await w.next_told())[0] == "timer:failed"
+    event, told = await w.next_told()
+    assert (event, told["origin"], told["name"], told["reason"]) == (
+        "deadletter:added", "timer", "t", "INVALID_ARGUMENT",
+    )  # fmt: skip
+    letter = await letters.get(told["id"])
+    assert (letter.kind, letter.event, letter.data, letter.attempts) == ("message", "demo:ring", '{"n":1}', 1)
+    w.answer = None
+    assert await letters.redrive([letter.id]) == ([letter.id], [])
+    assert await letters.redrive([letter.id]) == ([], [letter.id])
+    assert await w.next_asked() == 1
+    await w.wait_gone("t")
+
+
+async def test_a_dead_letter_does_not_take_the_place_of_a_timer_that_is_set(w: World) -> None:
+    letters: DatabaseDeadLetters = w.timers._letters  # type: ignore[assignment]
+    w.answer = failing(InvalidArgument("never"))
+    await w.timers.schedule("t", Ring(n=1), after_s=0)
+    await w.next_told()
+    _, told = await w.next_told()
+    await w.timers.schedule("t", Ring(n=2), after_s=1000)
+    with pytest.raises(FailedPrecondition, match="is set anew"):
+        await letters.redrive([told["id"]])
+    assert (await letters.get(told["id"])).state == "dead"
+
+
 async def test_an_error_says_when_to_ask_again(w: World) -> None:
     w.answer = failing(Unavailable("not now", retry_after_s=500))
     await w.timers.schedule("t", Ring(n=1), after_s=0)
