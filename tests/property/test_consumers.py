@@ -185,7 +185,19 @@ class Play:
             await self.consumers.follow(wish, taker)
 
         self.members[name] = (taker, self.tasks.create_task(follow()))
+        await self._wait_seated(name)
         await self._settle()
+
+    async def _wait_seated(self, name: str) -> None:
+        for _ in range(1_000_000):  # it reads its rows in a thread, which tells nobody here
+            if name in self._seated():
+                return
+            await asyncio.sleep(0)
+        raise AssertionError(f"{name} follows in vain")
+
+    def _seated(self) -> set[str]:
+        running = self.consumers._running.values()
+        return {member.name for one in running for member in one.seats}
 
     async def _leave(self, name: str) -> None:
         if name in self.members:
