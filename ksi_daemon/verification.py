@@ -16,7 +16,7 @@ from ksi_daemon.referrers import Referred, Referrers
 
 PAGE: Final = 500
 """Rows of one hop to a reader."""
-_SEQ, _ID, _KIND, _DATA, _REFERENCE, _DIGEST, _CHAIN = 0, 1, 2, 13, 14, 15, 16
+_SEQ, _ID, _DATA, _REFERENCE, _DIGEST, _CHAIN = 0, 1, 13, 14, 15, 16
 
 
 @dataclass(frozen=True, slots=True)

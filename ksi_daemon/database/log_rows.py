@@ -28,7 +28,7 @@ _TEXT_IS_NONE: Final = 0
 """SQLite finds nothing wrong with a text that is no UTF-8; the module does, and gives no code."""
 _PAGE: Final = f"SELECT {COLUMNS} FROM log WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?"  # noqa: S608
 _ONE: Final = f"SELECT {COLUMNS} FROM log WHERE seq = ?"  # noqa: S608
-_SEQ, _ID, _KIND, _DATA, _REFERENCE, _DIGEST, _CHAIN = 0, 1, 2, 13, 14, 15, 16
+_SEQ, _ID, _DATA, _REFERENCE, _DIGEST = 0, 1, 13, 14, 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +66,18 @@ def event_of(row: Row, home: Path) -> StoredEvent:
     """Make the event of a row, with its data from wherever that is; raise DamagedRow."""
     try:
         event = from_row(row)
-        if row[_DATA] is None and row[_REFERENCE] is None and event.kind == "request":
-            return event
         if row[_DATA] is None:
+            if row[_REFERENCE] is None and event.kind == "request":
+                return event
             data = referenced(row, home)
             if data is None:
                 return _removed(event)
             event.data = data
-        intact = digest_of(event) == row[_DIGEST]
+        if digest_of(event) == row[_DIGEST]:
+            return event
     except (TypeError, ValueError, AttributeError, IndexError) as error:
         raise DamagedRow(_corrupt(row, f"it is no event: {error}")) from error
-    if not intact:
-        raise DamagedRow(_corrupt(row, "it does not say what its digest was made of"))
-    return event
+    raise DamagedRow(_corrupt(row, "it does not say what its digest was made of"))
 
 
 def referenced(row: Row, home: Path) -> bytes | None:

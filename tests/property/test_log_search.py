@@ -3,8 +3,9 @@
 import asyncio
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from ksi_common.envelope import StoredEvent, event_context
 from ksi_common.messages import matches
 from ksi_daemon import log_search
-from ksi_daemon.database import Database, log_index
+from ksi_daemon.database import Database, Transaction, log_index
 from ksi_daemon.database.log_index import LogIndex
 from ksi_daemon.eventlog import EventLog, LogQuery
 from ksi_daemon.testing import FakeClock
@@ -81,14 +82,24 @@ async def told_log(
     await database.write(tell("first", "x:first"))
     await database.write_apart(lambda tx: tx.execute("UPDATE log SET seq = ?", (BEFORE,)))
     database._writer._log.seq = BEFORE
+    writes = []
     for number, (name, actor, correlation, stream, seconds) in enumerate(rows):
-        clock.jump(seconds)
         asking = envelope("do:it", event_id=f"r{number}", actor=actor)
+        telling = partial(_tell_later, clock, seconds, tell(f"e{number}", name, stream=stream))
         with event_context(replace(asking, correlation_id=correlation)):
-            await database.write(tell(f"e{number}", name, stream=stream))
+            writes.append(database.write(telling))
+    for write in writes:  # one commit: they were handed over in one turn of the loop
+        await write
 
 
-@settings(max_examples=150, deadline=None)
+def _tell_later(
+    clock: FakeClock, seconds: int, telling: Callable[[Transaction], object], tx: Transaction
+) -> None:
+    clock.jump(seconds)
+    telling(tx)
+
+
+@settings(max_examples=60, deadline=None)
 @given(
     rows=told,
     indexed=st.integers(BEFORE, BEFORE + 90),
