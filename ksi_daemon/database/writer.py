@@ -17,6 +17,7 @@ from ksi_daemon.database.head_file import HeadFile
 from ksi_daemon.database.log_writer import LogWriter
 from ksi_daemon.database.transaction import Transaction
 from ksi_daemon.database.upkeep import Upkeep
+from ksi_daemon.database.wal import WalFile
 
 MAX_GROUP: Final = 512
 UNIT_LIMIT_S: Final = 0.25
@@ -70,7 +71,7 @@ class Writer(threading.Thread):
         super().__init__(name="ksi-writer", daemon=True)
         self._connection = connection
         self._clock = clock
-        self._wal = wal
+        self._wal = WalFile(wal)
         self._uncheckpointed = False
         self._force_after = 0.0
         self._deliver = deliver
@@ -108,9 +109,7 @@ class Writer(threading.Thread):
                 self._commit(group)
                 self._deliver(group, self._log.seq)
                 self._keep_up(self._upkeep.after_group)
-            if self._wal_bytes() > FORCED_CHECKPOINT_BYTES and self._clock.monotonic() > self._force_after:
-                self._force_after = self._clock.monotonic() + _FORCE_AGAIN_S
-                self._checkpoint("TRUNCATE")
+            self._keep_wal_small()
         self._upkeep.close()
         self._checkpoint("PASSIVE")
         self._connection.close()
@@ -133,6 +132,7 @@ class Writer(threading.Thread):
             except Empty:
                 self._keep_up(lambda: self._upkeep.when_idle(self._queue.empty))
                 self._checkpoint("PASSIVE")
+                self._wal.extend()
         return self._queue.get()
 
     def _commit(self, group: Sequence[Job]) -> None:
@@ -242,11 +242,12 @@ class Writer(threading.Thread):
         except sqlite3.Error as error:  # it is tried again later; a disk that is full refuses units by itself
             self._stop_if_unsynced(error)
 
-    def _wal_bytes(self) -> int:
-        try:
-            return self._wal.stat().st_size
-        except OSError:  # whoever took it away, this thread is to go on
-            return 0
+    def _keep_wal_small(self) -> None:
+        if self._wal.has_grown():
+            self._checkpoint("PASSIVE")
+        if self._wal.size > FORCED_CHECKPOINT_BYTES and self._clock.monotonic() > self._force_after:
+            self._force_after = self._clock.monotonic() + _FORCE_AGAIN_S
+            self._checkpoint("TRUNCATE")
 
     def _checkpoint(self, mode: str) -> None:
         self._uncheckpointed = False

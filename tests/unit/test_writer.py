@@ -15,6 +15,7 @@ from ksi_common.envelope import StoredEvent
 from ksi_common.errors import FailedPrecondition
 from ksi_daemon.database import Transaction, writer
 from ksi_daemon.database.errors import StoreUnavailable, UnitInterrupted
+from ksi_daemon.database.wal import WalFile
 from ksi_daemon.database.writer import MAX_GROUP, Job, Unit
 from ksi_daemon.testing import FakeClock
 from tests.support.databases import Bench, bench, fill_the_disk, interrupt_itself, put, rows, tell
@@ -460,7 +461,7 @@ def test_a_transaction_that_cannot_begin_is_nobodys_fault_and_tried_once(tmp_pat
 
 def test_the_writer_goes_on_where_its_wal_cannot_be_looked_at(tmp_path: Path) -> None:
     with bench(tmp_path) as desk:
-        desk.writer._wal = tmp_path / "nowhere"
+        desk.writer._wal = WalFile(tmp_path / "nowhere")
         assert [desk.group(put(n))[0].error for n in range(3)] == [None] * 3
 
 
