@@ -131,9 +131,8 @@ class Assembly:
         plugin.middleware = [_name_of(layer) for layer in middleware]
         handled = [route.message for route in routes.values()]
         for notification in notifications_of(modules_of(plugin.module, handled)):
-            name = spec_of(notification).name
-            if self.catalog.notifications.setdefault(name, notification) is notification:
-                plugin.told.append(name)
+            if self.catalog.declare(notification):
+                plugin.told.append(spec_of(notification).name)
 
     def _check_free(self, route: Route, own: dict[str, Route]) -> None:
         taken = self.catalog.routes.get(route.spec.name) or own.get(route.spec.name)
@@ -150,7 +149,7 @@ class Assembly:
         for name in plugin.handled:
             self.catalog.routes.pop(name, None)
         for name in plugin.told:
-            self.catalog.notifications.pop(name, None)
+            self.catalog.withdraw(name)
         plugin.handled, plugin.told, plugin.subscribed = [], [], []
         lost = self._layers.pop(plugin.name, ())
         for observer in self._observers.pop(plugin.name, ()):

@@ -17,7 +17,6 @@ from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import InternalError
 from ksi_common.events.system import Started, Stopping
 from ksi_common.events.timer import Failed as TimerFailed
-from ksi_common.messages import spec_of
 from ksi_common.paths import Paths
 from ksi_daemon import blob_files
 from ksi_daemon.assembly import Assembly
@@ -212,7 +211,7 @@ class Daemon:
         offer(Consumers, self.consumers)
         offer(DatabaseDeadLetters, letters)
         offer(DeadLetters, letters)  # type: ignore[type-abstract]
-        self.catalog.notifications[spec_of(TimerFailed).name] = TimerFailed
+        self.catalog.declare(TimerFailed)
 
     def _chain(self) -> Endpoint:
         layers: Sequence[Middleware] = (
