@@ -5,7 +5,6 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-from ksi_common.clock import Clock
 from ksi_common.envelope import EventEnvelope, StoredEvent
 from ksi_common.errors import FailedPrecondition, InvalidArgument
 from ksi_common.ids import new_id
@@ -22,11 +21,11 @@ class Transaction:
     """One unit's view of the transaction of its group. Valid only while the unit runs."""
 
     __slots__ = (
-        "_clock",
         "_connection",
         "_correlation",
         "_envelope",
         "_log",
+        "_now_us",
         "after_commit",
         "conditions",
         "saved",
@@ -37,12 +36,12 @@ class Transaction:
         self,
         connection: sqlite3.Connection,
         log: LogWriter,
-        clock: Clock,
+        now_us: int,
         envelope: EventEnvelope | None,
     ) -> None:
         self._connection = connection
         self._log = log
-        self._clock = clock
+        self._now_us = now_us
         self._envelope = envelope
         self._correlation = ""
         self.told: list[StoredEvent] = []
@@ -148,7 +147,7 @@ class Transaction:
             envelope.causation_id,
             envelope.actor,
             envelope.hop,
-            self._clock.time_us(),
+            self._now_us,
             kind="request",
         )
         self._log.append(row)
@@ -165,7 +164,7 @@ class Transaction:
             ident = event_id or new_id()
             self._correlation = self._correlation or ident
             return StoredEvent(
-                event, data, ident, self._correlation, None, "system", 0, self._clock.time_us()
+                event, data, ident, self._correlation, None, "system", 0, self._now_us
             )
         if not cause:
             ident = event_id or (new_id() if self.told else envelope.event_id)
@@ -185,5 +184,5 @@ class Transaction:
             causation,
             envelope.actor,
             hop,
-            self._clock.time_us(),
+            self._now_us,
         )

@@ -78,6 +78,7 @@ class Writer(threading.Thread):
         self._fail = fail
         self._queue: SimpleQueue[Sequence[Job] | None] = SimpleQueue()
         self._unit_ends = _NEVER
+        self._now_us = 0
         self._log = LogWriter(connection, home)
         self._upkeep = Upkeep(connection, self._log, head)
         self._conditions = Conditions()
@@ -165,6 +166,7 @@ class Writer(threading.Thread):
     def _transact(self, group: Sequence[Job]) -> None:
         if not self._begin(group):
             return
+        self._now_us = self._clock.time_us()  # of all that is told in this commit
         try:
             for job in group:
                 self._run_unit(job)
@@ -208,7 +210,7 @@ class Writer(threading.Thread):
 
     def _run_unit(self, job: Job) -> None:
         mark = self._log.mark()
-        transaction = Transaction(self._connection, self._log, self._clock, job.envelope)
+        transaction = Transaction(self._connection, self._log, self._now_us, job.envelope)
         self._unit_ends = monotonic() + UNIT_LIMIT_S
         try:
             if job.request_data is not None and job.envelope is not None:
