@@ -3,7 +3,7 @@
 import sqlite3
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from ksi_common.envelope import EventEnvelope, StoredEvent
 from ksi_common.errors import FailedPrecondition, InvalidArgument
@@ -15,6 +15,9 @@ from ksi_daemon.database.log_writer import CLAIM_CHECKED, ExpectedVersion, LogWr
 MAX_EVENT_DATA: Final = 1024 * 1024 - 4096
 """Bytes of one event's data."""
 MAX_HOPS: Final = 32
+
+
+R = TypeVar("R")
 
 
 class Transaction:
@@ -163,9 +166,7 @@ class Transaction:
         if envelope is None:
             ident = event_id or new_id()
             self._correlation = self._correlation or ident
-            return StoredEvent(
-                event, data, ident, self._correlation, None, "system", 0, self._now_us
-            )
+            return StoredEvent(event, data, ident, self._correlation, None, "system", 0, self._now_us)
         if not cause:
             ident = event_id or (new_id() if self.told else envelope.event_id)
             causation, hop = envelope.causation_id, envelope.hop
@@ -186,3 +187,7 @@ class Transaction:
             hop,
             self._now_us,
         )
+
+
+Unit = Callable[[Transaction], R]
+"""A unit of work: synchronous, SQL and ``tell`` only, may be run twice, interrupted after 250 ms."""

@@ -10,12 +10,12 @@ from time import monotonic
 from typing import Any, Final
 
 from ksi_common.clock import Clock
-from ksi_common.envelope import EventEnvelope, StoredEvent
+from ksi_common.envelope import EventEnvelope, StoredEvent, set_current
 from ksi_daemon.database.conditions import Conditions
 from ksi_daemon.database.errors import is_fsync_failure, translate
 from ksi_daemon.database.head_file import HeadFile
 from ksi_daemon.database.log_writer import LogWriter
-from ksi_daemon.database.transaction import Transaction
+from ksi_daemon.database.transaction import Transaction, Unit
 from ksi_daemon.database.upkeep import Upkeep
 from ksi_daemon.database.wal import WalFile
 
@@ -27,8 +27,6 @@ _FORCE_AGAIN_S: Final = 1.0
 _NEVER: Final = float("inf")
 _PROGRESS_STEPS: Final = 20_000
 
-Unit = Callable[[Transaction], Any]
-
 
 class TransactionLost(Exception):
     """SQLite took the whole transaction back, with the units that did nothing wrong."""
@@ -38,11 +36,12 @@ class TransactionLost(Exception):
 class Job:
     """A unit of work on its way through the writer."""
 
-    unit: Unit
+    unit: Unit[Any]
     envelope: EventEnvelope | None
     request_data: bytes | None
     """JSON of the request at work whose row is to be written with the unit."""
-    future: Any
+    answer: Callable[["Job"], None]
+    """Told on the loop what became of the unit, once that is certain."""
     value: Any = None
     error: BaseException | None = None
     told: Sequence[StoredEvent] = ()
@@ -212,6 +211,7 @@ class Writer(threading.Thread):
         mark = self._log.mark()
         transaction = Transaction(self._connection, self._log, self._now_us, job.envelope)
         self._unit_ends = monotonic() + UNIT_LIMIT_S
+        set_current(job.envelope)  # for what the unit logs
         try:
             if job.request_data is not None and job.envelope is not None:
                 transaction.record(job.envelope, job.request_data)

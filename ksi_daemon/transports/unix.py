@@ -13,6 +13,7 @@ import structlog
 from ksi_common.clock import Clock
 from ksi_common.errors import FailedPrecondition, PermissionDenied, ResourceExhausted
 from ksi_daemon.connection import Connection, ConnectionLimits
+from ksi_daemon.middleware.direct import Direct
 from ksi_daemon.outcomes import Endpoint
 from ksi_daemon.router import Route
 
@@ -32,6 +33,7 @@ class UnixServer:
         path: Path,
         *,
         dispatch: Endpoint,
+        direct: Direct | None,
         routes: Mapping[str, Route],
         clock: Clock,
         limits: ConnectionLimits,
@@ -40,6 +42,7 @@ class UnixServer:
     ) -> None:
         self.path = path
         self.dispatch = dispatch
+        self.direct = direct
         self.routes = routes
         self.clock = clock
         self.limits = limits
