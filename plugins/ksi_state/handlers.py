@@ -18,7 +18,7 @@ from ksi_common.events.state import (
     Set,
     Stored,
 )
-from ksi_daemon.plugin import Database, Service, Transaction, handler, hookimpl, scripts
+from ksi_daemon.plugin import Database, Rendered, Service, Transaction, handler, hookimpl, scripts
 from ksi_state.store import StateStore
 
 
@@ -40,19 +40,24 @@ async def _open(database: Database) -> AsyncIterator[StateStore]:
 
 
 @handler
-def get(request: Get, store: StateStore) -> Found | Awaitable[Found]:
+def get(request: Get, store: StateStore) -> Rendered[Found] | Awaitable[Rendered[Found]]:
     """Read one value; one that is at hand is given at once."""
     at_hand, text = store.cached(request.namespace, request.key)
     return _found(request, text) if at_hand else _read(request, store)
 
 
-async def _read(request: Get, store: StateStore) -> Found:
+async def _read(request: Get, store: StateStore) -> Rendered[Found]:
     return _found(request, await store.read(request.namespace, request.key))
 
 
-def _found(request: Get, text: str | None) -> Found:
-    value = None if text is None else orjson.loads(text)
-    return Found(value=value, found=text is not None, namespace=request.namespace, key=request.key)
+def _found(request: Get, text: str | None) -> Rendered[Found]:
+    found = {
+        "value": None if text is None else orjson.Fragment(text),
+        "found": text is not None,
+        "namespace": request.namespace,
+        "key": request.key,
+    }
+    return Rendered(Found, orjson.dumps(found))
 
 
 @handler
