@@ -56,6 +56,10 @@ class Served(Protocol):
         """Hear that the client is gone."""
         ...
 
+    def flush_later(self, connection: "Connection") -> None:
+        """Flush at the end of this turn of the loop, with all others."""
+        ...
+
     def progressed(self) -> None:
         """Hear, while it closes, that a request has ended."""
         ...
@@ -122,7 +126,7 @@ class Connection(asyncio.Protocol):
         finally:
             self._receiving = False
         if self._out:
-            self._flush()
+            self.flush()
         if ended or (self._partial_timer is None) is self._frames.partial:
             self._watch_partial_line()
 
@@ -210,7 +214,7 @@ class Connection(asyncio.Protocol):
     def write(self, line: bytes) -> None:
         """Send a frame, with whatever else this turn of the loop brings."""
         if not self._out and not self._receiving:
-            self._loop.call_soon(self._flush)
+            self._server.flush_later(self)
         self._out.append(line)
 
     def refuse(self, error: KSIError) -> None:
@@ -225,7 +229,7 @@ class Connection(asyncio.Protocol):
             if exchange.stream:
                 exchange.fail(Unavailable("the daemon is stopping", reason="shutting_down"))
                 exchange.cancel()
-        self._flush()
+        self.flush()
         if self.transport is not None:
             self.transport.close()
 
@@ -300,7 +304,7 @@ class Connection(asyncio.Protocol):
         self._exchanges.pop(exchange.ident, None)
         self._streams -= exchange.stream
         if not self._receiving and self.idle:
-            self._flush()
+            self.flush()
         if self._last_words is not None:
             self._end_if_done()
         if self._server.closing:
@@ -364,7 +368,8 @@ class Connection(asyncio.Protocol):
         else:
             self.abort()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write the frames of this turn."""
         out, self._out = self._out, []
         self._timestamp = b""
         self._pushed = 0

@@ -52,6 +52,7 @@ class UnixServer:
         self._max_connections = max_connections
         self._crashed = crashed
         self._progress = asyncio.Event()
+        self._unflushed: list[Connection] = []
         self._server: asyncio.AbstractServer | None = None
 
     async def __aenter__(self) -> Self:
@@ -86,6 +87,12 @@ class UnixServer:
         self.connections.discard(connection)
         self._progress.set()
 
+    def flush_later(self, connection: Connection) -> None:
+        """Flush at the end of this turn: one callback of the loop for all connections that have frames."""
+        if not self._unflushed:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unflushed.append(connection)
+
     def progressed(self) -> None:
         """Look whether the drain is done: a request has ended."""
         self._progress.set()
@@ -99,6 +106,11 @@ class UnixServer:
         except TimeoutError:
             return False
         return True
+
+    def _flush(self) -> None:
+        unflushed, self._unflushed = self._unflushed, []
+        for connection in unflushed:
+            connection.flush()
 
     def _busy(self) -> int:
         return sum(not connection.idle for connection in self.connections)
