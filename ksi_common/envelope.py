@@ -1,6 +1,6 @@
 """What travels with an event: who asked, why, and until when."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -86,6 +86,8 @@ class EventEnvelope:
     """Its row is part of a unit of work already."""
     joins: "Joining | None" = None
     """What commits with its unit of work; most requests have nothing."""
+    begun: Awaitable[Any] | None = None
+    """What its handler has begun at once and still waits for."""
 
     @property
     def metadata(self) -> EventMetadata:

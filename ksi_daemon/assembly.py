@@ -10,8 +10,9 @@ from ksi_common.messages import Notification, spec_of
 from ksi_daemon.breadcrumb import Breadcrumb
 from ksi_daemon.catalog import Catalog, Plugin
 from ksi_daemon.database import Database
-from ksi_daemon.handlers import Compiler, HandlerError
+from ksi_daemon.handlers import Compiler
 from ksi_daemon.hooks import Relay
+from ksi_daemon.immediate import HandlerError
 from ksi_daemon.marks import DURABLE, HANDLER, SUBSCRIBER, Durable
 from ksi_daemon.middleware.observation import Observer
 from ksi_daemon.outcomes import Middleware
@@ -94,7 +95,7 @@ class Assembly:
                 continue
             route = compiler.handler(function, plugin.name)
             if not plugin.builtin:
-                route = replace(route, handle=self.breadcrumb.around(plugin.name, route.handle))
+                route = self._marked(plugin.name, route)
             self._check_free(route, routes)
             routes[route.spec.name] = route
         subscribers = []
@@ -131,9 +132,12 @@ class Assembly:
         plugin.middleware = [_name_of(layer) for layer in middleware]
         handled = [route.message for route in routes.values()]
         for notification in notifications_of(modules_of(plugin.module, handled)):
-            name = spec_of(notification).name
-            if self.catalog.notifications.setdefault(name, notification) is notification:
-                plugin.told.append(name)
+            if self.catalog.declare(notification):
+                plugin.told.append(spec_of(notification).name)
+
+    def _marked(self, plugin: str, route: Route) -> Route:
+        begin = self.breadcrumb.before(plugin, route.begin) if route.begin is not None else None
+        return replace(route, handle=self.breadcrumb.around(plugin, route.handle), begin=begin)
 
     def _check_free(self, route: Route, own: dict[str, Route]) -> None:
         taken = self.catalog.routes.get(route.spec.name) or own.get(route.spec.name)
@@ -150,7 +154,7 @@ class Assembly:
         for name in plugin.handled:
             self.catalog.routes.pop(name, None)
         for name in plugin.told:
-            self.catalog.notifications.pop(name, None)
+            self.catalog.withdraw(name)
         plugin.handled, plugin.told, plugin.subscribed = [], [], []
         lost = self._layers.pop(plugin.name, ())
         for observer in self._observers.pop(plugin.name, ()):

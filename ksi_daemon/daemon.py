@@ -17,7 +17,6 @@ from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import InternalError
 from ksi_common.events.system import Started, Stopping
 from ksi_common.events.timer import Failed as TimerFailed
-from ksi_common.messages import spec_of
 from ksi_common.paths import Paths
 from ksi_daemon import blob_files
 from ksi_daemon.assembly import Assembly
@@ -43,6 +42,7 @@ from ksi_daemon.listeners import Listener
 from ksi_daemon.middleware import compose
 from ksi_daemon.middleware.correlation import correlation
 from ksi_daemon.middleware.deadline import Deadline
+from ksi_daemon.middleware.direct import Direct
 from ksi_daemon.middleware.errors import Errors
 from ksi_daemon.middleware.idempotency import Idempotency
 from ksi_daemon.middleware.observation import Observation
@@ -163,9 +163,9 @@ class Daemon:
             log_requests=self.settings.log.requests, observers=self.assembly.observers
         )
         self.idempotency = Idempotency(self.database, self.clock)
-        self.dispatch = self._chain()
+        self._compose()
         await self.assembly.start(bus=self.bus, services=self.services)
-        self.dispatch = self._chain()  # without the layers of plugins that could not start
+        self._compose()  # without the layers of plugins that could not start
 
     def _offer_core(self) -> None:
         offer = self.services.offer
@@ -212,14 +212,21 @@ class Daemon:
         offer(Consumers, self.consumers)
         offer(DatabaseDeadLetters, letters)
         offer(DeadLetters, letters)  # type: ignore[type-abstract]
-        self.catalog.notifications[spec_of(TimerFailed).name] = TimerFailed
+        self.catalog.declare(TimerFailed)
 
-    def _chain(self) -> Endpoint:
+    def _compose(self) -> None:
+        errors = Errors(self.catalog.blame, strict=self.settings.strict)
+        deadline = Deadline(self.settings.limits.handler_s)
+        self.dispatch = self._chain(errors, deadline)
+        direct = Direct(errors, self.observation, deadline, self.database)
+        self.direct = None if self.assembly.middleware else direct
+
+    def _chain(self, errors: Errors, deadline: Deadline) -> Endpoint:
         layers: Sequence[Middleware] = (
             correlation,
-            Errors(self.catalog.blame, strict=self.settings.strict),
+            errors,
             self.observation,
-            Deadline(self.settings.limits.handler_s),
+            deadline,
             permissions,
             self.idempotency,
             *self.assembly.middleware,
@@ -280,6 +287,7 @@ class Daemon:
         return UnixServer(
             self.paths.socket,
             dispatch=self.dispatch,
+            direct=self.direct,
             routes=self.catalog.routes,
             clock=self.clock,
             limits=ConnectionLimits(

@@ -53,7 +53,7 @@ from ksi_daemon.catalog import Catalog
 from ksi_daemon.consumers import Consumers, ConsumerState, Refusal, Wish
 from ksi_daemon.consumers.wishes import key_of as consumer_key
 from ksi_daemon.cursors import parse_cursor
-from ksi_daemon.database import Database, Transaction
+from ksi_daemon.database import Database, Transaction, Unit
 from ksi_daemon.database.migrations import scripts
 from ksi_daemon.dead_letters import DatabaseDeadLetters, DeadLetter, DeadLetters
 from ksi_daemon.eventlog import Damage, EventLog, LogQuery, RemovedEvent
@@ -62,7 +62,7 @@ from ksi_daemon.hookspecs import hookimpl
 from ksi_daemon.hub import Hub
 from ksi_daemon.leases import Lease, LeaseHeld, LeaseLost, Leases
 from ksi_daemon.marks import DURABLE, HANDLER, SUBSCRIBER, Durable
-from ksi_daemon.outcomes import Ended, Endpoint, Failed, Middleware, Outcome, Replied, Send, Yielded
+from ksi_daemon.outcomes import Ended, Endpoint, Failed, Middleware, Outcome, Rendered, Replied, Send, Yielded
 from ksi_daemon.processes import Process, Processes
 from ksi_daemon.referrers import Referrers
 from ksi_daemon.retention import Retention
@@ -85,8 +85,13 @@ def handler(function: F) -> F:
     Further parameters are services, resolved by type at load, or EventEnvelope, EventMetadata.
     A Request's handler returns its reply; a Stream's is an async generator. Where a unit of work gives the
     reply itself (``return await database.write(unit)``), a retry under the same idempotency key gets that
-    reply even if the daemon dies before it is sent. A plain function runs in
-    a thread. Raise an OperationalError for what is expected; anything else is a bug, and logged.
+    reply even if the daemon dies before it is sent. Raise an OperationalError for what is expected; anything
+    else is a bug, and logged.
+
+    What is declared of a plain function says where it runs. One that takes a Transaction, as its second
+    parameter, is the unit of work of its request: see ``Database.write``. One that returns
+    ``Unit[Reply]`` or ``Awaitable[Reply]``, or may do so, runs on the loop at once and must not block.
+    Any other runs in a thread.
     """
     setattr(function, HANDLER, True)
     return function
@@ -187,6 +192,7 @@ __all__ = [
     "Referrers",
     "Refusal",
     "RemovedEvent",
+    "Rendered",
     "Replied",
     "Request",
     "ResourceExhausted",
@@ -204,6 +210,7 @@ __all__ = [
     "Transaction",
     "Unavailable",
     "Unimplemented",
+    "Unit",
     "Verified",
     "Verifier",
     "Wish",

@@ -27,7 +27,9 @@ EMPTY_CHAIN: Final = bytes(32)
 
 ExpectedVersion = Literal["any", "none", "exists"] | int
 
-_ROW = "(" + ",".join("?" * 14) + ")"
+# sqlite3 looks for an adapter, in vain, for each None and each bytes. So what is absent is bound as an empty
+# text or a zero, which no column may hold, and a digest as a bytearray.
+_ROW = "(?,?,?,?,nullif(?,''),nullif(?,0),?,nullif(?,''),?,?,?,nullif(?,''),?,?)"
 _SIZES = (64, 16, 4, 1)
 _INSERT = {size: f"INSERT INTO log ({WRITTEN}) VALUES " + ",".join([_ROW] * size) for size in _SIZES}  # noqa: S608
 _VERSION = (
@@ -99,15 +101,14 @@ class LogWriter:
                 event.event_id,
                 0 if event.kind == "notification" else 1,
                 event.event,
-                event.stream,
-                event.version,
+                event.stream or "",
+                event.version or 0,
                 event.correlation_id,
-                event.causation_id,
+                event.causation_id or "",
                 event.actor,
                 event.hop,
                 event.time_us,
-                event.data.decode() if told else None,
-                # sqlite3 looks for an adapter, in vain, for each bytes; a bytearray it takes as it is.
+                event.data.decode() if told else "",
                 bytearray(digest),
                 bytearray(chain),
             )

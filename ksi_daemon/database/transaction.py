@@ -3,9 +3,8 @@
 import sqlite3
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from ksi_common.clock import Clock
 from ksi_common.envelope import EventEnvelope, StoredEvent
 from ksi_common.errors import FailedPrecondition, InvalidArgument
 from ksi_common.ids import new_id
@@ -18,15 +17,18 @@ MAX_EVENT_DATA: Final = 1024 * 1024 - 4096
 MAX_HOPS: Final = 32
 
 
+R = TypeVar("R")
+
+
 class Transaction:
     """One unit's view of the transaction of its group. Valid only while the unit runs."""
 
     __slots__ = (
-        "_clock",
         "_connection",
         "_correlation",
         "_envelope",
         "_log",
+        "_now_us",
         "after_commit",
         "conditions",
         "saved",
@@ -37,12 +39,12 @@ class Transaction:
         self,
         connection: sqlite3.Connection,
         log: LogWriter,
-        clock: Clock,
+        now_us: int,
         envelope: EventEnvelope | None,
     ) -> None:
         self._connection = connection
         self._log = log
-        self._clock = clock
+        self._now_us = now_us
         self._envelope = envelope
         self._correlation = ""
         self.told: list[StoredEvent] = []
@@ -148,7 +150,7 @@ class Transaction:
             envelope.causation_id,
             envelope.actor,
             envelope.hop,
-            self._clock.time_us(),
+            self._now_us,
             kind="request",
         )
         self._log.append(row)
@@ -164,9 +166,7 @@ class Transaction:
         if envelope is None:
             ident = event_id or new_id()
             self._correlation = self._correlation or ident
-            return StoredEvent(
-                event, data, ident, self._correlation, None, "system", 0, self._clock.time_us()
-            )
+            return StoredEvent(event, data, ident, self._correlation, None, "system", 0, self._now_us)
         if not cause:
             ident = event_id or (new_id() if self.told else envelope.event_id)
             causation, hop = envelope.causation_id, envelope.hop
@@ -185,5 +185,9 @@ class Transaction:
             causation,
             envelope.actor,
             hop,
-            self._clock.time_us(),
+            self._now_us,
         )
+
+
+Unit = Callable[[Transaction], R]
+"""A unit of work: synchronous, SQL and ``tell`` only, may be run twice, interrupted after 250 ms."""

@@ -1,7 +1,7 @@
 """The log, as clients have it."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 import orjson
 
@@ -39,10 +39,12 @@ from ksi_daemon.plugin import (
     NotFound,
     PermissionDenied,
     RemovedEvent,
+    Rendered,
     Sink,
     StoredEvent,
     Subscriptions,
     Transaction,
+    Unit,
     Wish,
     handler,
     parse_time,
@@ -54,47 +56,44 @@ MAX_EVENTS: Final = 1000
 
 
 @handler
-async def publish(
-    request: Publish, database: Database, log: EventLog, catalog: Catalog, bus: LocalBus
-) -> Published:
+def publish(
+    request: Publish, log: EventLog, catalog: Catalog, bus: LocalBus
+) -> Rendered[Published] | Unit[Rendered[Published]]:
     """Tell an event that no plugin declares."""
     _check_untold(request.event, catalog)
     data = orjson.dumps(request.data)
     if request.ephemeral:
         told = bus.pass_on(request.event, data, event_id=request.event_id, stream=request.stream, cause=False)
-        return Published(event_id=told.event_id, seq=None, cursor=None)
+        return _published(told, None)
 
-    def tell(tx: Transaction) -> tuple[StoredEvent, bool]:
+    def tell(tx: Transaction) -> Rendered[Published]:
         told = tx.tell_raw(request.event, data, event_id=request.event_id, stream=request.stream, cause=False)
-        return told, told not in tx.told
+        return _published(told, log.cursor(told.seq or 0), known=told not in tx.told)
 
-    told, known = await database.write(tell)
-    seq = told.seq or 0
-    return Published(event_id=told.event_id, seq=seq, cursor=log.cursor(seq), deduplicated=known)
+    return tell
+
+
+def _published(told: StoredEvent, cursor: str | None, *, known: bool = False) -> Rendered[Published]:
+    reply = {"event_id": told.event_id, "seq": told.seq, "cursor": cursor, "deduplicated": known}
+    return Rendered(Published, orjson.dumps(reply))
 
 
 @handler
-async def append(request: Append, database: Database, log: EventLog, catalog: Catalog) -> Appended:
+def append(request: Append, tx: Transaction, log: EventLog, catalog: Catalog) -> Appended:
     """Append events to a stream, all or none."""
     for event in request.events:
         _check_untold(event.event, catalog)
-    prepared = [(event, orjson.dumps(event.data)) for event in request.events]
-
-    def put(tx: Transaction) -> tuple[Sequence[StoredEvent], int]:
-        told = [
-            tx.tell_raw(
-                event.event,
-                data,
-                event_id=event.event_id,
-                stream=request.stream,
-                expected_version="any" if tx.told else request.expected_version,
-                cause=False,
-            )
-            for event, data in prepared
-        ]
-        return told, len(tx.told)
-
-    told, new = await database.write(put)
+    told = [
+        tx.tell_raw(
+            event.event,
+            orjson.dumps(event.data),
+            event_id=event.event_id,
+            stream=request.stream,
+            expected_version="any" if tx.told else request.expected_version,
+            cause=False,
+        )
+        for event in request.events
+    ]
     last = told[-1]
     return Appended(
         stream=request.stream,
@@ -102,7 +101,7 @@ async def append(request: Append, database: Database, log: EventLog, catalog: Ca
         event_ids=[event.event_id for event in told],
         seq=last.seq or 0,
         cursor=log.cursor(last.seq or 0),
-        deduplicated=new == 0,
+        deduplicated=not tx.told,
     )
 
 
@@ -178,7 +177,7 @@ async def subscribe(
     request: Subscribe, sink: Sink, subscriptions: Subscriptions, consumers: Consumers, catalog: Catalog
 ) -> None:
     """Feed the client until it goes."""
-    start: str | Mapping[str, Any]
+    start: str | dict[str, str]
     match request.start:
         case FromCursor(cursor=cursor):
             start = {"cursor": cursor}
@@ -193,7 +192,7 @@ async def subscribe(
         await subscriptions.follow(Interest(patterns, request.stream, start, request.overflow), sink)
 
 
-def _wish(request: Subscribe, patterns: Sequence[str], start: str | Mapping[str, Any]) -> Wish:
+def _wish(request: Subscribe, patterns: Sequence[str], start: str | dict[str, str]) -> Wish:
     if request.overflow != "log":
         raise InvalidArgument("a named consumer misses nothing: overflow is log", reason="overflow")
     return Wish(
