@@ -12,18 +12,18 @@ import time
 from benchmarks.load import LoadFailedError
 from benchmarks.outcome import Outcome, Usage
 
-SUBSCRIBE = b'{"id":"s","event":"event:subscribe","data":{"patterns":["bench:told"],"start":"beginning"}}\n'
+SUBSCRIBE = '{"id":"s","event":"event:subscribe","data":{"patterns":["%s"],"start":"beginning"}}\n'
 CAUGHT_UP = b'"type":"caught_up"'
 ITEM = b'"type":"item"'
 
 
-def measure(address: str, events: int) -> Outcome:
+def measure(address: str, events: int, pattern: str) -> Outcome:
     """Read `events` items as fast as they come; an item is a line, and every line must be one."""
     began = Usage()
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)
         start = time.perf_counter()
-        connection.sendall(SUBSCRIBE)
+        connection.sendall((SUBSCRIBE % pattern).encode())
         read_lines(connection, events)
         took_s = time.perf_counter() - start
     busy = began.busy()
@@ -52,9 +52,10 @@ def main() -> None:
     )
     parser.add_argument("address")
     parser.add_argument("--events", type=int, default=200_000)
+    parser.add_argument("--pattern", default="bench:told", help="of the events' names")
     options = parser.parse_args()
     try:
-        print(measure(options.address, options.events).to_json())
+        print(measure(options.address, options.events, options.pattern).to_json())
     except (LoadFailedError, OSError) as failure:
         raise SystemExit(f"catch-up failed: {failure}") from None
 

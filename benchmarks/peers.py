@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,9 +49,11 @@ def raw_echo() -> Iterator[Peer]:
 
 
 @contextmanager
-def ksi_daemon(interpreter: Sequence[str] = (), settings: Mapping[str, str] | None = None) -> Iterator[Peer]:
-    """Run the KSI daemon on an empty home; `interpreter` are options of Python itself."""
-    with _directory() as home:
+def ksi_daemon(
+    interpreter: Sequence[str] = (), settings: Mapping[str, str] | None = None, home: Path | None = None
+) -> Iterator[Peer]:
+    """Run the KSI daemon on an empty home or a given one; `interpreter` are options of Python itself."""
+    with _directory() if home is None else nullcontext(home) as home:
         path = home / "run" / "daemon.sock"
         environment = {"KSI_HOME": str(home), "KSI_SOCKET": str(path)} | dict(settings or {})
         command = [sys.executable, *interpreter, "-m", "ksi_daemon"]

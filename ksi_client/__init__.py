@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ksi_client.async_client import AsyncClient
     from ksi_client.async_items import AsyncItems
     from ksi_client.blocking import Client
+    from ksi_client.consumed import BlockingConsumed, Consumed
     from ksi_client.items import Items
     from ksi_client.raw import RawClient, call_raw
     from ksi_client.session import ClientStatistics
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncClient",
     "AsyncItems",
+    "BlockingConsumed",
     "Client",
     "ClientStatistics",
+    "Consumed",
     "Items",
     "RawClient",
     "call_raw",
@@ -28,8 +31,10 @@ __all__ = [
 _HOMES = {
     "AsyncClient": "async_client",
     "AsyncItems": "async_items",
+    "BlockingConsumed": "consumed",
     "Client": "blocking",
     "ClientStatistics": "session",
+    "Consumed": "consumed",
     "Items": "items",
     "RawClient": "raw",
     "call_raw": "raw",

@@ -10,8 +10,10 @@ from ksi_client import typed
 from ksi_client.async_items import AsyncItems
 from ksi_client.async_link import AsyncLink
 from ksi_client.connecting import Address, socket_path
-from ksi_client.exchanges import Entry, Feed, Question
-from ksi_client.raw import Start, data_of
+from ksi_client.consumed import Consumed
+from ksi_client.exchanges import Consumption, Entry, Feed, Question
+from ksi_client.keys import key_source
+from ksi_client.raw import Start, data_of, keyed
 from ksi_client.session import ClientStatistics
 from ksi_client.timeouts import CONNECT_TIMEOUT_S, GRACE_S, TIMEOUT_S, late
 from ksi_common.bus import Delivered
@@ -34,9 +36,9 @@ class AsyncClient:
     and whenever the connection is lost while something is under way; None: for ever. ``timeout_s``: how
     long a request may take where the call does not say.
 
-    A lost connection is made again. Requests that were in flight then fail with Unavailable
-    (``connection_lost``) unless they are ``safe``, which are asked again; streams fail; subscriptions go on
-    after the last event that came.
+    A lost connection is made again, and requests that were in flight are sent again. They take effect once:
+    what is not ``safe`` has an idempotency key. What cannot be sent again within ``connect_timeout_s`` fails
+    with Unavailable (``connection_lost``); streams fail; subscriptions go on after the last event that came.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class AsyncClient:
     ) -> None:
         self._timeout_s = timeout_s
         self._link = AsyncLink(socket_path(socket), connect_timeout_s=connect_timeout_s)
+        self._new_key = key_source()
 
     async def __aenter__(self) -> Self:
         await self._link.open()
@@ -58,12 +61,14 @@ class AsyncClient:
     ) -> None:
         await self._link.close(Unavailable("the client was closed", reason="client_closed", retryable=False))
 
-    async def call(self, request: Request[R], *, timeout_s: float | None = None) -> R:
+    async def call(self, request: Request[R], *, timeout_s: float | None = None, key: str | None = None) -> R:
         """Ask for one reply; raise the KSIError that the handler, or the way to it, gives.
 
-        Cancelling this stops the handler.
+        Cancelling this stops the handler. ``key``: the idempotency key to use; without it, a call that is not
+        ``safe`` has one of its own.
         """
-        return typed.reply(request, await self._ask(typed.question(request, self._time(timeout_s))))
+        question = typed.question(request, self._time(timeout_s), key=key, new_key=self._new_key)
+        return typed.reply(request, await self._ask(question))
 
     async def call_raw(
         self,
@@ -72,10 +77,11 @@ class AsyncClient:
         *,
         timeout_s: float | None = None,
         safe: bool = False,
+        key: str | None = None,
     ) -> dict[str, Any]:
-        """Ask by name for one reply. ``safe``: it changes nothing, and may be asked again."""
-        call = Call(event, dict(data or {}), timeout_s=self._time(timeout_s))
-        return await self._ask(Question(call, resend=safe))
+        """Ask by name for one reply. ``safe``: it changes nothing, and needs no idempotency key."""
+        call = Call(event, dict(data or {}), timeout_s=self._time(timeout_s), idempotency_key=key)
+        return await self._ask(keyed(call, self._new_key, safe=safe))
 
     def stream(self, request: Stream[R], *, timeout_s: float | None = None) -> AsyncItems[R]:
         """Ask for many items, from now on; closing what this gives stops the handler."""
@@ -117,9 +123,39 @@ class AsyncClient:
         events: AsyncItems[Delivered] = self._follow(feed, typed.delivered)
         return events
 
+    def consume(
+        self,
+        name: str,
+        patterns: str | Sequence[str],
+        *,
+        group: str | None = None,
+        start: Start = "now",
+        max_inflight: int | None = None,
+    ) -> AsyncItems[Consumed]:
+        """Follow under a name whose cursor the daemon keeps: it goes on with what is not acknowledged.
+
+        ``async for item in …`` and ``await item.ack()`` when it is done. With ``group`` the members of that
+        name share the events by key, and ``name`` is this member's. ``start`` counts the first time only.
+        Each event comes at least once: again after a crash, a lost connection or a ``nak``, and says its
+        ``attempt``.
+        """
+        feed = typed.consumption(name, patterns, start, group=group, max_inflight=max_inflight)
+
+        def convert(entry: Entry) -> Consumed | None:
+            if isinstance(entry, Mark):
+                typed.delivered(entry)
+                return None
+            report = partial(self._report, feed, entry.cursor or "")
+            return Consumed(**typed.facts_of(entry), report=report)
+
+        return self._follow(feed, convert)
+
     def statistics(self) -> ClientStatistics:
         """Give figures."""
         return self._link.statistics()
+
+    async def _report(self, feed: Consumption, cursor: str, **refusal: Any) -> None:
+        await self._ask(typed.report(feed, cursor, self._timeout_s, **refusal))
 
     def _time(self, timeout_s: float | None) -> float:
         return self._timeout_s if timeout_s is None else timeout_s

@@ -1,9 +1,12 @@
 """The blocking client: the same calls as AsyncClient, without an event loop."""
 
 from collections.abc import Sequence
-from typing import Literal, TypeVar, overload
+from functools import partial
+from typing import Any, Literal, TypeVar, overload
 
 from ksi_client import typed
+from ksi_client.consumed import BlockingConsumed
+from ksi_client.exchanges import Consumption, Entry
 from ksi_client.items import Items
 from ksi_client.raw import RawClient, Start
 from ksi_common.bus import Delivered
@@ -20,9 +23,13 @@ class Client(RawClient):
         found = client.call(state.Get(key="color"))
     """
 
-    def call(self, request: Request[R], *, timeout_s: float | None = None) -> R:
-        """Ask for one reply; raise the KSIError that the handler, or the way to it, gives."""
-        return typed.reply(request, self._ask(typed.question(request, self._time(timeout_s))))
+    def call(self, request: Request[R], *, timeout_s: float | None = None, key: str | None = None) -> R:
+        """Ask for one reply; raise the KSIError that the handler, or the way to it, gives.
+
+        ``key``: the idempotency key to use; without it, a call that is not ``safe`` has one of its own.
+        """
+        question = typed.question(request, self._time(timeout_s), key=key, new_key=self._new_key)
+        return typed.reply(request, self._ask(question))
 
     def stream(self, request: Stream[R], *, timeout_s: float | None = None) -> Items[R]:
         """Ask for many items, from now on; closing what this gives stops the handler."""
@@ -57,3 +64,32 @@ class Client(RawClient):
             return everything
         events: Items[Delivered] = self._follow(feed, typed.delivered)
         return events
+
+    def consume(
+        self,
+        name: str,
+        patterns: str | Sequence[str],
+        *,
+        group: str | None = None,
+        start: Start = "now",
+        max_inflight: int | None = None,
+    ) -> Items[BlockingConsumed]:
+        """Follow under a name whose cursor the daemon keeps: it goes on with what is not acknowledged.
+
+        ``for item in …`` and ``item.ack()`` when it is done. With ``group`` the members of that name share
+        the events by key, and ``name`` is this member's. ``start`` counts the first time only. Each event
+        comes at least once: again after a crash, a lost connection or a ``nak``, and says its ``attempt``.
+        """
+        feed = typed.consumption(name, patterns, start, group=group, max_inflight=max_inflight)
+
+        def convert(entry: Entry) -> BlockingConsumed | None:
+            if isinstance(entry, Mark):
+                typed.delivered(entry)
+                return None
+            report = partial(self._report, feed, entry.cursor or "")
+            return BlockingConsumed(**typed.facts_of(entry), report=report)
+
+        return self._follow(feed, convert)
+
+    def _report(self, feed: Consumption, cursor: str, **refusal: Any) -> None:
+        self._ask(typed.report(feed, cursor, self._time(None), **refusal))

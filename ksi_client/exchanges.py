@@ -11,6 +11,8 @@ from ksi_common.frames import Answer, Call, End, Failure, Item, Mark, Reply
 
 MAX_BUFFERED_ITEMS: Final = 10_000
 MAX_BUFFERED_BYTES: Final = 8 * 1024 * 1024
+MAX_LOSSES: Final = 4
+"""Connections that a request may lose and be sent again: one that ends the daemon is not asked for ever."""
 
 Entry = Item | Mark
 Wake = Callable[[], None]
@@ -23,20 +25,36 @@ def _nobody() -> None:
 class Exchange(ABC):
     """A request under way. ``wake`` is called whenever something came that its owner should look at.
 
-    ``resend``: the request may be sent again on a new connection.
+    ``resend``: the request may be sent again on a new connection. ``changes``: it is no question only, so
+    that whoever gives it up after it was sent is to know that it may have been done.
     """
 
     unary = True
     """It counts against the limit of requests in flight."""
 
-    __slots__ = ("call", "done", "error", "ident", "line", "resend", "retryable", "wake")
+    __slots__ = (
+        "call",
+        "changes",
+        "done",
+        "error",
+        "ident",
+        "in_doubt",
+        "line",
+        "resend",
+        "retryable",
+        "wake",
+    )
 
-    def __init__(self, call: Call, *, resend: bool = False, retryable: bool = False) -> None:
+    def __init__(
+        self, call: Call, *, resend: bool = False, retryable: bool = False, changes: bool = False
+    ) -> None:
         self.call = call
+        self.changes = changes
+        self.in_doubt = False
         self.line = encode(call)
         self.ident: int | None = None
         self.resend = resend
-        self.retryable = retryable or resend
+        self.retryable = retryable or (resend and not changes)
         self.wake: Wake = _nobody
         self.done = False
         self.error: KSIError | None = None
@@ -50,16 +68,15 @@ class Exchange(ABC):
 
     def interrupt(self) -> bool:
         """Hear that the connection is gone; tell whether to send the request again, else fail."""
+        self.in_doubt = self.changes
         if self.resend:
             return True
-        self.finish(
-            Unavailable(
-                f"connection lost before {self.call.event!r} was answered; it may or may not have been done",
-                reason="connection_lost",
-                retryable=self.retryable,
-            )
-        )
+        self.finish(self._lost())
         return False
+
+    def give_up(self, error: KSIError) -> None:
+        """End it for want of a connection."""
+        self.finish(self._lost(error) if self.in_doubt else error)
 
     def finish(self, error: KSIError | None = None) -> None:
         """End it, once; what comes later changes nothing."""
@@ -67,6 +84,18 @@ class Exchange(ABC):
             self.done = True
             self.error = error
             self.wake()
+
+    def _lost(self, cause: KSIError | None = None) -> Unavailable:
+        why = f" ({cause.message})" if cause is not None else ""
+        lost = Unavailable(
+            f"connection lost before {self.call.event!r} was answered; it may or may not have been done{why}",
+            reason="connection_lost",
+            retryable=self.retryable,
+        )
+        if self.call.idempotency_key is not None:
+            lost.details["idempotency_key"] = self.call.idempotency_key
+        lost.__cause__ = cause
+        return lost
 
     def fail(self, failure: Failure) -> None:
         """End it with the error that the daemon sent, which names its correlation id."""
@@ -78,11 +107,20 @@ class Exchange(ABC):
 class Question(Exchange):
     """A request with one reply."""
 
-    __slots__ = ("reply",)
+    __slots__ = ("_losses", "reply")
 
-    def __init__(self, call: Call, *, resend: bool = False, retryable: bool = False) -> None:
-        super().__init__(call, resend=resend, retryable=retryable)
+    def __init__(
+        self, call: Call, *, resend: bool = False, retryable: bool = False, changes: bool = False
+    ) -> None:
+        super().__init__(call, resend=resend, retryable=retryable, changes=changes)
         self.reply: Reply | None = None
+        self._losses = 0
+
+    def interrupt(self) -> bool:
+        """Hear that the connection is gone; after the fourth time it is given up."""
+        self._losses += 1
+        self.resend = self.resend and self._losses <= MAX_LOSSES
+        return super().interrupt()
 
     def take(self, answer: Answer, size: int) -> None:  # noqa: ARG002  (a reply is not buffered)
         """Take the reply or the error; a stream's item ends it."""
@@ -192,6 +230,28 @@ class Subscription(Feed):
         if self._waiting and _is_heartbeat(entry) and _is_heartbeat(self._waiting[-1][0]):
             self._bytes -= self._waiting.pop()[1]
         super()._keep(entry, size)
+
+
+class Consumption(Feed):
+    """A feed whose cursor the daemon keeps: on a new connection it goes on with what is not acknowledged.
+
+    What waits here is bounded by what may be given and not acknowledged.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        self.resend = True
+
+    def rewind(self) -> None:
+        """Forget what waits: the daemon has taken it back, and gives it again."""
+        self._waiting.clear()
+        self._bytes = 0
+
+    def _keep(self, entry: Entry, size: int) -> None:
+        super()._keep(entry, size)
+        self.full = False
 
 
 def _is_heartbeat(entry: Entry) -> bool:

@@ -10,6 +10,7 @@ from ksi_client.blocking_link import BlockingLink
 from ksi_client.connecting import Address, socket_path
 from ksi_client.exchanges import Entry, Exchange, Feed, Question, Subscription
 from ksi_client.items import Items
+from ksi_client.keys import key_source, make_repeatable
 from ksi_client.session import ClientStatistics
 from ksi_client.timeouts import CONNECT_TIMEOUT_S, GRACE_S, TIMEOUT_S, late
 from ksi_common.errors import Unavailable
@@ -42,8 +43,9 @@ class RawClient:
 
     ``connect_timeout_s``: how long to try to connect, at first and whenever the connection is lost; None:
     for ever. ``timeout_s``: how long a request may take where the call does not say.
-    Requests that were in flight when a connection was lost fail with Unavailable (``connection_lost``)
-    unless they are ``safe``; subscriptions go on after the last event that came.
+    Requests that were in flight when a connection was lost are sent again, and take effect once: what is not
+    ``safe`` has an idempotency key. Subscriptions go on after the last event that came. What cannot be sent
+    again within ``connect_timeout_s`` fails with Unavailable (``connection_lost``).
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class RawClient:
     ) -> None:
         self._timeout_s = timeout_s
         self._link = BlockingLink(socket_path(socket), connect_timeout_s=connect_timeout_s)
+        self._new_key = key_source()
 
     def __enter__(self) -> Self:
         self._link.open()
@@ -76,10 +79,14 @@ class RawClient:
         *,
         timeout_s: float | None = None,
         safe: bool = False,
+        key: str | None = None,
     ) -> dict[str, Any]:
-        """Ask for one reply. ``safe``: it changes nothing, and may be asked again after a lost connection."""
-        call = Call(event, dict(data or {}), timeout_s=self._time(timeout_s))
-        return self._ask(Question(call, resend=safe))
+        """Ask for one reply. ``safe``: it changes nothing, and needs no idempotency key.
+
+        ``key``: the one to use; without it, each call has one of its own.
+        """
+        call = Call(event, dict(data or {}), timeout_s=self._time(timeout_s), idempotency_key=key)
+        return self._ask(keyed(call, self._new_key, safe=safe))
 
     def stream_raw(
         self, event: str, data: Mapping[str, Any] | None = None, *, timeout_s: float | None = None
@@ -118,6 +125,14 @@ class RawClient:
         with self._link.turn():
             self._link.start(feed)
         return Items(self._link, feed, convert, deadline=deadline_of(feed))
+
+
+def keyed(call: Call, new_key: Callable[[], str], *, safe: bool, idempotent: bool = False) -> Question:
+    """Make the exchange of a request that may be sent again: ``safe`` as it is, or made so."""
+    if safe:
+        return Question(call, resend=True)
+    resend = call.idempotency_key is not None or make_repeatable(call, new_key())
+    return Question(call, resend=resend, retryable=idempotent, changes=True)
 
 
 def subscribe_call(patterns: str | Sequence[str], start: Start, timeout_s: float | None = None) -> Call:

@@ -133,7 +133,7 @@ class Session:
         for collection in (self._sent, self._unary, self._held, self._paused, self._parked, self._outgoing):
             collection.clear()
         for exchange in abandoned:
-            exchange.finish(error)
+            exchange.give_up(error)
 
     @property
     def idle(self) -> bool:

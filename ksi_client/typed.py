@@ -1,13 +1,13 @@
 """Between messages and the wire: what a request sends, and what its answers are."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 from pydantic import ValidationError
 
-from ksi_client.exchanges import Entry, Feed, Question, Subscription
-from ksi_client.raw import Start, subscribe_call
+from ksi_client.exchanges import Consumption, Entry, Feed, Question, Subscription
+from ksi_client.raw import Start, keyed, subscribe_call
 from ksi_common.bus import Delivered
 from ksi_common.errors import FailedPrecondition
 from ksi_common.frames import Call, Item, Mark
@@ -19,11 +19,13 @@ R = TypeVar("R", bound=Message)
 log = logging.getLogger("ksi_client")
 
 
-def question(request: Request[R], timeout_s: float | None) -> Question:
-    """Make the exchange of a request: what is ``safe`` may be sent again."""
+def question(
+    request: Request[R], timeout_s: float | None, *, key: str | None, new_key: Callable[[], str]
+) -> Question:
+    """Make the exchange of a request: what is ``safe`` may be sent again as it is, the rest with its key."""
     spec = spec_of(type(request))
-    call = Call(spec.name, _asked(request), timeout_s=timeout_s)
-    return Question(call, resend=spec.safe, retryable=spec.idempotent)
+    call = Call(spec.name, _asked(request), timeout_s=timeout_s, idempotency_key=key)
+    return keyed(call, new_key, safe=spec.safe, idempotent=spec.idempotent)
 
 
 def reply(request: Request[R] | Stream[R], data: Mapping[str, Any]) -> R:
@@ -59,12 +61,36 @@ def told(notification: Notification, timeout_s: float | None) -> Question:
     spec = spec_of(type(notification))
     data: dict[str, Any] = {"event": spec.name, "data": notification.model_dump(mode="json", by_alias=True)}
     data |= {"ephemeral": True} if spec.ephemeral else {"event_id": new_id()}
-    return Question(Call("event:publish", data, timeout_s=timeout_s), resend=not spec.ephemeral)
+    call = Call("event:publish", data, timeout_s=timeout_s)
+    return Question(call, resend=not spec.ephemeral, retryable=not spec.ephemeral, changes=True)
 
 
 def subscription(patterns: Any, start: Start) -> Subscription:
     """Make the exchange of a subscription."""
     return Subscription(subscribe_call(patterns, start))
+
+
+def consumption(
+    name: str, patterns: str | Sequence[str], start: Start, *, group: str | None, max_inflight: int | None
+) -> Consumption:
+    """Make the exchange of a named consumer."""
+    call = subscribe_call(patterns, start)
+    wish = {"consumer": name, "group": group, "max_inflight": max_inflight}
+    call.data = {**call.data, **{key: value for key, value in wish.items() if value is not None}}
+    return Consumption(call)
+
+
+def report(feed: Consumption, cursor: str, timeout_s: float, **refusal: Any) -> Question:
+    """Make the exchange that says what became of an event. It may be said again."""
+    whose = {key: feed.call.data[key] for key in ("consumer", "group") if key in feed.call.data}
+    event = "event:nak" if refusal else "event:ack"
+    given = {key: value for key, value in refusal.items() if value is not None}
+    return Question(Call(event, {**whose, "cursors": [cursor], **given}, timeout_s=timeout_s), resend=True)
+
+
+def facts_of(entry: Item) -> dict[str, Any]:
+    """Give the fields of what a consumer is given."""
+    return {**vars_of(entry), "attempt": entry.data.get("attempt", 1)}
 
 
 def delivered(entry: Entry) -> Delivered | None:
@@ -81,19 +107,24 @@ def delivered_or_mark(entry: Entry) -> Delivered | Mark:
     """Make an event of an item, and leave a mark as it is."""
     if isinstance(entry, Mark):
         return entry
+    return Delivered(**vars_of(entry))
+
+
+def vars_of(entry: Item) -> dict[str, Any]:
+    """Give the fields of an event as a subscriber gets it."""
     data = entry.data
-    return Delivered(
-        event=data["event"],
-        data=data["data"],
-        event_id=data["event_id"],
-        cursor=entry.cursor or "",
-        correlation_id=data["correlation_id"],
-        causation_id=data.get("causation_id"),
-        actor=data["actor"],
-        time=data["time"],
-        stream=data.get("stream"),
-        version=data.get("version"),
-    )
+    return {
+        "event": data["event"],
+        "data": data["data"],
+        "event_id": data["event_id"],
+        "cursor": entry.cursor or "",
+        "correlation_id": data["correlation_id"],
+        "causation_id": data.get("causation_id"),
+        "actor": data["actor"],
+        "time": data["time"],
+        "stream": data.get("stream"),
+        "version": data.get("version"),
+    }
 
 
 def _asked(request: Message) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What travels with an event: who asked, why, and until when."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class Caller(Protocol):
 
 
 class Joining(Protocol):
-    """What commits with the unit of work of a request: its idempotency key."""
+    """What commits with a unit of work: a request's idempotency key, a durable subscriber's cursor."""
 
     def around(self, unit: Callable[[Any], T]) -> Callable[[Any], T]:
         """Give the unit that does both."""
@@ -86,6 +86,8 @@ class EventEnvelope:
     """Its row is part of a unit of work already."""
     joins: "Joining | None" = None
     """What commits with its unit of work; most requests have nothing."""
+    begun: Awaitable[Any] | None = None
+    """What its handler has begun at once and still waits for."""
 
     @property
     def metadata(self) -> EventMetadata:

@@ -10,9 +10,10 @@ from ksi_common.messages import Notification, spec_of
 from ksi_daemon.breadcrumb import Breadcrumb
 from ksi_daemon.catalog import Catalog, Plugin
 from ksi_daemon.database import Database
-from ksi_daemon.handlers import Compiler, HandlerError
+from ksi_daemon.handlers import Compiler
 from ksi_daemon.hooks import Relay
-from ksi_daemon.marks import HANDLER, PROJECTION, REBUILDER, SUBSCRIBER, UPCASTER
+from ksi_daemon.immediate import HandlerError
+from ksi_daemon.marks import DURABLE, HANDLER, PROJECTION, REBUILDER, SUBSCRIBER, UPCASTER, Durable
 from ksi_daemon.middleware.observation import Observer
 from ksi_daemon.outcomes import Middleware
 from ksi_daemon.plugins import declared, modules_of, notifications_of, refuse
@@ -33,6 +34,8 @@ class Subscriber:
     call: Callable[..., Awaitable[Any]]
     function: Callable[..., Any]
     """As its plugin declares it."""
+    durable: Durable | None = None
+    """How it wants them, if it has a cursor of its own."""
 
 
 @dataclass(slots=True)
@@ -100,13 +103,18 @@ class Assembly:
                 continue
             route = compiler.handler(function, plugin.name)
             if not plugin.builtin:
-                route = replace(route, handle=self.breadcrumb.around(plugin.name, route.handle))
+                route = self._marked(plugin.name, route)
             self._check_free(route, routes)
             routes[route.spec.name] = route
         subscribers = []
         for function in dict.fromkeys((*declared(plugin.module, SUBSCRIBER), *heard)):
             event, call = compiler.subscriber(function)
-            subscribers.append(Subscriber(function.__qualname__, plugin.name, event, call, function))
+            durable: Durable | None = getattr(function, DURABLE, None)
+            if durable is not None and spec_of(event).ephemeral:
+                raise HandlerError(
+                    f"{function.__qualname__} is durable, but {spec_of(event).name} is never stored"
+                )
+            subscribers.append(Subscriber(function.__qualname__, plugin.name, event, call, function, durable))
         projections = self._projections(plugin)
         rebuilders = [rebuilder_of(made, plugin.name) for made in declared(plugin.module, REBUILDER)]
         upcasters = _upcasters(plugin, routes)
@@ -137,9 +145,12 @@ class Assembly:
         ]
         plugin.middleware = [_name_of(layer) for layer in middleware]
         for notification in _told(plugin, routes):
-            name = spec_of(notification).name
-            if self.catalog.notifications.setdefault(name, notification) is notification:
-                plugin.told.append(name)
+            if self.catalog.declare(notification):
+                plugin.told.append(spec_of(notification).name)
+
+    def _marked(self, plugin: str, route: Route) -> Route:
+        begin = self.breadcrumb.before(plugin, route.begin) if route.begin is not None else None
+        return replace(route, handle=self.breadcrumb.around(plugin, route.handle), begin=begin)
 
     def _check_free(self, route: Route, own: dict[str, Route]) -> None:
         taken = self.catalog.routes.get(route.spec.name) or own.get(route.spec.name)
@@ -166,7 +177,7 @@ class Assembly:
         for name in plugin.handled:
             self.catalog.routes.pop(name, None)
         for name in plugin.told:
-            self.catalog.notifications.pop(name, None)
+            self.catalog.withdraw(name)
         plugin.handled, plugin.told, plugin.subscribed = [], [], []
         lost = self._layers.pop(plugin.name, ())
         for observer in self._observers.pop(plugin.name, ()):

@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -66,6 +66,28 @@ def publish_draft(home: Path, name: str, sha256: str) -> None:
     with _folder(home, FOLDER, _DRAFTS) as drafts, _folder(home, FOLDER, sha256[:2]) as folder:
         os.rename(name, sha256[2:], src_dir_fd=drafts, dst_dir_fd=folder)
     sync_folders(home, sha256)
+
+
+def touch(home: Path, sha256: str) -> None:
+    """Have a blob be as new as if it had been stored now: retention leaves it for a while."""
+    with _folder(home, FOLDER, sha256[:2]) as folder:
+        os.utime(sha256[2:], dir_fd=folder, follow_symlinks=False)
+
+
+def collect(home: Path, known: Collection[str], before_s: float) -> tuple[int, int]:
+    """Remove the blobs that are not ``known`` and older than a time; give how many, and their bytes."""
+    removed = freed = 0
+    with _folder(home, FOLDER) as blobs:
+        names = [name for name in os.listdir(blobs) if len(name) == 2]  # noqa: PTH208 -- as above
+    for inner in names:
+        with _folder(home, FOLDER, inner) as folder:
+            for name in os.listdir(folder):  # noqa: PTH208
+                found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                if path_of(inner + name) not in known and found.st_mtime < before_s:
+                    os.unlink(name, dir_fd=folder)
+                    removed += 1
+                    freed += found.st_size
+    return removed, freed
 
 
 def sync_folders(home: Path, sha256: str) -> None:

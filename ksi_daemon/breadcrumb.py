@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from ksi_common.envelope import EventEnvelope
-from ksi_daemon.outcomes import Endpoint, Send
+from ksi_daemon.outcomes import Begin, Endpoint, Send
 
 T = TypeVar("T")
 
@@ -47,6 +47,10 @@ class Breadcrumb:
             return action()
         finally:
             self._write(_NOBODY)
+
+    def before(self, plugin: str, begin: Begin) -> Begin:
+        """Mark what a handler does at once."""
+        return lambda envelope: self.during(plugin, lambda: begin(envelope))
 
     def around(self, plugin: str, endpoint: Endpoint) -> Endpoint:
         """Mark every step of ``endpoint`` that runs, and nothing while it waits: others run then."""

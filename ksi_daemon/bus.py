@@ -15,7 +15,7 @@ from ksi_daemon.children import Tasks
 from ksi_daemon.database import Database
 from ksi_daemon.database.transaction import MAX_HOPS
 from ksi_daemon.hub import Hub
-from ksi_daemon.outcomes import Endpoint, Failed, Outcome, Replied, Send, Yielded
+from ksi_daemon.outcomes import Endpoint, Failed, Outcome, Rendered, Replied, Send, Yielded
 from ksi_daemon.queue_sink import following
 from ksi_daemon.subscriptions import Interest, Subscriptions
 
@@ -96,10 +96,11 @@ class LocalBus:
     ) -> StoredEvent:
         """Tell an ephemeral event by name; ``data``: JSON. ``cause``: as for ``Transaction.tell_raw``."""
         origin = current_envelope()
-        ident = event_id or new_id()
         if origin is None:
+            ident = event_id or new_id()
             correlation, causation, actor, hop = ident, None, SYSTEM, 0
         elif cause:
+            ident = event_id or new_id()
             correlation, causation = origin.correlation_id, origin.event_id
             actor, hop = origin.actor, _hop(origin, event)
         else:
@@ -140,7 +141,10 @@ class LocalBus:
         if isinstance(outcome, Failed):
             raise outcome.error
         if isinstance(outcome, Replied):
-            return outcome.value  # type: ignore[return-value]  # the route checks what its handler returns
+            reply = outcome.value
+            if isinstance(reply, Rendered):
+                reply = reply.message.model_validate_json(reply.data)
+            return reply  # type: ignore[return-value]  # the route checks what its handler returns
         raise InternalError(f"{spec_of(type(request)).name} was answered with a stream")
 
 

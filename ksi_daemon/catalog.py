@@ -41,6 +41,8 @@ class Catalog:
     routes: dict[str, Route] = field(default_factory=dict)
     notifications: dict[str, type[Notification]] = field(default_factory=dict)
     """Declared events by name: only the plugins that declare them tell them."""
+    former: dict[str, type[Notification]] = field(default_factory=dict)
+    """The same by the names that they once had."""
 
     def message_class(self, event: str) -> type[Message] | None:
         """Find the class of a declared event."""
@@ -49,10 +51,21 @@ class Catalog:
 
     def declared(self, event: str) -> type[Notification] | None:
         """Find the told event that is, or once was, called so."""
-        found = self.notifications.get(event)
-        if found is not None:
-            return found
-        return next((kind for kind in self.notifications.values() if event in spec_of(kind).formerly), None)
+        return self.notifications.get(event) or self.former.get(event)
+
+    def declare(self, notification: type[Notification]) -> bool:
+        """Take a told event in, under all its names; give False where its name is taken."""
+        spec = spec_of(notification)
+        if self.notifications.setdefault(spec.name, notification) is not notification:
+            return False
+        self.former.update(dict.fromkeys(spec.formerly, notification))
+        return True
+
+    def withdraw(self, name: str) -> None:
+        """Forget a told event."""
+        notification = self.notifications.pop(name)
+        for former in spec_of(notification).formerly:
+            self.former.pop(former, None)
 
     def followed(self, patterns: Sequence[str]) -> Sequence[str]:
         """Give what a subscriber to ``patterns`` follows: where one is an old name, the new one, too."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ksi_common.messages import Message
+from ksi_daemon.outcomes import Reply
 
 if TYPE_CHECKING:
     from ksi_daemon.exchange import Exchange
@@ -27,7 +27,7 @@ class Channel(Protocol):
         """Give the time, RFC 3339."""
         ...
 
-    def encode(self, value: Message | Mapping[str, Any]) -> bytes:
+    def encode(self, value: Reply | Mapping[str, Any]) -> bytes:
         """Render a reply."""
         ...
 

@@ -23,12 +23,12 @@ from ksi_common.frames import (
 )
 from ksi_common.ids import new_id
 from ksi_common.jsonrpc import Rpc
-from ksi_common.messages import Message
 from ksi_common.protocol import Malformed, ServerConnection
 from ksi_common.strict_json import dumps
 from ksi_daemon.channel import Channel
 from ksi_daemon.exchange import Exchange, encode
-from ksi_daemon.outcomes import Endpoint
+from ksi_daemon.middleware.direct import Direct
+from ksi_daemon.outcomes import Endpoint, Reply
 from ksi_daemon.router import Route
 from ksi_daemon.rpc import RpcSide
 
@@ -42,6 +42,8 @@ class Served(Protocol):
 
     clock: Clock
     dispatch: Endpoint
+    direct: Direct | None
+    """The way of handlers that do not wait; None: they go by ``dispatch``, as all others."""
     routes: Mapping[str, Route]
     limits: "ConnectionLimits"
     closing: bool
@@ -52,6 +54,10 @@ class Served(Protocol):
 
     def closed(self, connection: "Connection") -> None:
         """Hear that the client is gone."""
+        ...
+
+    def flush_later(self, connection: "Connection") -> None:
+        """Flush at the end of this turn of the loop, with all others."""
         ...
 
     def progressed(self) -> None:
@@ -77,8 +83,11 @@ class Connection(asyncio.Protocol):
         self._frames = ServerConnection()
         self._loop = asyncio.get_running_loop()
         self._out: list[bytes] = []
+        self._receiving = False
         self._exchanges: dict[FrameId, Exchange] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._unbegun = 0
+        """Tasks before their first step; until they are under way, what comes next may not go by direct."""
         self._streams = 0
         self._pushed = 0
         self._writable = asyncio.Event()
@@ -106,16 +115,18 @@ class Connection(asyncio.Protocol):
         if self._ending:
             return
         ended = False
-        for frame in self._frames.receive(data):
-            ended = True
-            if type(frame) is Call:
-                self._call(frame)
-            elif type(frame) is Malformed:
-                self._malformed(frame)
-            elif type(frame) is Cancel:
-                self._cancel(frame.id)
-            elif type(frame) is Rpc:
-                self._receive_rpc(frame)
+        self._receiving = True  # what is answered meanwhile is one write, at the end of this
+        try:
+            for frame in self._frames.receive(data):
+                ended = True
+                if type(frame) is Call:
+                    self._call(frame)
+                else:
+                    self._receive(frame)
+        finally:
+            self._receiving = False
+        if self._out:
+            self.flush()
         if ended or (self._partial_timer is None) is self._frames.partial:
             self._watch_partial_line()
 
@@ -193,7 +204,7 @@ class Connection(asyncio.Protocol):
             self._timestamp = format_time(self._server.clock.time_us()).encode()
         return self._timestamp
 
-    def encode(self, value: Message | Mapping[str, Any]) -> bytes:
+    def encode(self, value: Reply | Mapping[str, Any]) -> bytes:
         """Render a reply. Messages are frozen: the same one again (as of health) has the same text."""
         if value is not self._last_reply:
             self._last_text = encode(value)
@@ -202,8 +213,8 @@ class Connection(asyncio.Protocol):
 
     def write(self, line: bytes) -> None:
         """Send a frame, with whatever else this turn of the loop brings."""
-        if not self._out:
-            self._loop.call_soon(self._flush)
+        if not self._out and not self._receiving:
+            self._server.flush_later(self)
         self._out.append(line)
 
     def refuse(self, error: KSIError) -> None:
@@ -218,7 +229,7 @@ class Connection(asyncio.Protocol):
             if exchange.stream:
                 exchange.fail(Unavailable("the daemon is stopping", reason="shutting_down"))
                 exchange.cancel()
-        self._flush()
+        self.flush()
         if self.transport is not None:
             self.transport.close()
 
@@ -231,13 +242,18 @@ class Connection(asyncio.Protocol):
 
     # The way of a call.
 
-    def _receive_rpc(self, frame: Rpc) -> None:
-        if self._rpc is None:
-            self._rpc = RpcSide(self, self._call, self._cancel, self._server.routes)
-        self._rpc.receive(frame)
+    def _receive(self, frame: Call | Cancel | Malformed | Rpc) -> None:
+        if type(frame) is Malformed:
+            self._malformed(frame)
+        elif type(frame) is Cancel:
+            self._cancel(frame.id)
+        elif type(frame) is Rpc:
+            if self._rpc is None:
+                self._rpc = RpcSide(self, self._call, self._cancel, self._server.routes)
+            self._rpc.receive(frame)
 
     def _call(self, call: Call, channel: Channel | None = None) -> None:
-        ident = call.id if call.id is not None else new_id()
+        ident = new_id() if call.id is None else call.id
         route = self._server.routes.get(call.event)
         stream = route is not None and route.spec.kind == "stream"
         refusal = self._refusal(ident, stream=stream)
@@ -247,13 +263,21 @@ class Connection(asyncio.Protocol):
         exchange = Exchange(channel or self, call, ident, route, stream=stream)
         self._exchanges[ident] = exchange
         self._streams += stream
+        # Not before what was sent before it; and what has a key may be done already.
+        begin = None if route is None or self._unbegun or call.idempotency_key else route.begin
+        if begin is not None and self._server.direct is not None:
+            exchange.envelope.begun = self._server.direct(exchange, begin)
+            if exchange.envelope.begun is None:
+                return
         task = self._loop.create_task(self._run(exchange))
         exchange.task = task
+        self._unbegun += 1
         # No TaskGroup here: it would cost as much as the request. This set is awaited by the server instead.
         self._tasks.add(task)
 
     async def _run(self, exchange: Exchange) -> None:
         exchange.begun = True
+        self._unbegun -= 1
         try:
             if not exchange.answered:
                 await self._server.dispatch(exchange.envelope, exchange.send)
@@ -276,14 +300,11 @@ class Connection(asyncio.Protocol):
 
         The last request at work does not wait for the end of the turn: nothing would join it.
         """
-        waiting = bool(self._out)
-        self._out.append(line)
+        self.write(line)
         self._exchanges.pop(exchange.ident, None)
         self._streams -= exchange.stream
-        if self.idle:
-            self._flush()
-        elif not waiting:
-            self._loop.call_soon(self._flush)
+        if not self._receiving and self.idle:
+            self.flush()
         if self._last_words is not None:
             self._end_if_done()
         if self._server.closing:
@@ -347,7 +368,8 @@ class Connection(asyncio.Protocol):
         else:
             self.abort()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write the frames of this turn."""
         out, self._out = self._out, []
         self._timestamp = b""
         self._pushed = 0

@@ -3,11 +3,13 @@
 import os
 import platform
 from collections import defaultdict
+from collections.abc import Awaitable
 
 from ksi_common.async_db import sqlite_version
 from ksi_common.clock import Clock, format_time
 from ksi_common.errors import NotFound
 from ksi_common.events.system import (
+    Checks,
     Discover,
     Discovered,
     EventHelp,
@@ -42,9 +44,21 @@ WIRE_VERSION = 1
 
 
 @handler
-async def health(_: Health, monitor: HealthMonitor, lifecycle: Lifecycle, clock: Clock) -> Healthy:
+def health(
+    _: Health, monitor: HealthMonitor, lifecycle: Lifecycle, clock: Clock
+) -> Healthy | Awaitable[Healthy]:
     """Answer from checks that are at most a second old."""
-    checks = await monitor.checks()
+    checks = monitor.fresh
+    return (
+        _checked(monitor, lifecycle, clock) if checks is None else _healthy(checks, monitor, lifecycle, clock)
+    )
+
+
+async def _checked(monitor: HealthMonitor, lifecycle: Lifecycle, clock: Clock) -> Healthy:
+    return _healthy(await monitor.checks(), monitor, lifecycle, clock)
+
+
+def _healthy(checks: Checks, monitor: HealthMonitor, lifecycle: Lifecycle, clock: Clock) -> Healthy:
     return monitor.summary(
         checks, lifecycle, round(clock.monotonic() - lifecycle.started, 1), lifecycle.connections()
     )

@@ -17,7 +17,6 @@ from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import InternalError
 from ksi_common.events.system import Started, Stopping
 from ksi_common.events.timer import Failed as TimerFailed
-from ksi_common.messages import spec_of
 from ksi_common.paths import Paths
 from ksi_daemon import blob_files
 from ksi_daemon.assembly import Assembly
@@ -27,7 +26,10 @@ from ksi_daemon.bus import LocalBus
 from ksi_daemon.catalog import Catalog
 from ksi_daemon.children import Children
 from ksi_daemon.connection import ConnectionLimits
+from ksi_daemon.consumers import Consumers
 from ksi_daemon.database import Database
+from ksi_daemon.dead_letters import DatabaseDeadLetters, DeadLetters
+from ksi_daemon.durable_listener import DurableListener
 from ksi_daemon.eventlog import EventLog
 from ksi_daemon.handlers import Compiler
 from ksi_daemon.health import Health, HealthChecks
@@ -40,6 +42,7 @@ from ksi_daemon.listeners import Listener
 from ksi_daemon.middleware import compose
 from ksi_daemon.middleware.correlation import correlation
 from ksi_daemon.middleware.deadline import Deadline
+from ksi_daemon.middleware.direct import Direct
 from ksi_daemon.middleware.errors import Errors
 from ksi_daemon.middleware.idempotency import Idempotency
 from ksi_daemon.middleware.observation import Observation
@@ -49,16 +52,20 @@ from ksi_daemon.plugins import GROUP, Loader, explain
 from ksi_daemon.presence import Presence
 from ksi_daemon.processes import Processes
 from ksi_daemon.projections import Aggregates, Projections
+from ksi_daemon.referrers import Referrers
 from ksi_daemon.replay import Replays
+from ksi_daemon.retention import Retention
 from ksi_daemon.router import Router
 from ksi_daemon.services import Services
 from ksi_daemon.settings import Settings
 from ksi_daemon.subscriptions import Subscriptions
 from ksi_daemon.supervisor import attempt_async, supervise
+from ksi_daemon.tail import tell_lost_tail
 from ksi_daemon.threads import Threads
 from ksi_daemon.timers import DatabaseTimers, Timers
 from ksi_daemon.transports.unix import UnixServer
 from ksi_daemon.upcasting import Upcasting
+from ksi_daemon.verification import Verifier
 
 log = structlog.get_logger()
 
@@ -112,6 +119,7 @@ class Daemon:
                 Started(version=self.lifecycle.version, pid=os.getpid(), recovered=recovered)
             )
             self.tasks.create_task(Presence(self.paths.socket).watch(self._unreachable))
+            await tell_lost_tail(self.database)
             ready(self)
             stop = await self.lifecycle.stopping
             await self._drain(server, stop)
@@ -158,11 +166,11 @@ class Daemon:
             log_requests=self.settings.log.requests, observers=self.assembly.observers
         )
         self.idempotency = Idempotency(self.database, self.clock)
-        self.dispatch = self._chain()
+        self._compose()
         await self.assembly.start(bus=self.bus, services=self.services)
         self.projections.take(self.assembly.projections)
         self.eventlog.upcast = Upcasting(self.catalog.notifications, self.assembly.upcasters)
-        self.dispatch = self._chain()  # without the layers of plugins that could not start
+        self._compose()  # without the layers of plugins that could not start
 
     def _offer_core(self) -> None:
         offer = self.services.offer
@@ -189,9 +197,14 @@ class Daemon:
         offer(HealthChecks, health)  # type: ignore[type-abstract]
 
     async def _offer_resources(self, processes: Processes) -> None:
+        letters = DatabaseDeadLetters(self.database, self.clock)
         self.timers = DatabaseTimers(
-            self.database, self.bus, self.clock, message_class=self.catalog.message_class
+            self.database, self.bus, self.clock, message_class=self.catalog.message_class, letters=letters
         )
+        self.consumers = Consumers(
+            self.database, self.subscriptions, letters, self.clock, self.tasks,
+            stopping=self.lifecycle.stopping.done,
+        )  # fmt: skip
         blobs = FileBlobs(self.paths.home, readable=READABLE)
         await blobs.prepare()
         if processes.reaped:
@@ -200,15 +213,30 @@ class Daemon:
         offer(Timers, self.timers)  # type: ignore[type-abstract]  # an interface is its own key
         offer(Leases, DatabaseLeases(self.database, self.clock))  # type: ignore[type-abstract]
         offer(Blobs, blobs)  # type: ignore[type-abstract]
+        referrers = Referrers(self.database)
+        offer(Referrers, referrers)
+        self.retention = Retention(self.database, referrers, self.clock, self.settings.retention)
+        offer(Retention, self.retention)
+        offer(Verifier, Verifier(self.database, blobs, referrers))
         offer(Processes, processes)
-        self.catalog.notifications[spec_of(TimerFailed).name] = TimerFailed
+        offer(Consumers, self.consumers)
+        offer(DatabaseDeadLetters, letters)
+        offer(DeadLetters, letters)  # type: ignore[type-abstract]
+        self.catalog.declare(TimerFailed)
 
-    def _chain(self) -> Endpoint:
+    def _compose(self) -> None:
+        errors = Errors(self.catalog.blame, strict=self.settings.strict)
+        deadline = Deadline(self.settings.limits.handler_s)
+        self.dispatch = self._chain(errors, deadline)
+        direct = Direct(errors, self.observation, deadline, self.database)
+        self.direct = None if self.assembly.middleware else direct
+
+    def _chain(self, errors: Errors, deadline: Deadline) -> Endpoint:
         layers: Sequence[Middleware] = (
             correlation,
-            Errors(self.catalog.blame, strict=self.settings.strict),
+            errors,
             self.observation,
-            Deadline(self.settings.limits.handler_s),
+            deadline,
             permissions,
             self.idempotency,
             *self.assembly.middleware,
@@ -232,10 +260,15 @@ class Daemon:
         for subscriber in self.assembly.subscribers:
             blame = partial(self._charge, subscriber.plugin)
             errors = Errors(blame, strict=self.settings.strict)
-            listener = Listener(subscriber, self.subscriptions, self.tasks, errors)
+            listener: Listener | DurableListener
+            if subscriber.durable is None:
+                listener = Listener(subscriber, self.subscriptions, self.tasks, errors)
+            else:
+                listener = DurableListener(subscriber, subscriber.durable, self.consumers, self.tasks, errors)
             self.tasks.create_task(
                 supervise(f"{subscriber.plugin}.{subscriber.name}", listener.run, quarantine=None)
             )
+        self.tasks.create_task(supervise("retention", self.retention.serve, quarantine=None))
         self.tasks.create_task(supervise("timers", self.timers.serve, quarantine=None))
         forgetting = KeyForgetting(self.database, self.clock, keep_s=self.settings.limits.idempotency_s)
         self.tasks.create_task(supervise("keys", forgetting.serve, quarantine=None))
@@ -267,6 +300,7 @@ class Daemon:
         return UnixServer(
             self.paths.socket,
             dispatch=self.dispatch,
+            direct=self.direct,
             routes=self.catalog.routes,
             clock=self.clock,
             limits=ConnectionLimits(

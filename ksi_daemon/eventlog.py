@@ -1,8 +1,8 @@
 """The log, read: by position, by stream, by id, by question. What is damaged is named, and left out."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 from ksi_common.envelope import StoredEvent
 from ksi_common.errors import DataLoss
@@ -22,7 +22,7 @@ from ksi_daemon.database.log_rows import (
 from ksi_daemon.database.log_writer import COLUMNS
 from ksi_daemon.log_search import LogQuery, search
 
-__all__ = ["PAGE", "Damage", "EventLog", "Found", "LogPage", "LogQuery", "Place", "RemovedEvent"]
+__all__ = ["PAGE", "Damage", "EventLog", "LogPage", "LogQuery", "Place", "RemovedEvent"]
 
 PAGE: Final = 1000
 """Rows of one hop to a reader: a snapshot is never held longer."""
@@ -47,19 +47,6 @@ class LogPage:
     damaged: Sequence[Damage] = ()
     removed: int = 0
     """Events that match, and whose data retention has removed."""
-
-
-@dataclass(slots=True)
-class Found:
-    """Events of one reply, whether there may be more, and what was left out as it is damaged."""
-
-    events: list[StoredEvent] = field(default_factory=list)
-    more: bool = False
-    damaged: list[Damage] = field(default_factory=list)
-
-    def __iter__(self) -> Iterator[Any]:
-        """Unpack as events and whether there may be more."""
-        return iter((self.events, self.more))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +83,16 @@ class EventLog:
         """Give the cursor of a position."""
         return f"{self._database.log_id}-{seq}"  # as Cursor renders itself
 
+    @property
+    def beginning(self) -> Place:
+        """The place before the first event that there is."""
+        return self.beginning_after(0)
+
+    def beginning_after(self, seq: int) -> Place:
+        """Give the place where reading on from ``seq`` finds events again."""
+        horizon = self.horizon
+        return Place(seq) if seq >= horizon else Place(horizon, "horizon", horizon - seq)
+
     def locate(self, text: str, head: int) -> Place:
         """Find the place of a cursor in this log, which ends at ``head``; InvalidArgument: it is none."""
         cursor = parse_cursor(text)
@@ -108,9 +105,7 @@ class EventLog:
                 return Place(shared, "tail_lost", seq - shared)
         if seq > head:
             return Place(head, "beyond_the_log", seq - head)
-        if seq < facts.horizon:
-            return Place(facts.horizon, "horizon", facts.horizon - seq)
-        return Place(seq)
+        return self.beginning_after(seq)
 
     async def page(
         self, after: int, until: int, patterns: Iterable[str], stream: str | None, limit: int = PAGE
@@ -128,7 +123,7 @@ class EventLog:
             for row in read_page(connection, after, until, limit):
                 if isinstance(row, Damage):
                     damaged.append(row)
-                elif row[2] != 1 and row[3] in wanted and (stream is None or row[4] == stream):
+                elif _is_told(row) and row[3] in wanted and (stream is None or row[4] == stream):
                     event = self._event(row, damaged)
                     if event is None:
                         continue
@@ -148,31 +143,53 @@ class EventLog:
     async def get(self, event_id: str) -> StoredEvent | None:
         """Read one event by its id; raise DataLoss where it is damaged."""
         sql = f"SELECT {COLUMNS} FROM log WHERE event_id = ?"  # noqa: S608
-        found = await self._reply(lambda connection, _: connection.execute(sql, (event_id,)), 1)
-        if found.damaged:
-            raise _loss(found.damaged[0])
-        if found.events and found.events[0].event_id != event_id:  # the index leads astray
-            raise _loss(Damage(found.events[0].seq or 0, event_id, "event_corrupt", "its row is another's"))
-        return found.events[0] if found.events else None
+        damaged: list[Damage] = []
+        events, _ = await self._reply(lambda connection: connection.execute(sql, (event_id,)), 2, damaged)
+        if events and events[0].event_id != event_id:  # the index leads astray
+            damaged.append(Damage(events[0].seq or 0, event_id, "event_corrupt", "its row is another's"))
+        if damaged:
+            raise _loss(damaged[0])
+        return events[0] if events else None
 
-    async def stream(self, stream: str, *, from_version: int | None, backwards: bool, limit: int) -> Found:
-        """Read events of a stream in order of version, or against it."""
+    async def stream(
+        self,
+        stream: str,
+        *,
+        from_version: int | None,
+        backwards: bool,
+        limit: int,
+        damaged: list[Damage] | None = None,
+    ) -> tuple[Sequence[StoredEvent], bool]:
+        """Read events of a stream in order of version, or against it; tell whether there may be more.
+
+        ``damaged`` is given what is left out because it is damaged.
+        """
         order, sign = ("DESC", "<=") if backwards else ("ASC", ">=")
         start = from_version if from_version is not None else (2**62 if backwards else 1)
         sql = (
             f"SELECT {COLUMNS} FROM log WHERE stream = ? AND version {sign} ? "  # noqa: S608
             f"ORDER BY version {order} LIMIT ?"
         )
-        return await self._reply(lambda connection, _: connection.execute(sql, (stream, start, limit)), limit)
+        lost = damaged if damaged is not None else []
+        events, more = await self._reply(
+            lambda connection: connection.execute(sql, (stream, start, limit)), limit, lost
+        )
+        strays = [event for event in events if event.stream != stream]  # the index leads astray
+        lost += [
+            Damage(event.seq or 0, event.event_id, "event_corrupt", f"it is not of {stream}")
+            for event in strays
+        ]
+        return [event for event in events if event.stream == stream], more
 
-    async def query(self, query: LogQuery) -> Found:
-        """Search the log."""
+    async def query(
+        self, query: LogQuery, *, damaged: list[Damage] | None = None
+    ) -> tuple[Sequence[StoredEvent], bool]:
+        """Search the log; tell whether there may be more. ``damaged``: as for ``stream``."""
         head = self._database.head
-
-        def rows(connection: Connection, found: Found) -> Iterator[Row]:
-            return search(connection, query, found.damaged.append, head)
-
-        return await self._reply(rows, query.limit)
+        lost = damaged if damaged is not None else []
+        return await self._reply(
+            lambda connection: search(connection, query, lost.append, head), query.limit, lost
+        )
 
     async def compacted(self, stream: str) -> int:
         """Give the version up to which retention has deleted a stream; 0: it is whole."""
@@ -188,25 +205,24 @@ class EventLog:
         rows = await self._database.read(_AT_TIME, (time_us, self.horizon, BLOCK))
         return int(rows[0][0])
 
-    async def _reply(self, rows: "_Rows", limit: int) -> Found:
-        """Read at most ``limit`` events, and no more bytes than a reply takes."""
+    async def _reply(
+        self, rows: Callable[[Connection], Iterable[Row]], limit: int, damaged: list[Damage]
+    ) -> tuple[list[StoredEvent], bool]:
+        """Read at most ``limit`` rows, and no more bytes than a reply takes."""
 
-        def cut(connection: Connection) -> Found:
-            found = Found()
-            size = 0
-            for row in rows(connection, found):
-                event = self._event(row, found.damaged)
+        def cut(connection: Connection) -> tuple[list[StoredEvent], bool]:
+            events: list[StoredEvent] = []
+            size = looked_at = 0
+            for row in rows(connection):
+                looked_at += 1
+                event = self._event(row, damaged)
                 if event is None:
                     continue
                 size += len(event.data) + _REPLY_OVERHEAD
-                if found.events and size > REPLY_BYTES:
-                    found.more = True
-                    return found
-                found.events.append(event)
-                if len(found.events) == limit:
-                    found.more = True
-                    break
-            return found
+                if events and size > REPLY_BYTES:
+                    return events, True
+                events.append(event)
+            return events, looked_at == limit
 
         async with self._database.reader() as reader:
             try:
@@ -222,12 +238,9 @@ class EventLog:
         except DamagedRow as error:
             damaged.append(error.damage)
             return None
-        if self.upcast is not None:
+        if self.upcast is not None and type(event) is not RemovedEvent:
             self.upcast(event)
         return event
-
-
-_Rows = Callable[[Connection, Found], Iterable[Row]]
 
 
 def _loss(damage: Damage) -> DataLoss:
@@ -240,15 +253,22 @@ def _loss(damage: Damage) -> DataLoss:
     )
 
 
+def _is_told(row: Row) -> bool:
+    """Tell whether a row is a notification: what has data is one, whatever it says of its kind."""
+    return row[2] != 1 or row[13] is not None or row[14] is not None
+
+
 class _Names:
-    """Names that match, decided once a name."""
+    """Names that match, decided once a name; what is no name may have been any."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
         self._patterns = tuple(patterns)
-        self._decided: dict[str, bool] = {}
+        self._decided: dict[object, bool] = {}
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         decided = self._decided.get(name)
         if decided is None:
-            decided = self._decided[name] = any(matches(pattern, name) for pattern in self._patterns)
+            decided = self._decided[name] = not isinstance(name, str) or any(
+                matches(pattern, name) for pattern in self._patterns
+            )
         return decided

@@ -1,9 +1,9 @@
 """One call of a client, from its frame to its answer."""
 
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from ksi_common.envelope import EventEnvelope
+from ksi_common.envelope import OWNER, Caller, EventEnvelope
 from ksi_common.errors import Cancelled, DeadlineExceeded, InternalError, KSIError, ResourceExhausted
 from ksi_common.frames import Call, FrameId, MarkKind, end_line, error_line, item_line, mark_line, reply_line
 from ksi_common.ids import new_id
@@ -11,7 +11,7 @@ from ksi_common.messages import Message
 from ksi_common.protocol import MAX_ANSWER
 from ksi_common.strict_json import dumps
 from ksi_daemon.hub import Batch
-from ksi_daemon.outcomes import Ended, Failed, Outcome, Replied, Yielded
+from ksi_daemon.outcomes import Ended, Failed, Outcome, Rendered, Replied, Reply, Yielded
 from ksi_daemon.router import Route
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ class Exchange:
         "begun",
         "envelope",
         "ident",
+        "slot",
+        "started",
         "stream",
         "task",
         "wire_id",
@@ -47,16 +49,27 @@ class Exchange:
         self.stream = stream
         self.answered = False
         self.begun = False
+        self.started = 0.0
+        """When its handler was begun, by ``perf_counter``, where it has no task."""
+        self.slot: dict[Caller, None] | None = None
+        """Where its deadline is watched, while it waits without a task."""
         self.task: asyncio.Task[None] | None = None
-        envelope = EventEnvelope(
-            call.event, call.data, event_id, call.correlation_id or event_id, call.causation_id
+        self.envelope = EventEnvelope(
+            call.event,
+            call.data,
+            event_id,
+            call.correlation_id or event_id,
+            call.causation_id,
+            OWNER,
+            0,
+            call.timeout_s,
+            None,
+            call.idempotency_key,
+            call.traceparent,
+            None,
+            route.spec if route is not None else None,
+            self,
         )
-        envelope.timeout_s = call.timeout_s
-        envelope.idempotency_key = call.idempotency_key
-        envelope.traceparent = call.traceparent
-        envelope.spec = route.spec if route is not None else None
-        envelope.caller = self
-        self.envelope = envelope
 
     @property
     def connection(self) -> object:
@@ -69,7 +82,7 @@ class Exchange:
             return
         kind = type(outcome)
         if kind is Replied:
-            self._reply(outcome.value)  # type: ignore[union-attr]
+            self.reply(outcome.value)  # type: ignore[union-attr]
         elif kind is Yielded:
             await self._item(outcome.value)  # type: ignore[union-attr, arg-type]
         elif kind is Failed:
@@ -77,35 +90,8 @@ class Exchange:
         elif kind is Ended:
             self._finish(end_line(self.wire_id))
 
-    def fail(self, error: KSIError) -> None:
-        """Answer with an error, unless there is an answer."""
-        if not self.answered:
-            self._finish(error_line(self.wire_id, error, self.envelope.correlation_id))
-
-    def abandon(self) -> None:
-        """Answer that the deadline has passed, and stop the work."""
-        self.fail(DeadlineExceeded(f"{self.envelope.event} took too long", reason="deadline"))
-        self.cancel()
-
-    def cancel(self) -> None:
-        """Stop the work; its end is answered by the middleware."""
-        if self.task is None:
-            return
-        if self.begun:
-            self.task.cancel()
-        else:  # a task that is cancelled before its first step never runs, and would never answer
-            self.fail(Cancelled(f"{self.envelope.event} was cancelled"))
-
-    def release(self) -> None:
-        """Cut the circle of references, so that the request is freed at once and not by the collector."""
-        self.task = None
-        self.envelope.caller = None
-
-    def sink(self) -> "ConnectionSink":
-        """Give the way for frames that are rendered already."""
-        return ConnectionSink(self._connection, self)
-
-    def _reply(self, value: Message | Mapping[str, Any]) -> None:
+    def reply(self, value: Reply | Mapping[str, Any]) -> None:
+        """Answer. Raises where that cannot be rendered, or is too large; then nothing is sent."""
         data = self._connection.encode(value)
         _check_size("reply", data)
         envelope = self.envelope
@@ -118,6 +104,40 @@ class Exchange:
                 self._connection.timestamp,
             )
         )
+
+    def fail(self, error: KSIError) -> None:
+        """Answer with an error, unless there is an answer."""
+        if not self.answered:
+            self._finish(error_line(self.wire_id, error, self.envelope.correlation_id))
+
+    def crash(self, error: BaseException) -> None:
+        """End the daemon because of ``error``; the client is told that there is no answer."""
+        self._connection.crashed(error)
+        self.fail(InternalError(f"{self.envelope.event} was not answered"))
+
+    def abandon(self) -> None:
+        """Answer that the deadline has passed, and stop the work."""
+        self.fail(DeadlineExceeded(f"{self.envelope.event} took too long", reason="deadline"))
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Stop the work; its end is answered by the middleware. What the writer has is not taken back."""
+        if self.begun and self.task is not None:
+            self.task.cancel()
+        else:  # a task that is cancelled before its first step never runs, and would never answer
+            self.fail(Cancelled(f"{self.envelope.event} was cancelled"))
+
+    def release(self) -> None:
+        """Cut the circle of references, so that the request is freed at once and not by the collector."""
+        self.task = None
+        self.envelope.caller = None
+        begun = self.envelope.begun
+        if begun is not None and isinstance(begun, Coroutine):
+            begun.close()  # where it was cancelled before the first step of its task
+
+    def sink(self) -> "ConnectionSink":
+        """Give the way for frames that are rendered already."""
+        return ConnectionSink(self._connection, self)
 
     async def _item(self, value: Message) -> None:
         if self._connection.full:
@@ -167,10 +187,13 @@ def _check_size(what: str, data: bytes) -> None:
         )
 
 
-def encode(value: Message | Mapping[str, Any]) -> bytes:
+def encode(value: Reply | Mapping[str, Any]) -> bytes:
     """Render a reply or an item as JSON."""
-    if isinstance(value, Message):
-        return value.__pydantic_serializer__.to_json(value, by_alias=True)
+    if type(value) is Rendered:
+        return value.data
+    serializer = getattr(value, "__pydantic_serializer__", None)  # isinstance asks pydantic, in Python
+    if serializer is not None:
+        return serializer.to_json(value, by_alias=True)  # type: ignore[no-any-return]
     try:
         return dumps(value)
     except TypeError as error:

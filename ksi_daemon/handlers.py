@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ksi_common.envelope import EventEnvelope, EventMetadata
-from ksi_common.errors import FailedPrecondition, InternalError, Unimplemented
+from ksi_common.errors import InternalError, Unimplemented
 from ksi_common.messages import EventSpec, Message, Notification, Request, Stream, spec_of
 from ksi_common.validation import parser
-from ksi_daemon.database import Database
+from ksi_daemon import immediate
+from ksi_daemon.database import Database, Transaction
+from ksi_daemon.immediate import HandlerError
 from ksi_daemon.outcomes import Ended, Endpoint, Replied, Send, Yielded
 from ksi_daemon.router import Route
 from ksi_daemon.services import Services, needs_of
@@ -17,10 +19,6 @@ from ksi_daemon.subscriptions import Sink
 from ksi_daemon.threads import Threads
 
 Function = Callable[..., Any]
-
-
-class HandlerError(FailedPrecondition):
-    """A handler is declared wrongly; the message says which and how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +36,22 @@ class Compiler:
             raise HandlerError(f"{function.__name__} takes a {event.__name__}; use @subscriber for it")
         spec = spec_of(event)
         _check_reply(function, spec)
+        if spec.kind == "request":
+            return self._request(function, event, spec, plugin)
         bound = self._bind(function)
         handle: Endpoint
-        if spec.kind == "request":
-            handle = _unary(bound, event, spec, self.database)
-        elif inspect.isasyncgenfunction(function):
+        if inspect.isasyncgenfunction(function):
             handle = _streaming(bound, event, spec, self.database)
         else:
             handle = _sinking(bound, event, spec, self.database)
         return Route(spec, event, plugin, handle)
+
+    def _request(self, function: Function, event: type[Message], spec: EventSpec, plugin: str) -> Route:
+        call = immediate.call_of(function)
+        if call is None:
+            return Route(spec, event, plugin, _unary(self._bind(function), event, spec, self.database))
+        begin = immediate.compiled(self._bind(function, call), event, spec)
+        return Route(spec, event, plugin, immediate.endpoint(begin, spec, self.database), begin)
 
     def subscriber(self, function: Function) -> tuple[type[Notification], Callable[..., Awaitable[Any]]]:
         """Make the callable of a ``@subscriber`` function: (notification, envelope)."""
@@ -55,14 +60,20 @@ class Compiler:
             raise HandlerError(f"{function.__name__} takes a {event.__name__}; use @handler for it")
         return event, self._bind(function)
 
-    def _bind(self, function: Function) -> Callable[[Message, EventEnvelope], Any]:
-        """Fix the services; what is left of the call is the event and its envelope."""
+    def _bind(
+        self, function: Function, call: Function | None = None
+    ) -> Callable[[Message, EventEnvelope], Any]:
+        """Fix the services; what is left of the call is the event and its envelope.
+
+        ``call``: what is called in its place; else a function that is not async gets a thread.
+        """
         _, *others = needs_of(function).items()
+        if call is not None:
+            others = [(name, kind) for name, kind in others if kind is not Transaction]
         services = {name: self.services.get(kind) for name, kind in others if kind not in _DYNAMIC}
         dynamic = {name: _DYNAMIC[kind] for name, kind in others if kind in _DYNAMIC}
-        call = function
-        if not (inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)):
-            call = self.threads.wrap(function)
+        if call is None:
+            call = function if immediate.waits(function) else self.threads.wrap(function)
         return _bound(call, services, dynamic)
 
 
@@ -120,8 +131,11 @@ def _check_reply(function: Function, spec: EventSpec) -> None:
         wanted = f"AsyncIterator[{spec.reply.__name__}]" if spec.reply else ""
         fits = item is spec.reply or (returned is type(None) and not inspect.isasyncgenfunction(function))
     else:
-        item, wanted = returned, spec.reply.__name__ if spec.reply else ""
-        fits = isinstance(item, type) and spec.reply is not None and issubclass(item, spec.reply)
+        wanted = spec.reply.__name__ if spec.reply else ""
+        fits = all(
+            isinstance(kind, type) and spec.reply is not None and issubclass(kind, spec.reply)
+            for kind in immediate.replies_of(function)
+        )
     if not fits:
         name = getattr(returned, "__name__", returned)
         raise HandlerError(

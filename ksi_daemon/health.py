@@ -57,14 +57,19 @@ class Health:
         """Ask ``watch`` for the health of ``providers``."""
         self._watch_providers = watch
 
+    @property
+    def fresh(self) -> Checks | None:
+        """Give every part's health where it was looked at within the last second."""
+        return self._checks if self._clock.monotonic() - self._checked <= FRESH_S else None
+
     async def checks(self) -> Checks:
         """Give every part's health, at most a second old."""
-        if self._checks is None or self._clock.monotonic() - self._checked > FRESH_S:
-            async with self._turn:
-                if self._checks is None or self._clock.monotonic() - self._checked > FRESH_S:
-                    self._checks = await self._check()
-                    self._checked = self._clock.monotonic()
-        return self._checks
+        async with self._turn:
+            checks = self.fresh
+            if checks is None:
+                checks = self._checks = await self._check()
+                self._checked = self._clock.monotonic()
+        return checks
 
     def summary(self, checks: Checks, lifecycle: Lifecycle, uptime_s: float, connections: int) -> Healthy:
         """Give the whole answer: the last one again where nothing in it has changed."""
@@ -98,7 +103,12 @@ class Health:
         except TimeoutError:
             return Check(status="unhealthy", detail={"error": f"no answer within {CHECK_S:g} s"})
         took_ms = round((self._clock.monotonic() - start) * 1000, 3)
-        return Check(status="healthy", detail={"read_ms": took_ms, "head": self._subscriptions.hub.head})
+        head = self._subscriptions.hub.head
+        lost = self._database.facts.lost_tail
+        if lost is None or lost.acknowledged:
+            return Check(status="healthy", detail={"read_ms": took_ms, "head": head})
+        missing = {"first_missing": lost.first_missing, "missing": lost.missing}
+        return Check(status="degraded", detail={"read_ms": took_ms, "head": head, "tail_lost": dict(missing)})
 
     async def _check_disk(self) -> Check:
         loop = asyncio.get_running_loop()

@@ -30,7 +30,7 @@ class Listener:
         async with following(self._subscriptions, interest, self._tasks) as sink:
             while True:
                 event, _ = await sink.take()
-                await self._deliver(_envelope(event), _nobody)
+                await self._deliver(envelope_of(event), _nobody)
 
     async def _call(self, envelope: EventEnvelope, send: Send) -> None:
         del send
@@ -38,7 +38,8 @@ class Listener:
         await self._subscriber.call(notification, envelope)
 
 
-def _envelope(event: StoredEvent) -> EventEnvelope:
+def envelope_of(event: StoredEvent) -> EventEnvelope:
+    """Make the envelope of an event that a subscriber hears; its data is JSON."""
     return EventEnvelope(
         event.event,
         {"json": event.data},

@@ -60,13 +60,17 @@ class LogQuery:
 def search(
     connection: Connection, query: LogQuery, damaged: Callable[[Damage], None], head: int
 ) -> Iterator[Row]:
-    """Yield rows that answer ``query``, in its order, read as they are taken.
+    """Yield at most ``limit`` rows that answer ``query``, in its order, read as they are taken.
 
     Where the file is broken it goes on block by block, and says to ``damaged`` what it cannot read up to
     ``head``.
     """
-    searching = _Search(connection, query)
-    last = query.after
+    return islice(_around_damage(_Search(connection, query), query.after, damaged, head), query.limit)
+
+
+def _around_damage(
+    searching: "_Search", last: int | None, damaged: Callable[[Damage], None], head: int
+) -> Iterator[Row]:
     try:
         for row in searching.rows():
             last = row[0]

@@ -2,18 +2,29 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import KSIError
 from ksi_common.messages import Message
+from ksi_daemon.database import Unit
+
+R = TypeVar("R", bound=Message)
+
+
+@dataclass(slots=True, eq=False)
+class Rendered(Generic[R]):
+    """A reply that is JSON already, where its message costs more than all else; ``data`` is believed."""
+
+    message: type[R]
+    data: bytes
 
 
 @dataclass(slots=True, eq=False)
 class Replied:
     """The one answer of a request."""
 
-    value: Message | Mapping[str, Any]
+    value: Message | Rendered[Any] | Mapping[str, Any]
 
 
 @dataclass(slots=True, eq=False)
@@ -42,6 +53,17 @@ Send = Callable[[Outcome], Awaitable[None]]
 
 Endpoint = Callable[[EventEnvelope, Send], Awaitable[None]]
 """The rest of the way to the handler. Sends any number of items and at most one terminal outcome."""
+
+Reply = Message | Rendered[Any]
+
+
+def is_reply(value: object, wanted: type[Message]) -> bool:
+    """Tell whether a handler's value is a reply of the type that it declares."""
+    return isinstance(value, wanted) or (type(value) is Rendered and issubclass(value.message, wanted))
+
+
+Begin = Callable[[EventEnvelope], Replied | Unit[Reply] | Awaitable[Reply]]
+"""A handler that does not wait: it gives its reply, the unit that gives it, or what to await for it."""
 
 
 class Middleware(Protocol):

@@ -15,7 +15,7 @@ async def greet(request: Greet) -> Greeting:
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 from pydantic import Field, JsonValue
 
@@ -50,16 +50,19 @@ from ksi_common.references import Reference
 from ksi_daemon.blobs import Blobs
 from ksi_daemon.bus import LocalBus
 from ksi_daemon.catalog import Catalog
+from ksi_daemon.consumers import Consumers, ConsumerState, Refusal, Wish
+from ksi_daemon.consumers.wishes import key_of as consumer_key
 from ksi_daemon.cursors import parse_cursor
-from ksi_daemon.database import Database, Transaction
+from ksi_daemon.database import Database, Transaction, Unit
 from ksi_daemon.database.migrations import scripts
-from ksi_daemon.eventlog import EventLog, LogQuery
+from ksi_daemon.dead_letters import DatabaseDeadLetters, DeadLetter, DeadLetters
+from ksi_daemon.eventlog import Damage, EventLog, LogQuery, RemovedEvent
 from ksi_daemon.health import HealthChecks
 from ksi_daemon.hookspecs import hookimpl
 from ksi_daemon.hub import Hub
 from ksi_daemon.leases import Lease, LeaseHeld, LeaseLost, Leases
-from ksi_daemon.marks import HANDLER, SUBSCRIBER
-from ksi_daemon.outcomes import Ended, Endpoint, Failed, Middleware, Outcome, Replied, Send, Yielded
+from ksi_daemon.marks import DURABLE, HANDLER, SUBSCRIBER, Durable
+from ksi_daemon.outcomes import Ended, Endpoint, Failed, Middleware, Outcome, Rendered, Replied, Send, Yielded
 from ksi_daemon.processes import Process, Processes
 from ksi_daemon.projections import (
     Aggregates,
@@ -71,13 +74,16 @@ from ksi_daemon.projections import (
     rebuilder,
     table_projection,
 )
+from ksi_daemon.referrers import Referrers
 from ksi_daemon.replay import Replays
+from ksi_daemon.retention import Retention
 from ksi_daemon.services import Service, Services
 from ksi_daemon.settings import Settings
 from ksi_daemon.subscriptions import Interest, Sink, Subscriptions
 from ksi_daemon.timer_rows import Timer
 from ksi_daemon.timers import Timers
 from ksi_daemon.upcasting import upcaster
+from ksi_daemon.verification import Verified, Verifier
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -89,21 +95,61 @@ def handler(function: F) -> F:
     """Handle the Request or Stream that the first parameter is annotated with.
 
     Further parameters are services, resolved by type at load, or EventEnvelope, EventMetadata.
-    A Request's handler returns its reply; a Stream's is an async generator. A plain function runs in
-    a thread. Raise an OperationalError for what is expected; anything else is a bug, and logged.
+    A Request's handler returns its reply; a Stream's is an async generator. Where a unit of work gives the
+    reply itself (``return await database.write(unit)``), a retry under the same idempotency key gets that
+    reply even if the daemon dies before it is sent. Raise an OperationalError for what is expected; anything
+    else is a bug, and logged.
+
+    What is declared of a plain function says where it runs. One that takes a Transaction, as its second
+    parameter, is the unit of work of its request: see ``Database.write``. One that returns
+    ``Unit[Reply]`` or ``Awaitable[Reply]``, or may do so, runs on the loop at once and must not block.
+    Any other runs in a thread.
     """
     setattr(function, HANDLER, True)
     return function
 
 
-def subscriber(function: F) -> F:
+@overload
+def subscriber(function: F) -> F: ...
+
+
+@overload
+def subscriber(
+    *,
+    durable: bool,
+    start: Literal["now", "beginning"] = "now",
+    max_attempts: int = 5,
+    retry_s: float = 1.0,
+) -> Callable[[F], F]: ...
+
+
+def subscriber(
+    function: F | None = None,
+    *,
+    durable: bool = False,
+    start: Literal["now", "beginning"] = "now",
+    max_attempts: int = 5,
+    retry_s: float = 1.0,
+) -> F | Callable[[F], F]:
     """Hear the Notification that the first parameter is annotated with; parameters as for ``handler``.
 
     Events come one after another, in the order of the log; other subscribers are not held up. What it
     raises is logged and counted, and the next event is given.
+
+    ``@subscriber(durable=True)`` has a cursor of its own, named plugin.function, and hears after a crash or
+    a restart what it has not done: the first time from ``start`` on. Its one ``database.write`` moves the
+    cursor too, so that its effect is there once; where it writes nothing it may be given its last events
+    again. What it raises is tried again after ``retry_s`` seconds, doubled each time, and becomes a dead
+    letter after ``max_attempts``; the next event waits until then.
     """
-    setattr(function, SUBSCRIBER, True)
-    return function
+
+    def mark(marked: F) -> F:
+        setattr(marked, SUBSCRIBER, True)
+        if durable:
+            setattr(marked, DURABLE, Durable(start, max_attempts, retry_s))
+        return marked
+
+    return mark if function is None else mark(function)
 
 
 __all__ = [
@@ -116,8 +162,14 @@ __all__ = [
     "Cancelled",
     "Catalog",
     "Clock",
+    "ConsumerState",
+    "Consumers",
+    "Damage",
     "DataLoss",
     "Database",
+    "DatabaseDeadLetters",
+    "DeadLetter",
+    "DeadLetters",
     "DeadlineExceeded",
     "Delivered",
     "Ended",
@@ -153,10 +205,15 @@ __all__ = [
     "Projection",
     "Projections",
     "Reference",
+    "Referrers",
+    "Refusal",
+    "RemovedEvent",
+    "Rendered",
     "Replays",
     "Replied",
     "Request",
     "ResourceExhausted",
+    "Retention",
     "Rows",
     "Send",
     "Service",
@@ -171,7 +228,12 @@ __all__ = [
     "Transaction",
     "Unavailable",
     "Unimplemented",
+    "Unit",
+    "Verified",
+    "Verifier",
+    "Wish",
     "Yielded",
+    "consumer_key",
     "current_envelope",
     "event_context",
     "format_time",

@@ -8,7 +8,7 @@ from typing import Any
 from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import NotFound
 from ksi_common.messages import EventSpec, Message
-from ksi_daemon.outcomes import Endpoint, Replied, Send
+from ksi_daemon.outcomes import Begin, Endpoint, Replied, Send
 
 Unrouted = Callable[[EventEnvelope], Awaitable[Mapping[str, Any] | None]]
 """Ask plugins' ``ksi_handle_event``; None: nobody wants it."""
@@ -22,6 +22,8 @@ class Route:
     message: type[Message]
     plugin: str
     handle: Endpoint
+    begin: Begin | None = None
+    """What a handler that does not wait does at once; ``handle`` does it, too, and all that follows."""
 
 
 class Router:

@@ -10,9 +10,9 @@ from ksi_common.errors import AlreadyExists, InvalidArgument, KSIError, Resource
 from ksi_common.frames import Answer, Call, Failure, FrameId, answer_from_wire
 from ksi_common.ids import new_id
 from ksi_common.jsonrpc import Rpc, RpcCall, RpcCancel, RpcId, RpcPart, render, render_error
-from ksi_common.messages import Message
 from ksi_common.protocol import MAX_ANSWER
 from ksi_daemon.channel import Channel
+from ksi_daemon.outcomes import Reply
 from ksi_daemon.router import Route
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class RpcChannel:
         """Give the time, RFC 3339."""
         return self._connection.timestamp
 
-    def encode(self, value: Message | Mapping[str, Any]) -> bytes:
+    def encode(self, value: Reply | Mapping[str, Any]) -> bytes:
         """Render a reply."""
         return self._connection.encode(value)
 

@@ -115,7 +115,7 @@ class _Opening:
             if kind in path:
                 names = " -> ".join(step.__name__ for step in (*path[path.index(kind) :], kind))
                 raise ServiceError(f"services need each other: {names}")
-            if kind in self._offered:
+            if kind in self._offered and not self._services.knows(kind):
                 await self.open(*self._offered[kind], path)
         await self._services.enter(plugin, service)
 

@@ -3,6 +3,7 @@
 import difflib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from pydantic_settings import (
 )
 
 from ksi_common.errors import InvalidArgument
+from ksi_common.events.types import EventPattern
 from ksi_common.paths import Paths
 
 
@@ -57,6 +59,36 @@ class Limits(Section):
     disk_free_bytes: int = Field(500 * 1024 * 1024, ge=0, description="Below this, health is degraded.")
 
 
+class RetentionRule(Section):
+    """How long the data of some events is kept, and how much of it; what is not said is not limited."""
+
+    pattern: EventPattern
+    max_age_days: float | None = Field(None, ge=0)
+    max_bytes: int | None = Field(None, ge=0)
+
+
+class RetentionSettings(Section):
+    """What is kept of the log."""
+
+    max_age_days: float = Field(30.0, ge=0, description="The data of events, where no rule says otherwise.")
+    max_bytes: int = Field(2_000_000_000, ge=0, description="Of that data in all; the oldest goes first.")
+    rules: list[RetentionRule] = Field(
+        default_factory=list,
+        description="Tables of pattern, max_age_days, max_bytes; the first that matches an event holds.",
+    )
+    stubs_max_age_days: float = Field(90.0, ge=0, description="What is left of an event without its data.")
+    max_stubs: int = Field(
+        10_000_000, ge=0, description="Rows of the log in all, where the oldest have no data."
+    )
+    every_s: float = Field(3600.0, gt=0, description="Between two sweeps.")
+
+    @property
+    def all_rules(self) -> Sequence[RetentionRule]:
+        """Give the rules, and at the end the one for everything."""
+        everything = RetentionRule(pattern="*", max_age_days=self.max_age_days, max_bytes=self.max_bytes)
+        return (*self.rules, everything)
+
+
 def _folders(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -82,6 +114,7 @@ class Settings(BaseSettings):
     )
     log: LogSettings = LogSettings()
     limits: Limits = Limits()
+    retention: RetentionSettings = RetentionSettings()
     plugins: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Tables of plugins.")
 
     @classmethod

@@ -13,8 +13,7 @@ from typing import Any, Final, Literal, Protocol
 from ksi_common.clock import parse_time
 from ksi_common.envelope import StoredEvent
 from ksi_common.frames import MarkKind
-from ksi_daemon.cursors import parse_cursor
-from ksi_daemon.eventlog import PAGE, EventLog
+from ksi_daemon.eventlog import PAGE, Damage, EventLog, Place
 from ksi_daemon.hub import Batch, Hub
 
 MAX_EVENTS: Final = 10_000
@@ -182,21 +181,16 @@ class _Feed:
             case "now":
                 self._position = self._hub.head
             case "beginning":
-                self._position = 0
+                self._go_to(self._log.beginning)
             case {"cursor": str(text)}:
-                self._resume(text)
+                self._go_to(self._log.locate(text, self._hub.head))
             case {"time": str(text)}:
                 self._position = await self._log.position_at(parse_time(text))
 
-    def _resume(self, text: str) -> None:
-        cursor = parse_cursor(text)
-        if cursor.log_id != self._log.log_id:
-            self._mark("gap", reason="other_log")
-        elif cursor.seq > self._hub.head:
-            self._position = self._hub.head
-            self._mark("gap", reason="beyond_the_log", lost=cursor.seq - self._hub.head)
-        else:
-            self._position = cursor.seq
+    def _go_to(self, place: Place) -> None:
+        self._position = place.seq
+        if place.gap is not None:
+            self._mark("gap", reason=place.gap, **({"lost": place.lost} if place.lost else {}))
 
     async def _catch_up(self) -> None:
         """Read the log to its head: once that is near, hold what is published meanwhile, then let it go."""
@@ -236,7 +230,13 @@ class _Feed:
                 await self._sink.wait_drained()
 
     async def _read_page(self, target: int) -> bool:
+        if self._position < self._log.horizon:
+            self._go_to(self._log.beginning_after(self._position))
         page = await self._log.page(self._position, target, self._interest.patterns, self._interest.stream)
+        for damage in page.damaged:
+            self._mark("gap", **_gap(damage))
+        if page.removed:
+            self._mark("gap", reason="retention", removed=page.removed)
         self._position = page.last
         if page.events:
             self._sink.deliver(Batch(page.events, page.last, self._log.log_id))
@@ -264,6 +264,18 @@ class _Feed:
 
     def _mark(self, kind: MarkKind, **fields: Any) -> None:
         self._sink.mark(kind, self._log.cursor(self._position), fields)
+
+
+def _gap(damage: Damage) -> dict[str, Any]:
+    if damage.reason == "compacted":
+        return {"reason": "horizon", "lost": damage.count}
+    return {
+        "reason": "corrupt",
+        "seq": damage.seq,
+        "count": damage.count,
+        "event_id": damage.event_id,
+        "why": damage.reason,
+    }
 
 
 class _Skipping(Protocol):

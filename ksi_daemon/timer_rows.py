@@ -8,10 +8,11 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from ksi_common.envelope import EventEnvelope
-from ksi_common.errors import InvalidArgument
+from ksi_common.errors import FailedPrecondition, InvalidArgument, KSIError
 from ksi_common.messages import Message, Notification, Request, spec_of
 from ksi_common.validation import refusal
 from ksi_daemon.database import Database, Transaction
+from ksi_daemon.dead_letters import DeadLetter
 
 MAX_NAME: Final = 256
 """Characters."""
@@ -95,6 +96,33 @@ def remove(tx: Transaction, timer: Timer) -> bool:
 def postpone(tx: Transaction, timer: Timer, due_us: int, attempts: int) -> bool:
     """Put this very timer off; False where it was cancelled or set anew meanwhile."""
     return tx.execute(_POSTPONE, (due_us, attempts, timer.id)).rowcount > 0
+
+
+def letter_of(timer: Timer, error: KSIError, attempts: int) -> DeadLetter:
+    """Make the dead letter of a timer that is given up."""
+    return DeadLetter(
+        kind="message",
+        origin="timer",
+        name=timer.name,
+        event=timer.event,
+        data=timer.data.decode(),
+        correlation_id=timer.correlation_id,
+        causation_id=timer.causation_id,
+        actor=timer.actor or "system",
+        attempts=attempts,
+        reason=error.code,
+        message=error.message,
+    )
+
+
+def set_again(tx: Transaction, letter: DeadLetter, due_us: int) -> None:
+    """Set the timer of a dead letter; raise FailedPrecondition where one of that name stands."""
+    origin = (
+        (letter.correlation_id, letter.causation_id, letter.actor) if letter.correlation_id else (None,) * 3
+    )
+    row = (letter.name, due_us, letter.event, (letter.data or "{}").encode(), *origin)
+    if not tx.execute(_ADD, row).rowcount:
+        raise FailedPrecondition(f"timer {letter.name!r} is set anew", reason="timer_set", id=letter.id)
 
 
 async def nearest(database: Database, limit: int, *, without: Iterable[str]) -> Sequence[Timer]:

@@ -23,6 +23,7 @@ from ksi_common.events.timer import Failed
 from ksi_common.messages import Message, Notification, Request
 from ksi_daemon import timer_rows
 from ksi_daemon.database import Database, Transaction
+from ksi_daemon.dead_letters import DeadLetter, DeadLetters
 from ksi_daemon.timer_rows import Timer
 
 log = structlog.get_logger()
@@ -137,11 +138,14 @@ class DatabaseTimers:
         clock: Clock,
         *,
         message_class: Callable[[str], type[Message] | None],
+        letters: DeadLetters,
         call_later: CallLater = call_later,
     ) -> None:
         self._database = database
         self._bus = bus
         self._clock = clock
+        self._letters = letters
+        letters.offer("timer", self._redrive)
         self._message_class = message_class
         self._call_later = call_later
         self._wake = asyncio.Event()
@@ -326,7 +330,13 @@ class DatabaseTimers:
                     attempts=attempts,
                 )
             )
+            self._letters.add_in(tx, timer_rows.letter_of(timer, error, attempts))
             tx.on_commit(self._count_failed)
+
+    def _redrive(self, tx: Transaction, letter: DeadLetter) -> None:
+        due = self._clock.time_us()
+        timer_rows.set_again(tx, letter, due)
+        tx.on_commit(lambda: self._note(letter.name, due))
 
     async def _persist(self, unit: Callable[[Transaction], T]) -> T:
         """Commit ``unit``; a full disk is waited for, since asking twice would be worse."""

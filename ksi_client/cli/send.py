@@ -35,4 +35,4 @@ def send(
     request |= {"event_id": event_id} if event_id else {}
     request |= {"ephemeral": True} if ephemeral else {}
     with invocation.client() as client:
-        write_fields(invocation, client.call_raw("event:publish", request, safe=event_id is not None))
+        write_fields(invocation, client.call_raw("event:publish", request))

@@ -15,6 +15,9 @@ DEFAULT_TIMEOUT_S = 300
 Text = Annotated[str, StringConstraints(max_length=1024 * 1024)]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
 
+Tokens = Annotated[int, Field(ge=0, lt=2**53)]
+"""What a provider counts, and a database and JSON can hold."""
+
 Role = Literal["system", "user", "assistant"]
 
 State = Literal["queued", "running", "completed", "failed", "cancelled"]
@@ -33,9 +36,9 @@ class ChatMessage(Message):
 class Usage(Message):
     """Tokens of one call; ``cached_tokens`` are those of the prompt that were not computed again."""
 
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
+    prompt_tokens: Tokens = 0
+    completion_tokens: Tokens = 0
+    cached_tokens: Tokens = 0
 
 
 class Proof(Message):

@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, StringConstraints
 
-from ksi_common.errors import AlreadyExists, FailedPrecondition, NotFound
-from ksi_common.events.types import EventName, EventPattern, StreamName, Time
-from ksi_common.messages import Message, Request, Stream, renamed_from
+from ksi_common.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFound
+from ksi_common.events.types import EventName, EventPattern, Name, StreamName, Time
+from ksi_common.messages import Message, Notification, Request, Stream, renamed_from
 
 EventId = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")]
 Limit = Annotated[int, Field(ge=1, le=10_000)]
@@ -67,6 +67,52 @@ class Append(
     )
 
 
+class StreamAppend(Message):
+    """Events for one stream."""
+
+    stream: StreamName = Field(description="Where to.")
+    events: Annotated[list[NewEvent], Field(min_length=1, max_length=1000)] = Field(description="In order.")
+    expected_version: ExpectedVersion = Field("any", description="As for event:append.")
+
+
+class AppendedTo(Message):
+    """Where the events of one stream are. ``version``: the stream's, after the last of them."""
+
+    stream: str
+    version: int
+    event_ids: list[str]
+
+
+class AppendedMany(Message):
+    """Where the events are, stream by stream as they were given."""
+
+    appended: list[AppendedTo]
+    seq: int
+    """Of the last of them."""
+    cursor: str
+    deduplicated: bool = False
+    """All of them were stored before; nothing was added."""
+
+
+class AppendMany(
+    Request[AppendedMany],
+    event="event:append_many",
+    recorded=False,
+    raises=(AlreadyExists, FailedPrecondition),
+):
+    """Append events to several streams: all of them or none, where each is at the version expected."""
+
+    appends: Annotated[list[StreamAppend], Field(min_length=1, max_length=100)] = Field(
+        description="One entry a stream; 1000 events at most in all.",
+        examples=[
+            [
+                {"stream": "demo/3", "events": [{"event": "demo:told"}]},
+                {"stream": "demo/4", "events": [{"event": "demo:told"}], "expected_version": "none"},
+            ]
+        ],
+    )
+
+
 class Event(Message):
     """An event as the log has it."""
 
@@ -84,6 +130,26 @@ class Event(Message):
     time: str
     raw: bool = False
     """Its data are of a version of the event that this daemon does not know, and are as they were told."""
+    removed: bool = False
+    """Retention has removed its data; the other facts are as they were told."""
+
+
+class Damaged(Message):
+    """What is not what it was: positions of the log, or bytes that a row refers to."""
+
+    reason: str
+    """event_corrupt, event_missing, chain_broken, reference_missing or reference_corrupt."""
+    detail: str
+    seq: int | None = None
+    """Its position; None: it is a reference of a plugin."""
+    event_id: str | None = None
+    """None where it cannot be read any more."""
+    count: int = 1
+    """So many positions, from ``seq`` on."""
+    owner: str | None = None
+    """The plugin whose row refers to the bytes."""
+    name: str | None = None
+    """What the plugin calls that row."""
 
 
 class Events(Message):
@@ -94,6 +160,8 @@ class Events(Message):
     """How many events this reply has."""
     next: str | None = None
     """Give it as ``cursor`` (query) to read on; None at the end."""
+    damaged: list[Damaged] = Field(default_factory=list)
+    """What was left out, as it is damaged."""
 
 
 class StreamEvents(Message):
@@ -104,6 +172,10 @@ class StreamEvents(Message):
     count: int
     next_version: int | None = None
     """Give it as ``from_version`` to read on; None at the end."""
+    compacted: int = 0
+    """Retention has deleted the versions up to this one."""
+    damaged: list[Damaged] = Field(default_factory=list)
+    """What was left out, as it is damaged."""
 
 
 class Read(Request[StreamEvents], event="event:read", safe=True):
@@ -136,7 +208,7 @@ class Query(Request[Events], event="event:query", safe=True):
     limit: Limit = Field(100, description="Events at most.")
 
 
-class Get(Request[Event], event="event:get", safe=True, raises=(NotFound,)):
+class Get(Request[Event], event="event:get", safe=True, raises=(NotFound, DataLoss)):
     """Read one event by its id."""
 
     event_id: EventId = Field(description="Its id.", examples=["0190a1b2c3d4e5f6000000001"])
@@ -168,14 +240,22 @@ class Subscribed(Message):
     time: str
     raw: bool = False
     """Its data are of a version of the event that this daemon does not know, and are as they were told."""
+    attempt: int | None = None
+    """For a named consumer: the how-manieth time it is given, as far as is known; 1 the first time."""
 
 
-class Subscribe(Stream[Subscribed], event="event:subscribe", safe=True):
+class Subscribe(Stream[Subscribed], event="event:subscribe", safe=True, raises=(FailedPrecondition,)):
     """Follow events: those stored from ``start`` on, then live.
 
     They come in one order, with no gap and no duplicate. Between the items come marks: ``caught_up`` once,
     ``heartbeat`` every ten seconds, and ``gap`` where events cannot be had any more. Each item and mark has
     the ``cursor`` to resume from.
+
+    With ``consumer`` or ``group`` the daemon keeps the cursor: it goes on after what was acknowledged
+    (``event:ack``), and gives again what was not, at least once. Members of a group share its events by key,
+    which is the event's stream, else its correlation id: while a member has an event of a key, no member is
+    given the next one of it. Another connection under the same name takes the place of the first. What is
+    ephemeral is not for them.
     """
 
     patterns: Annotated[list[EventPattern], Field(min_length=1, max_length=256)] = Field(
@@ -190,3 +270,112 @@ class Subscribe(Stream[Subscribed], event="event:subscribe", safe=True):
             "and latest_per_key (by stream, else by name) skip, and say so with a gap."
         ),
     )
+    consumer: Name | None = Field(
+        None, description="Name whose cursor the daemon keeps; with group: the name of this member of it."
+    )
+    group: Name | None = Field(None, description="Share one kept cursor with others who name this group.")
+    max_inflight: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
+        None, description="Of a named consumer: events given and not acknowledged, at most; default 64."
+    )
+    ack: Literal["explicit", "auto"] = Field(
+        "explicit",
+        description="Of a named consumer: auto counts what was given as acknowledged, so at most once.",
+    )
+    max_attempts: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        None, description="Of a named consumer: failures that make an event a dead letter; default 5."
+    )
+
+
+class Verified(Message):
+    """How far the verification has come, and what it found since it said so last."""
+
+    position: int
+    until: int
+    """Where it ends."""
+    checked: int
+    """Positions since its start."""
+    removed: int
+    """Events without data, as retention removed it: that is no damage."""
+    damaged: list[Damaged]
+    done: bool = False
+
+
+class Verify(Stream[Verified], event="event:verify", safe=True):
+    """Recompute digest and chain of each position, and name what is damaged; the last item is ``done``."""
+
+    from_seq: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Where to begin, included; default: the first position that there is."
+    )
+    to_seq: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Where to end, included; default: the last position."
+    )
+    deep: bool = Field(
+        default=False,
+        description="Read all bytes that events and answers refer to, and compare their hashes.",
+    )
+
+
+class LossAcknowledged(Message):
+    """The loss that was known; None: there is none to acknowledge."""
+
+    first_missing: int | None
+    missing: int | None
+
+
+class AcknowledgeLoss(Request[LossAcknowledged], event="event:acknowledge_loss", idempotent=True):
+    """Take note that the log has lost its tail: health is not degraded by that any more."""
+
+
+class Removal(Message):
+    """What one sweep of retention has removed."""
+
+    removed: int
+    """Events whose data is gone; what else is known of them stays as a stub."""
+    removed_bytes: int
+    compacted: int
+    """Stubs deleted: the oldest, up to ``horizon``."""
+    blobs: int
+    """Files that no row named any more."""
+    blob_bytes: int
+    returned_bytes: int
+    """Given back to the file system, of the database's file."""
+
+
+class Sweep(Request[Removal], event="event:sweep", idempotent=True):
+    """Apply retention now, rather than at its time; broken off, what was removed stays removed."""
+
+
+class Swept(Removal, Notification, event="event:swept"):
+    """Retention has removed something. A cursor before ``horizon`` gets a gap."""
+
+    horizon: int
+    """The last position that is deleted."""
+
+
+class RetentionRule(Message):
+    """How long the data of some events is kept, and how much of it; None: no limit."""
+
+    pattern: EventPattern
+    max_age_days: float | None
+    max_bytes: int | None
+
+
+class RetentionState(Message):
+    """What is kept of the log, and what was removed."""
+
+    rules: list[RetentionRule]
+    """The first that matches an event holds for it."""
+    stubs_max_age_days: float
+    max_stubs: int
+    every_s: float
+    horizon: int
+    """The last position that is deleted; 0: none is."""
+    head: int
+    """The last position."""
+    swept: str | None
+    """When the last sweep ended; None: not since the start of the daemon."""
+    last: Removal
+
+
+class GetRetention(Request[RetentionState], event="event:retention", safe=True):
+    """Tell what is kept of the log, and what the last sweep has removed."""

@@ -94,6 +94,34 @@ class Clear(Request[Cleared], event="state:clear", idempotent=True):
     namespace: Name = Field(description="Which one.", examples=["scratch"])
 
 
+class SessionFound(Message):
+    """What is kept of a session. ``found`` tells a null from nothing."""
+
+    session_id: str
+    output: JsonValue
+    found: bool
+
+
+class GetSession(Request[SessionFound], event="state:session:get", safe=True):
+    """Read the last output that is kept of a session."""
+
+    session_id: Name = Field(description="Which one.", examples=["no-such-session"])
+
+
+class SessionUpdated(Message):
+    """It is stored."""
+
+    status: Literal["updated"] = "updated"
+    session_id: str
+
+
+class UpdateSession(Request[SessionUpdated], event="state:session:update", idempotent=True, recorded=False):
+    """Keep an output of a session, in place of the one before: a value of the namespace ``session``."""
+
+    session_id: Name = Field(description="Of which one.", examples=["demo"])
+    output: JsonValue = Field(description="Any JSON value.", examples=["Paris"])
+
+
 class Changed(Notification, event="state:changed"):
     """A value was stored."""
 

@@ -144,6 +144,18 @@ class Started(Notification, event="system:started"):
     """The run before this one ended without saying so."""
 
 
+class TailLost(Notification, event="system:tail_lost"):
+    """The log ended earlier than it had: acknowledged events are gone, as the disk did not keep them.
+
+    Positions from ``first_missing`` on are given anew, under another log id; a cursor from there gets a gap.
+    """
+
+    first_missing: int
+    missing: int
+    """At least so many."""
+    former_log_id: str
+
+
 class Stopping(Notification, event="system:stopping"):
     """The daemon drains."""
 

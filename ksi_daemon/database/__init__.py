@@ -3,6 +3,6 @@
 from sqlite3 import Connection, Error
 
 from ksi_daemon.database.core import Database
-from ksi_daemon.database.transaction import Transaction
+from ksi_daemon.database.transaction import Transaction, Unit
 
-__all__ = ["Connection", "Database", "Error", "Transaction"]
+__all__ = ["Connection", "Database", "Error", "Transaction", "Unit"]

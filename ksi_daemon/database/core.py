@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
@@ -13,8 +14,9 @@ from ksi_common.clock import Clock
 from ksi_common.envelope import EventEnvelope, StoredEvent, current_envelope
 from ksi_common.errors import FailedPrecondition, InternalError, ResourceExhausted, Unavailable
 from ksi_common.strict_json import dumps
+from ksi_daemon import blob_files
 from ksi_daemon.database.head_file import HeadFile
-from ksi_daemon.database.log_facts import LogFacts, read_facts
+from ksi_daemon.database.log_facts import LogFacts, LostTail, keep_lost_tail, read_facts
 from ksi_daemon.database.migrations import CORE, migrate, refuse_newer, scripts
 from ksi_daemon.database.peeking import Peeking
 from ksi_daemon.database.transaction import Transaction
@@ -70,6 +72,7 @@ class Database:
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         self._exit = AsyncExitStack()
+        blob_files.prepare(self.home)
         connection = self._open()
         self._migrating = connection
         head = self.home / "run" / "head"
@@ -82,6 +85,7 @@ class Database:
             deliver=self._deliver,
             fail=lambda error: self._threadsafe(self._failed, error),
             head=HeadFile(head, self.log_id),
+            home=self.home,
         )
         for _ in range(READERS):
             reader = await self._exit.enter_async_context(AsyncSQLiteDB(self.path, read_only=True))
@@ -150,6 +154,20 @@ class Database:
         """Run ``unit`` in a commit that is not the one of the request at work: what it does stands alone."""
         return self._submit(unit, current_envelope(), None)
 
+    def keep_lost_tail(self, tx: Transaction, lost: LostTail) -> None:
+        """Store what is known of a lost tail, within a unit."""
+        tx.execute(*keep_lost_tail(lost))
+        tx.on_commit(lambda: setattr(self.facts, "lost_tail", lost))
+
+    def write_for(
+        self, envelope: EventEnvelope, unit: Callable[[Transaction], object], answer: Callable[[Job], None]
+    ) -> None:
+        """Run ``unit`` as ``write`` would for the request at work; ``answer`` is called on the loop at last.
+
+        Nobody awaits it: neither a task nor a future is made. ``answer`` may not raise.
+        """
+        self._enqueue(Job(unit, envelope, self._claim(envelope) if envelope.to_record else None, answer))
+
     def record(self, envelope: EventEnvelope, reply: object = None) -> "asyncio.Future[object]":
         """Write the row of a request whose handler wrote nothing; ``reply``: its answer, if that is known."""
         data = self._claim(envelope)
@@ -188,7 +206,11 @@ class Database:
     def _submit(
         self, unit: Callable[[Transaction], T], envelope: EventEnvelope | None, data: bytes | None
     ) -> "asyncio.Future[T]":
-        future = self._loop.create_future()
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._enqueue(Job(unit, envelope, data, partial(_resolve, future)))
+        return future
+
+    def _enqueue(self, job: Job) -> None:
         if self._closed:
             raise Unavailable("the database is closed", reason="closed")
         if self._handed_over + len(self._waiting) >= MAX_WAITING:
@@ -198,8 +220,7 @@ class Database:
         if not self._waiting:
             # Once per turn of the loop: what this turn still brings goes along.
             self._loop.call_soon(self._hand_over)
-        self._waiting.append(Job(unit, envelope, data, future))
-        return future
+        self._waiting.append(job)
 
     def _hand_over(self) -> None:
         if self._waiting:
@@ -208,7 +229,7 @@ class Database:
             self._waiting = []
 
     def _deliver(self, jobs: Sequence[Job], head: int) -> None:
-        self._threadsafe(self._resolve, jobs, head)
+        self._threadsafe(self._committed, jobs, head)
 
     def _threadsafe(self, function: Callable[..., object], *arguments: object) -> None:
         try:
@@ -217,7 +238,7 @@ class Database:
             if not self._loop.is_closed():
                 raise
 
-    def _resolve(self, jobs: Sequence[Job], head: int) -> None:
+    def _committed(self, jobs: Sequence[Job], head: int) -> None:
         self._handed_over -= len(jobs)
         # A callback or a subscriber that raises is reported by the loop, and keeps back nobody's answer.
         try:
@@ -229,7 +250,8 @@ class Database:
                     told += job.told
                 self._published(told, head)
             finally:
-                _answer(jobs)
+                for job in jobs:
+                    job.answer(job)
 
     def _open(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -263,18 +285,17 @@ def _call_back(jobs: Sequence[Job]) -> None:
                 last_first.callback(callback)
 
 
-def _answer(jobs: Sequence[Job]) -> None:
-    for job in jobs:
-        future = job.future
-        if future.done():
-            continue
-        if job.error is None:
-            future.set_result(job.value)
-        else:
-            future.set_exception(_for_future(job.error))
+def _resolve(future: "asyncio.Future[T]", job: Job) -> None:
+    if future.done():
+        return
+    if job.error is None:
+        future.set_result(job.value)
+    else:
+        future.set_exception(raisable(job.error))
 
 
-def _for_future(error: BaseException) -> BaseException:
+def raisable(error: BaseException) -> Exception:
+    """Give what whoever waits for a unit is to be told of what it raised."""
     # A future, or the task that awaits it, cannot carry others; that unit has a bug all the same.
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error

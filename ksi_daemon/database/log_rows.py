@@ -19,14 +19,16 @@ from ksi_daemon import blob_files
 from ksi_daemon.database.log_writer import COLUMNS, digest_of, from_row
 
 Row = tuple[Any, ...]
-Reason = Literal["event_corrupt", "event_missing", "chain_broken", "reference_missing", "reference_corrupt"]
+Reason = Literal[
+    "event_corrupt", "event_missing", "chain_broken", "reference_missing", "reference_corrupt", "compacted"
+]
 
 _DAMAGED: Final = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR))
 _TEXT_IS_NONE: Final = 0
 """SQLite finds nothing wrong with a text that is no UTF-8; the module does, and gives no code."""
 _PAGE: Final = f"SELECT {COLUMNS} FROM log WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?"  # noqa: S608
 _ONE: Final = f"SELECT {COLUMNS} FROM log WHERE seq = ?"  # noqa: S608
-_SEQ, _ID, _KIND, _DATA, _REFERENCE, _DIGEST, _CHAIN = 0, 1, 2, 13, 14, 15, 16
+_SEQ, _ID, _DATA, _REFERENCE, _DIGEST = 0, 1, 13, 14, 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +66,18 @@ def event_of(row: Row, home: Path) -> StoredEvent:
     """Make the event of a row, with its data from wherever that is; raise DamagedRow."""
     try:
         event = from_row(row)
-        if event.kind == "request":
-            return event
         if row[_DATA] is None:
+            if row[_REFERENCE] is None and event.kind == "request":
+                return event
             data = referenced(row, home)
             if data is None:
                 return _removed(event)
             event.data = data
-        intact = digest_of(event) == row[_DIGEST]
+        if digest_of(event) == row[_DIGEST]:
+            return event
     except (TypeError, ValueError, AttributeError, IndexError) as error:
         raise DamagedRow(_corrupt(row, f"it is no event: {error}")) from error
-    if not intact:
-        raise DamagedRow(_corrupt(row, "it does not say what its digest was made of"))
-    return event
+    raise DamagedRow(_corrupt(row, "it does not say what its digest was made of"))
 
 
 def referenced(row: Row, home: Path) -> bytes | None:
@@ -110,7 +111,7 @@ def read_page(connection: sqlite3.Connection, after: int, until: int, limit: int
             if row[_SEQ] != expected:
                 if row[_SEQ] > last:
                     break
-                yield _missing(expected, row[_SEQ] - expected)
+                yield from _absent(connection, expected, row[_SEQ] - expected)
             expected = row[_SEQ] + 1
             yield row
     except sqlite3.Error as error:
@@ -119,7 +120,17 @@ def read_page(connection: sqlite3.Connection, after: int, until: int, limit: int
         yield from _one_by_one(connection, range(expected, last + 1))
         return
     if expected <= last:
-        yield _missing(expected, last + 1 - expected)
+        yield from _absent(connection, expected, last + 1 - expected)
+
+
+def _absent(connection: sqlite3.Connection, first: int, count: int) -> Iterator[Damage]:
+    """Tell what retention has deleted, maybe a moment ago, from what should be there."""
+    row = connection.execute("SELECT value FROM meta WHERE name = 'horizon'").fetchone()
+    gone = min(count, max(0, int(row[0]) + 1 - first)) if row else 0
+    if gone:
+        yield Damage(first, None, "compacted", "retention has deleted it", gone)
+    if count > gone:
+        yield _missing(first + gone, count - gone)
 
 
 def look_at_each(

@@ -3,11 +3,15 @@
 import sqlite3
 from collections.abc import Iterable
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, Final, Literal
+
+import orjson
 
 from ksi_common.envelope import StoredEvent
 from ksi_common.errors import AlreadyExists, FailedPrecondition
 from ksi_common.strict_json import dumps
+from ksi_daemon.blob_files import path_of
 
 WRITTEN: Final = (
     "seq, event_id, kind, name, stream, version, correlation_id, causation_id, actor, hop, time, data, "
@@ -23,10 +27,19 @@ EMPTY_CHAIN: Final = bytes(32)
 
 ExpectedVersion = Literal["any", "none", "exists"] | int
 
-_ROW = "(" + ",".join("?" * 14) + ")"
+# sqlite3 looks for an adapter, in vain, for each None and each bytes. So what is absent is bound as an empty
+# text or a zero, which no column may hold, and a digest as a bytearray.
+_ROW = "(?,?,?,?,nullif(?,''),nullif(?,0),?,nullif(?,''),?,?,?,nullif(?,''),?,?)"
 _SIZES = (64, 16, 4, 1)
 _INSERT = {size: f"INSERT INTO log ({WRITTEN}) VALUES " + ",".join([_ROW] * size) for size in _SIZES}  # noqa: S608
+_VERSION = (
+    "SELECT coalesce((SELECT max(version) FROM log WHERE stream = ?1), "
+    "(SELECT version FROM compacted_streams WHERE stream = ?1), 0)"
+)
 _KNOWN_STREAMS = 10_000
+
+CLAIM_CHECKED: Final = 64 * 1024
+"""Bytes of data beyond which a row refers to a blob rather than holding them."""
 
 
 Mark = tuple[int, int, bytes]
@@ -40,12 +53,15 @@ class LogWriter:
     the GIL away once instead of once a row.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, home: Path | None = None) -> None:
         self._connection = connection
+        self.home = home
+        """Where blobs are; None: rows hold their data, however large."""
         self._rows: list[tuple[Any, ...]] = []
         self._ids: dict[str, StoredEvent] = {}
         self._versions: dict[str, int] = {}
         self._touched: list[tuple[str, int]] = []
+        self._references: list[tuple[str, int]] = []
         row = connection.execute("SELECT seq, chain FROM log ORDER BY seq DESC LIMIT 1").fetchone()
         self.seq: int = row[0] if row else 0
         self.chain: bytes = row[1] if row else EMPTY_CHAIN
@@ -62,6 +78,8 @@ class LogWriter:
         for row in self._rows[rows:]:
             self._ids.pop(row[1], None)
         del self._rows[rows:]
+        if self._references:
+            self._references = [claimed for claimed in self._references if claimed[1] <= self.seq]
         for stream, version in reversed(self._touched):
             self._versions[stream] = version
         self._touched.clear()
@@ -74,21 +92,23 @@ class LogWriter:
         self.seq = event.seq = seq = self.seq + 1
         self.chain = chain = sha256(self.chain + seq.to_bytes(8) + digest).digest()
         told = event.kind == "notification"
+        if len(event.data) > CLAIM_CHECKED and told and self.home is not None:
+            self._references.append((reference_to(event.data), seq))
+            told = False
         self._rows.append(
             (
                 seq,
                 event.event_id,
-                0 if told else 1,
+                0 if event.kind == "notification" else 1,
                 event.event,
-                event.stream,
-                event.version,
+                event.stream or "",
+                event.version or 0,
                 event.correlation_id,
-                event.causation_id,
+                event.causation_id or "",
                 event.actor,
                 event.hop,
                 event.time_us,
-                event.data.decode() if told else None,
-                # sqlite3 looks for an adapter, in vain, for each bytes; a bytearray it takes as it is.
+                event.data.decode() if told else "",
                 bytearray(digest),
                 bytearray(chain),
             )
@@ -99,7 +119,7 @@ class LogWriter:
         known = self._ids.get(event.event_id) or self._stored(event.event_id)
         if known is None:
             return None
-        if known.event != event.event or known.data != event.data or known.stream != event.stream:
+        if known.event != event.event or known.stream != event.stream or not self._says(known, event.data):
             raise AlreadyExists(
                 f"event id {event.event_id!r} is taken by an event with other content", reason="id_reused"
             )
@@ -124,8 +144,7 @@ class LogWriter:
         """Give the version of ``stream``: how many events it has had."""
         version = self._versions.get(stream)
         if version is None:
-            sql = "SELECT max(version) FROM log WHERE stream = ?"
-            version = int(self._connection.execute(sql, (stream,)).fetchone()[0] or 0)
+            version = int(self._connection.execute(_VERSION, (stream,)).fetchone()[0])
             self._versions[stream] = version
         return version
 
@@ -137,10 +156,13 @@ class LogWriter:
                 chunk = rows[start : start + size]
                 self._connection.execute(_INSERT[size], [value for row in chunk for value in row])
                 start += size
+        if self._references:
+            self._connection.executemany("UPDATE log SET reference = ? WHERE seq = ?", self._references)
 
     def committed(self) -> None:
         """Forget the rows: they are on disk."""
         self._rows.clear()
+        self._references.clear()
         self._ids.clear()
         if len(self._versions) > _KNOWN_STREAMS:
             self._versions.clear()
@@ -148,16 +170,30 @@ class LogWriter:
     def lost(self) -> None:
         """Forget everything that the transaction held: SQLite has taken it back."""
         self._rows.clear()
+        self._references.clear()
         self._ids.clear()
         self._versions.clear()
         self._touched.clear()
         row = self._connection.execute("SELECT seq, chain FROM log ORDER BY seq DESC LIMIT 1").fetchone()
         self.seq, self.chain = (row[0], row[1]) if row else (0, EMPTY_CHAIN)
 
+    def _says(self, known: StoredEvent, data: bytes) -> bool:
+        """Tell whether an event has this data; where that is elsewhere or gone, its hash does."""
+        if known.data == data:
+            return True
+        row = self._connection.execute("SELECT reference FROM log WHERE seq = ?", (known.seq,)).fetchone()
+        return bool(row and row[0]) and orjson.loads(row[0])["sha256"] == sha256(data).hexdigest()
+
     def _stored(self, event_id: str) -> StoredEvent | None:
         sql = f"SELECT {COLUMNS} FROM log WHERE event_id = ?"  # noqa: S608
         row = self._connection.execute(sql, (event_id,)).fetchone()
         return from_row(row) if row else None
+
+
+def reference_to(data: bytes) -> str:
+    """Give the reference to the blob with this data, as a row holds it."""
+    digest = sha256(data).hexdigest()
+    return orjson.dumps({"path": path_of(digest), "length": len(data), "sha256": digest}).decode()
 
 
 def from_row(row: Iterable[Any]) -> StoredEvent:

@@ -2,14 +2,15 @@
 
 import sqlite3
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
-from ksi_common.clock import Clock
 from ksi_common.envelope import EventEnvelope, StoredEvent
 from ksi_common.errors import FailedPrecondition, InvalidArgument
 from ksi_common.ids import new_id
 from ksi_common.messages import Notification, spec_of
-from ksi_daemon.database.log_writer import ExpectedVersion, LogWriter
+from ksi_daemon.database.claims import store_blob
+from ksi_daemon.database.log_writer import CLAIM_CHECKED, ExpectedVersion, LogWriter
 from ksi_daemon.event_versions import stamped
 
 MAX_EVENT_DATA: Final = 1024 * 1024 - 4096
@@ -17,15 +18,18 @@ MAX_EVENT_DATA: Final = 1024 * 1024 - 4096
 MAX_HOPS: Final = 32
 
 
+R = TypeVar("R")
+
+
 class Transaction:
     """One unit's view of the transaction of its group. Valid only while the unit runs."""
 
     __slots__ = (
-        "_clock",
         "_connection",
         "_correlation",
         "_envelope",
         "_log",
+        "_now_us",
         "after_commit",
         "conditions",
         "saved",
@@ -36,12 +40,12 @@ class Transaction:
         self,
         connection: sqlite3.Connection,
         log: LogWriter,
-        clock: Clock,
+        now_us: int,
         envelope: EventEnvelope | None,
     ) -> None:
         self._connection = connection
         self._log = log
-        self._clock = clock
+        self._now_us = now_us
         self._envelope = envelope
         self._correlation = ""
         self.told: list[StoredEvent] = []
@@ -124,6 +128,9 @@ class Transaction:
             raise InvalidArgument(
                 f"data of {event} has {len(data)} bytes", reason="too_large", limit=MAX_EVENT_DATA
             )
+        home = self._log.home
+        if len(data) > CLAIM_CHECKED and home is not None:
+            self.before_commit((store_blob, data), partial(store_blob, home, data))
         told = self._event(event, data, event_id, cause=cause)
         told.stream = stream
         if event_id is not None:
@@ -146,7 +153,7 @@ class Transaction:
             envelope.causation_id,
             envelope.actor,
             envelope.hop,
-            self._clock.time_us(),
+            self._now_us,
             kind="request",
         )
         self._log.append(row)
@@ -162,9 +169,7 @@ class Transaction:
         if envelope is None:
             ident = event_id or new_id()
             self._correlation = self._correlation or ident
-            return StoredEvent(
-                event, data, ident, self._correlation, None, "system", 0, self._clock.time_us()
-            )
+            return StoredEvent(event, data, ident, self._correlation, None, "system", 0, self._now_us)
         if not cause:
             ident = event_id or (new_id() if self.told else envelope.event_id)
             causation, hop = envelope.causation_id, envelope.hop
@@ -183,5 +188,9 @@ class Transaction:
             causation,
             envelope.actor,
             hop,
-            self._clock.time_us(),
+            self._now_us,
         )
+
+
+Unit = Callable[[Transaction], R]
+"""A unit of work: synchronous, SQL and ``tell`` only, may be run twice, interrupted after 250 ms."""

@@ -10,13 +10,14 @@ from time import monotonic
 from typing import Any, Final
 
 from ksi_common.clock import Clock
-from ksi_common.envelope import EventEnvelope, StoredEvent
+from ksi_common.envelope import EventEnvelope, StoredEvent, set_current
 from ksi_daemon.database.conditions import Conditions
 from ksi_daemon.database.errors import is_fsync_failure, translate
 from ksi_daemon.database.head_file import HeadFile
 from ksi_daemon.database.log_writer import LogWriter
-from ksi_daemon.database.transaction import Transaction
+from ksi_daemon.database.transaction import Transaction, Unit
 from ksi_daemon.database.upkeep import Upkeep
+from ksi_daemon.database.wal import WalFile
 
 MAX_GROUP: Final = 512
 UNIT_LIMIT_S: Final = 0.25
@@ -25,8 +26,6 @@ FORCED_CHECKPOINT_BYTES: Final = 64 * 1024 * 1024
 _FORCE_AGAIN_S: Final = 1.0
 _NEVER: Final = float("inf")
 _PROGRESS_STEPS: Final = 20_000
-
-Unit = Callable[[Transaction], Any]
 
 
 class TransactionLost(Exception):
@@ -37,11 +36,12 @@ class TransactionLost(Exception):
 class Job:
     """A unit of work on its way through the writer."""
 
-    unit: Unit
+    unit: Unit[Any]
     envelope: EventEnvelope | None
     request_data: bytes | None
     """JSON of the request at work whose row is to be written with the unit."""
-    future: Any
+    answer: Callable[["Job"], None]
+    """Told on the loop what became of the unit, once that is certain."""
     value: Any = None
     error: BaseException | None = None
     told: Sequence[StoredEvent] = ()
@@ -65,18 +65,20 @@ class Writer(threading.Thread):
         deliver: Callable[[Sequence[Job], int], None],
         fail: Callable[[Exception], None],
         head: HeadFile | None = None,
+        home: Path | None = None,
     ) -> None:
         super().__init__(name="ksi-writer", daemon=True)
         self._connection = connection
         self._clock = clock
-        self._wal = wal
+        self._wal = WalFile(wal)
         self._uncheckpointed = False
         self._force_after = 0.0
         self._deliver = deliver
         self._fail = fail
         self._queue: SimpleQueue[Sequence[Job] | None] = SimpleQueue()
         self._unit_ends = _NEVER
-        self._log = LogWriter(connection)
+        self._now_us = 0
+        self._log = LogWriter(connection, home)
         self._upkeep = Upkeep(connection, self._log, head)
         self._conditions = Conditions()
         self._broken: Exception | None = None
@@ -107,9 +109,7 @@ class Writer(threading.Thread):
                 self._commit(group)
                 self._deliver(group, self._log.seq)
                 self._keep_up(self._upkeep.after_group)
-            if self._wal_bytes() > FORCED_CHECKPOINT_BYTES and self._clock.monotonic() > self._force_after:
-                self._force_after = self._clock.monotonic() + _FORCE_AGAIN_S
-                self._checkpoint("TRUNCATE")
+            self._keep_wal_small()
         self._upkeep.close()
         self._checkpoint("PASSIVE")
         self._connection.close()
@@ -132,6 +132,7 @@ class Writer(threading.Thread):
             except Empty:
                 self._keep_up(lambda: self._upkeep.when_idle(self._queue.empty))
                 self._checkpoint("PASSIVE")
+                self._wal.extend()
         return self._queue.get()
 
     def _commit(self, group: Sequence[Job]) -> None:
@@ -164,6 +165,7 @@ class Writer(threading.Thread):
     def _transact(self, group: Sequence[Job]) -> None:
         if not self._begin(group):
             return
+        self._now_us = self._clock.time_us()  # of all that is told in this commit
         try:
             for job in group:
                 self._run_unit(job)
@@ -207,8 +209,9 @@ class Writer(threading.Thread):
 
     def _run_unit(self, job: Job) -> None:
         mark = self._log.mark()
-        transaction = Transaction(self._connection, self._log, self._clock, job.envelope)
+        transaction = Transaction(self._connection, self._log, self._now_us, job.envelope)
         self._unit_ends = monotonic() + UNIT_LIMIT_S
+        set_current(job.envelope)  # for what the unit logs
         try:
             if job.request_data is not None and job.envelope is not None:
                 transaction.record(job.envelope, job.request_data)
@@ -241,11 +244,12 @@ class Writer(threading.Thread):
         except sqlite3.Error as error:  # it is tried again later; a disk that is full refuses units by itself
             self._stop_if_unsynced(error)
 
-    def _wal_bytes(self) -> int:
-        try:
-            return self._wal.stat().st_size
-        except OSError:  # whoever took it away, this thread is to go on
-            return 0
+    def _keep_wal_small(self) -> None:
+        if self._wal.has_grown():
+            self._checkpoint("PASSIVE")
+        if self._wal.size > FORCED_CHECKPOINT_BYTES and self._clock.monotonic() > self._force_after:
+            self._force_after = self._clock.monotonic() + _FORCE_AGAIN_S
+            self._checkpoint("TRUNCATE")
 
     def _checkpoint(self, mode: str) -> None:
         self._uncheckpointed = False

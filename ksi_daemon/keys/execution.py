@@ -13,7 +13,7 @@ from ksi_daemon.database import Database, Transaction
 from ksi_daemon.exchange import encode
 from ksi_daemon.keys import rows
 from ksi_daemon.keys.rows import KeyName
-from ksi_daemon.outcomes import Failed, Outcome, Replied, Send
+from ksi_daemon.outcomes import Failed, Outcome, Replied, Send, is_reply
 
 T = TypeVar("T")
 
@@ -121,7 +121,7 @@ class Execution:
 
     def _is_reply(self, value: object) -> bool:
         spec = self._envelope.spec
-        return spec is not None and spec.reply is not None and isinstance(value, spec.reply)
+        return spec is not None and spec.reply is not None and is_reply(value, spec.reply)
 
 
 def _is_definite(error: KSIError) -> bool:

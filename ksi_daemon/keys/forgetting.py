@@ -7,9 +7,9 @@ from ksi_common.clock import Clock
 from ksi_daemon.database import Database
 from ksi_daemon.keys import rows
 
-SLICE: Final = 500
+SLICE: Final = 1000
 """Keys that are forgotten in one unit of work."""
-PAUSE_S: Final = 0.1
+PAUSE_S: Final = 0.05
 """Between two slices."""
 MAX_SLEEP_S: Final = 3600.0
 

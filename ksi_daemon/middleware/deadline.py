@@ -28,9 +28,7 @@ class Deadline:
                 return
             timeout_s = self._default_s
         inherited = envelope.deadline is not None
-        deadline = monotonic() + timeout_s  # the loop's clock; asking for the loop would cost a getpid
-        if envelope.deadline is None or deadline < envelope.deadline:
-            envelope.deadline = deadline
+        deadline = _shorten(envelope, timeout_s)
         caller = envelope.caller
         if caller is None:
             if inherited and envelope.timeout_s is None:  # the caller's own deadline holds
@@ -38,11 +36,23 @@ class Deadline:
             else:
                 await _within(envelope, send, call_next)
             return
-        slot = self._wheel.add(envelope.deadline, caller)
+        slot = self._wheel.add(deadline, caller)
         try:
             await call_next(envelope, send)
         finally:
             slot.pop(caller, None)
+
+    def watch(self, envelope: EventEnvelope, caller: Caller) -> dict[Caller, None]:
+        """Abandon ``caller`` when the time of a request is over, unless it is taken out of the slot given."""
+        timeout_s = self._default_s if envelope.timeout_s is None else envelope.timeout_s
+        return self._wheel.add(_shorten(envelope, timeout_s), caller)
+
+
+def _shorten(envelope: EventEnvelope, timeout_s: float) -> float:
+    deadline = monotonic() + timeout_s  # the loop's clock; asking for the loop would cost a getpid
+    if envelope.deadline is None or deadline < envelope.deadline:
+        envelope.deadline = deadline
+    return envelope.deadline
 
 
 async def _within(envelope: EventEnvelope, send: Send, call_next: Endpoint) -> None:

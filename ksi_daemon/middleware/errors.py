@@ -8,7 +8,7 @@ from pathlib import Path
 import structlog
 
 from ksi_common.envelope import EventEnvelope
-from ksi_common.errors import Cancelled, InternalError, OperationalError
+from ksi_common.errors import Cancelled, InternalError, KSIError, OperationalError
 from ksi_daemon.outcomes import Endpoint, Failed, Send
 
 log = structlog.get_logger()
@@ -34,17 +34,18 @@ class Errors:
         """Catch everything: SystemExit or a CancelledError that nobody asked for would stop the loop."""
         try:
             await call_next(envelope, send)
-        except (OperationalError, ReportedError) as error:
-            await send(Failed(error))
         except asyncio.CancelledError as error:
             if _asked_for():
                 await send(Failed(Cancelled(f"{envelope.event} was cancelled")))
                 raise
-            await self._bug(envelope, error, send)
+            await send(Failed(self.answer(envelope, error)))
         except BaseException as error:
-            await self._bug(envelope, error, send)
+            await send(Failed(self.answer(envelope, error)))
 
-    async def _bug(self, envelope: EventEnvelope, error: BaseException, send: Send) -> None:
+    def answer(self, envelope: EventEnvelope, error: BaseException) -> KSIError:
+        """Give the error to answer with; what was not expected is logged as a bug (``strict``: raised)."""
+        if isinstance(error, OperationalError | ReportedError):
+            return error
         plugin = self._blame(envelope.event)
         where = _origin(error)
         log.error(
@@ -57,14 +58,10 @@ class Errors:
         )
         if self._strict:
             raise error
-        await send(
-            Failed(
-                ReportedError(
-                    f"plugin {plugin} failed in {envelope.event}: {type(error).__name__} ({where})",
-                    hint="the daemon is fine; its log has the traceback",
-                    plugin=plugin,
-                )
-            )
+        return ReportedError(
+            f"plugin {plugin} failed in {envelope.event}: {type(error).__name__} ({where})",
+            hint="the daemon is fine; its log has the traceback",
+            plugin=plugin,
         )
 
 

@@ -57,6 +57,13 @@ class Observation:
         finally:
             self._count(envelope, perf_counter() - start, failed=failed)
 
+    def ended(self, envelope: EventEnvelope, start: float, error: BaseException | None = None) -> None:
+        """Take note of an event that was handled without a task; ``start``: of ``perf_counter``."""
+        took = perf_counter() - start
+        self._count(envelope, took, failed=error is not None)
+        if self._plugins or self._own:
+            self._tell_later(envelope, took, "OK" if error is None else _code(error, envelope))
+
     async def _observed(self, envelope: EventEnvelope, send: Send, call_next: Endpoint, start: float) -> None:
         code = "OK"
 
@@ -74,8 +81,11 @@ class Observation:
         finally:
             took = perf_counter() - start
             self._count(envelope, took, failed=code != "OK")
-            # After the answer, which on failure is given by a layer further out.
-            asyncio.get_running_loop().call_soon(self._tell, envelope, took, code)
+            self._tell_later(envelope, took, code)
+
+    def _tell_later(self, envelope: EventEnvelope, took: float, code: str) -> None:
+        # After the answer, which on failure is given by a layer further out.
+        asyncio.get_running_loop().call_soon(self._tell, envelope, took, code)
 
     def _tell(self, envelope: EventEnvelope, took: float, code: str) -> None:
         for observe in (*self._own, *self._plugins):

@@ -1,6 +1,6 @@
 """What a stream comes to: its events, folded, from the last snapshot on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Generic, TypeVar
@@ -9,7 +9,7 @@ from ksi_common.envelope import StoredEvent
 from ksi_common.errors import DataLoss
 from ksi_common.messages import Message
 from ksi_daemon.database import Database, Transaction
-from ksi_daemon.eventlog import EventLog
+from ksi_daemon.eventlog import Damage, EventLog, RemovedEvent
 from ksi_daemon.projections.declaration import Declaration, fold_of
 from ksi_daemon.threads import Threads
 
@@ -59,19 +59,28 @@ class Aggregates:
             )
         first = at
         while True:
-            found = await self._log.stream(stream, from_version=at + 1, backwards=False, limit=_PAGE)
-            if found.damaged:
-                damage = found.damaged[0]
-                raise DataLoss(f"stream {stream}: {damage.detail}", reason=damage.reason, seq=damage.seq)
-            state = await self._threads.run(partial(self._fold, declared, state, found.events))
-            at = (found.events[-1].version or at) if found.events else at
-            if not found.more:
+            events, more = await self._read(stream, at)
+            state = await self._threads.run(partial(self._fold, declared, state, events))
+            at = (events[-1].version or at) if events else at
+            if not more:
                 break
         if at - first >= snapshot_every:
             await self._keep(declared.name, stream, version, at, state)
         return Loaded(state, at)  # type: ignore[arg-type]  # it is what apply takes and gives
 
-    def _fold(self, declared: Declaration, state: Message, events: list[StoredEvent]) -> Message:
+    async def _read(self, stream: str, after: int) -> tuple[Sequence[StoredEvent], bool]:
+        damaged: list[Damage] = []
+        events, more = await self._log.stream(
+            stream, from_version=after + 1, backwards=False, limit=_PAGE, damaged=damaged
+        )
+        if damaged:
+            first = damaged[0]
+            raise DataLoss(f"stream {stream}: {first.detail}", reason=first.reason, seq=first.seq)
+        if any(isinstance(event, RemovedEvent) for event in events):
+            raise DataLoss(f"retention has removed data of stream {stream}", reason="history_gone")
+        return events, more
+
+    def _fold(self, declared: Declaration, state: Message, events: Sequence[StoredEvent]) -> Message:
         for event in events:
             if not declared.classes or event.event in declared.classes:
                 state = declared.apply(state, declared.read(event, self._log.cursor(event.position)))

@@ -13,6 +13,7 @@ import structlog
 from ksi_common.clock import Clock
 from ksi_common.errors import FailedPrecondition, PermissionDenied, ResourceExhausted
 from ksi_daemon.connection import Connection, ConnectionLimits
+from ksi_daemon.middleware.direct import Direct
 from ksi_daemon.outcomes import Endpoint
 from ksi_daemon.router import Route
 
@@ -32,6 +33,7 @@ class UnixServer:
         path: Path,
         *,
         dispatch: Endpoint,
+        direct: Direct | None,
         routes: Mapping[str, Route],
         clock: Clock,
         limits: ConnectionLimits,
@@ -40,6 +42,7 @@ class UnixServer:
     ) -> None:
         self.path = path
         self.dispatch = dispatch
+        self.direct = direct
         self.routes = routes
         self.clock = clock
         self.limits = limits
@@ -49,6 +52,7 @@ class UnixServer:
         self._max_connections = max_connections
         self._crashed = crashed
         self._progress = asyncio.Event()
+        self._unflushed: list[Connection] = []
         self._server: asyncio.AbstractServer | None = None
 
     async def __aenter__(self) -> Self:
@@ -83,6 +87,12 @@ class UnixServer:
         self.connections.discard(connection)
         self._progress.set()
 
+    def flush_later(self, connection: Connection) -> None:
+        """Flush at the end of this turn: one callback of the loop for all connections that have frames."""
+        if not self._unflushed:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unflushed.append(connection)
+
     def progressed(self) -> None:
         """Look whether the drain is done: a request has ended."""
         self._progress.set()
@@ -96,6 +106,11 @@ class UnixServer:
         except TimeoutError:
             return False
         return True
+
+    def _flush(self) -> None:
+        unflushed, self._unflushed = self._unflushed, []
+        for connection in unflushed:
+            connection.flush()
 
     def _busy(self) -> int:
         return sum(not connection.idle for connection in self.connections)

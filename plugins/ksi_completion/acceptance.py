@@ -1,12 +1,12 @@
 """How a completion is accepted: prompt and row on disk, in one commit with the word that they are there."""
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from ksi_common.clock import Clock
-from ksi_common.events.completion import Asked, ChatMessage, CompletionAccepted, PromptMessage
+from ksi_common.events.completion import Accepted, Asked, ChatMessage, CompletionAccepted, PromptMessage
 from ksi_completion.prompts import Prompts
 from ksi_completion.provider_manager import ProviderManager
 from ksi_completion.rows import ONE, TEXT, Row, StoredMessage
@@ -23,14 +23,6 @@ _INSERT: Final = (
     "agent_id, originator_agent_id, purpose, event_id, correlation_id, actor, hop, accepted_us) "
     "VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """A completion that is on disk. ``ahead``: how many open ones of its session are before it."""
-
-    row: Row
-    ahead: int
 
 
 Opened = Callable[[Row, int], None]
@@ -57,7 +49,7 @@ class Acceptance:
         self._providers = providers
         self._sessions = sessions
 
-    async def accept(self, asked: Asked, *, opened: Opened) -> Taken:
+    async def accept(self, asked: Asked, *, opened: Opened) -> Accepted:
         """Put a completion on disk; the one that there is where the same request_id asked the same before.
 
         ``opened`` is called for a new one, in the order of acceptance, before anyone hears of it. Raises what
@@ -67,11 +59,14 @@ class Acceptance:
         messages = await self._prompts.messages(asked)
         if not messages[-1].content.strip():
             raise InvalidArgument("the last message is empty", reason="empty_prompt")
-        stored = await self._store(messages)
-        digest = _digest(asked, messages)
+        if sum(len(message.content) for message in messages) <= INLINE_BYTES:
+            digest, contents = _in_bytes(asked, messages)
+        else:  # megabytes, for which the loop does not wait
+            digest, contents = await asyncio.to_thread(_in_bytes, asked, messages)
+        stored = await self._store(messages, contents)
         request_id = asked.request_id or new_id()
 
-        def take(tx: Transaction) -> Taken:
+        def take(tx: Transaction) -> Accepted:
             known = tx.execute(ONE, (request_id,)).fetchone()
             if known is not None:
                 return _again(tx, Row.of(known), digest)
@@ -108,16 +103,15 @@ class Acceptance:
                 message.insert_in(tx, request_id, position)
             row = Row.of(tx.execute(ONE, (request_id,)).fetchone())
             tx.on_commit(lambda: opened(row, ahead))
-            return Taken(row, ahead)
+            return _accepted(row, ahead)
 
+        # The unit gives the reply: under an idempotency key it commits with the completion.
         return await self._database.write(take)
 
-    async def _store(self, messages: Sequence[ChatMessage]) -> list[StoredMessage]:
-        size = sum(len(message.content.encode()) for message in messages)
-        inline = INLINE_BYTES if size <= INLINE_BYTES else SHORT_BYTES
+    async def _store(self, messages: Sequence[ChatMessage], contents: Sequence[bytes]) -> list[StoredMessage]:
+        inline = INLINE_BYTES if sum(map(len, contents)) <= INLINE_BYTES else SHORT_BYTES
         stored = []
-        for message in messages:
-            content = message.content.encode()
+        for message, content in zip(messages, contents, strict=True):
             if len(content) <= inline:
                 stored.append(StoredMessage(message.role, message.content, None))
             else:
@@ -126,27 +120,41 @@ class Acceptance:
         return stored
 
 
-def _again(tx: Transaction, row: Row, digest: str) -> Taken:
+def _again(tx: Transaction, row: Row, digest: str) -> Accepted:
     if row.digest != digest:
         raise AlreadyExists(
             f"request {row.request_id} asked something else", reason="other_content", hint="choose another id"
         )
+    if row.reference is not None:
+        return _accepted(row, 0)
     (ahead,) = tx.execute(
         "SELECT count(*) FROM completions WHERE session_id = ? AND sha256 IS NULL AND number < ?",
         (row.session_id, row.number),
     ).fetchone()
-    return Taken(row, ahead)
+    return _accepted(row, ahead)
 
 
-def _digest(asked: Asked, messages: Sequence[ChatMessage]) -> str:
-    """Name what was asked; of a prompt_file the content counts, not the path."""
+def _accepted(row: Row, ahead: int) -> Accepted:
+    return Accepted(
+        request_id=row.request_id,
+        session_id=row.session_id,
+        status=row.state,
+        position=ahead,
+        provider=row.provider,
+        model=row.model,
+    )
+
+
+def _in_bytes(asked: Asked, messages: Sequence[ChatMessage]) -> tuple[str, Sequence[bytes]]:
+    """Give a name of what was asked, and the contents; of a prompt_file the content counts, not the path."""
     digest = hashlib.sha256()
     chosen = {"request_id", "prompt", "prompt_file", "messages", "system"}
     digest.update(asked.model_dump_json(exclude=chosen).encode())
-    for message in messages:
-        content = message.content.encode()
-        digest.update(f"\n{message.role} {len(content)} ".encode() + content)
-    return digest.hexdigest()
+    contents = [message.content.encode() for message in messages]
+    for message, content in zip(messages, contents, strict=True):
+        digest.update(f"\n{message.role} {len(content)} ".encode())
+        digest.update(content)
+    return digest.hexdigest(), contents
 
 
 def _told(

@@ -1,7 +1,8 @@
 """The conductor: accepted completions get their turn, run beside each other, and end, each exactly once."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import Final, Protocol
 
@@ -14,7 +15,7 @@ from ksi_completion.queue_manager import Entry, QueueManager
 from ksi_completion.responses import Responses
 from ksi_completion.rows import ONE, Row
 from ksi_completion.running import Run
-from ksi_daemon.plugin import Database, NotFound, ResourceExhausted, Transaction, event_context
+from ksi_daemon.plugin import Database, DataLoss, NotFound, ResourceExhausted, Transaction, event_context
 
 RETRY_AFTER_S: Final = 2.0
 
@@ -59,25 +60,18 @@ class CompletionService:
         self._unwanted: set[str] = set()
         self._unbegun: list[Row] = []
         """Stopped while they waited: to be ended."""
+        self._enders: set[asyncio.Task[None]] = set()
+        """At work on them."""
         self._is_draining = False
         self._idle = asyncio.Event()
 
     async def accept(self, asked: Asked) -> Accepted:
         """Put a completion on disk and let it wait for its turn."""
-        if len(self._queue) >= self._limit:
+        if len(self._queue) >= self._limit and not await self._is_known(asked.request_id):
             raise ResourceExhausted(
                 f"{len(self._queue)} completions are open", reason="queue_full", retry_after_s=RETRY_AFTER_S
             )
-        taken = await self._acceptance.accept(asked, opened=self.open)
-        row = taken.row
-        return Accepted(
-            request_id=row.request_id,
-            session_id=row.session_id,
-            status=row.state,
-            position=taken.ahead,
-            provider=row.provider,
-            model=row.model,
-        )
+        return await self._acceptance.accept(asked, opened=self.open)
 
     def open(self, row: Row, ahead: int) -> None:
         """Queue what is on disk; called in the order of acceptance."""
@@ -92,15 +86,16 @@ class CompletionService:
         self._live[row.request_id] = Live(accepted)
         self._queue.add(row.entry)
 
-    async def stream(self, asked: Asked) -> AsyncIterator[Step]:
+    async def stream(self, asked: Asked) -> AsyncGenerator[Step, None]:
         """Accept a completion, or find it, and follow it to its end."""
         accepted = await self.accept(asked)
         live = self._live.get(accepted.request_id)
         if live is None:
             yield await self._last_step(await self._row(accepted.request_id))
             return
-        async for step in live.follow():
-            yield step
+        async with aclosing(live.follow()) as steps:
+            async for step in steps:
+                yield step
 
     async def cancel(self, request_id: str) -> CancelReply:
         """Stop a completion; return when it has ended, by this or otherwise. Raises NotFound."""
@@ -114,13 +109,12 @@ class CompletionService:
             async for _ in live.follow():
                 pass
         row = await self._row(request_id)
-        is_cancelled = row.state == "cancelled"
-        return CancelReply(
-            status="cancelled" if is_cancelled else "too_late",
-            request_id=request_id,
-            state=row.state,
-            proof=row.proof,
-        )
+        if row.state != "cancelled":
+            return CancelReply(status="too_late", request_id=request_id, state=row.state)
+        proof = row.proof
+        with suppress(DataLoss):  # its line names the processes, too
+            proof = (await self._last_step(row)).proof
+        return CancelReply(status="cancelled", request_id=request_id, state=row.state, proof=proof)
 
     async def status(self, request_id: str | None, *, include_response: bool) -> Overview:
         """Describe the queue, and one completion where it is asked for. Raises NotFound."""
@@ -154,7 +148,10 @@ class CompletionService:
             while True:
                 self._wake.clear()
                 while self._unbegun:
-                    tasks.create_task(self._run(self._unbegun.pop()))
+                    row = self._unbegun.pop()
+                    ender = tasks.create_task(self._run(row), name=f"end of completion {row.request_id}")
+                    self._enders.add(ender)
+                    ender.add_done_callback(self._note_end)
                 while (entry := self._next()) is not None:
                     work = tasks.create_task(self._conduct(entry), name=f"completion {entry.request_id}")
                     # Not in `_conduct`: a task that is cancelled early enough runs nothing at all.
@@ -162,13 +159,31 @@ class CompletionService:
                 await self._wake.wait()
 
     async def _take_up_again(self) -> None:
-        """After a bug has ended ``serve``: what was at work gets its turn again."""
-        for request_id in [name for name in self._live if name not in self._queue]:
-            self._queue.add((await self._row(request_id)).entry)
+        """After a bug has ended ``serve``: what was at work gets its turn, or is stopped, again."""
+        names = [name for name in self._live if name not in self._queue]
+        self._unbegun.clear()
+        for row in await self._rows_after_all_writes(names):
+            if row.reference is not None:
+                # It had its end, and only the last step was not told.
+                last = await self._last_step(row)
+                self._unwanted.discard(row.request_id)
+                self._live.pop(row.request_id).step(last)
+            elif row.request_id in self._unwanted:
+                self._unbegun.append(row)
+            else:
+                self._queue.add(row.entry)
+
+    async def _rows_after_all_writes(self, names: Sequence[str]) -> Sequence[Row]:
+        """Read rows in the writer: an end that is under way, though nobody awaits it now, comes before."""
+
+        def read(tx: Transaction) -> list[Row]:
+            return [Row.of(tx.execute(ONE, (name,)).fetchone()) for name in names]
+
+        return await self._database.write(read) if names else ()
 
     def _next(self) -> Entry | None:
         if self._is_draining:
-            if not self._queue.running and not self._runs:
+            if not self._queue.running and not self._enders:
                 self._idle.set()
             return None
         if len(self._queue.running) >= self._concurrency:
@@ -191,6 +206,10 @@ class CompletionService:
         """Bring a completion whose turn it is to its end."""
         await self._run(await self._row(entry.request_id))
 
+    def _note_end(self, ender: asyncio.Task[None]) -> None:
+        self._enders.discard(ender)
+        self._wake.set()
+
     def _release(self, entry: Entry, _: asyncio.Task[None]) -> None:
         self._providers.end(entry.provider)
         self._queue.done(entry)
@@ -205,12 +224,15 @@ class CompletionService:
                 last = await self._ending.end(row, outcome)
         finally:
             del self._runs[row.request_id]
-            self._unwanted.discard(row.request_id)
+        self._unwanted.discard(row.request_id)
         self._live.pop(row.request_id).step(last)
 
     async def _last_step(self, row: Row) -> Step:
         assert row.reference is not None
         return step_of(row, await self._responses.read(row.reference), row.reference)
+
+    async def _is_known(self, request_id: str | None) -> bool:
+        return request_id is not None and bool(await self._database.read(ONE, (request_id,)))
 
     async def _row(self, request_id: str) -> Row:
         rows = await self._database.read(ONE, (request_id,))

@@ -1,9 +1,6 @@
 """How a completion ends: a line of its session's file, then its last row and its last word in one commit."""
 
-import asyncio
 from typing import Any, Final
-
-import structlog
 
 from ksi_common.clock import Clock
 from ksi_common.events.completion import (
@@ -18,6 +15,7 @@ from ksi_completion.outcomes import Outcome
 from ksi_completion.responses import Line, Responses, Written
 from ksi_completion.rows import Row
 from ksi_completion.session_manager import SessionManager
+from ksi_completion.storing import stored
 from ksi_completion.token_tracker import TokenTracker
 from ksi_daemon.plugin import (
     Database,
@@ -25,16 +23,10 @@ from ksi_daemon.plugin import (
     Notification,
     Reference,
     Transaction,
-    Unavailable,
     format_time,
 )
 
-log = structlog.get_logger()
-
 STATES: Final[dict[str, State]] = {"result": "completed", "failed": "failed", "cancelled": "cancelled"}
-FIRST_DELAY_S: Final = 0.1
-MAX_DELAY_S: Final = 5.0
-"""Between tries where the disk takes nothing."""
 
 _END: Final = (
     "UPDATE completions SET state = ?, ended_us = ?, attempts = ?, duration_ms = ?, finish_reason = ?, "
@@ -65,22 +57,23 @@ class Ending:
     async def end(self, row: Row, outcome: Outcome) -> Step:
         """Write the answer, or why there is none, and tell it; give the last step.
 
-        A disk that takes nothing is waited for: what was accepted is owed an end.
+        A store that takes nothing, or not yet, is waited for: what was accepted is owed an end.
         """
+        try:
+            return await self._end(row, outcome)
+        except InvalidArgument as error:
+            return await self._end(row, _unstorable(outcome, error))
+
+    async def _end(self, row: Row, outcome: Outcome) -> Step:
         line = self._line(row, outcome)
-        delay_s = FIRST_DELAY_S
-        while True:
-            try:
-                async with self._sessions.writing(row.session_id):
-                    at = await self._sessions.file_end(row.session_id)
-                    written = await self._responses.append(row.session_id, line, at=at)
-                    return await self.commit(row, line, written)
-            except InvalidArgument as error:
-                line = self._line(row, _unstorable(outcome, error))
-            except Unavailable as error:
-                log.warning("completion.not_stored", request_id=row.request_id, error=error.message)
-                await asyncio.sleep(delay_s)
-                delay_s = min(delay_s * 2, MAX_DELAY_S)
+
+        async def store() -> Step:
+            async with self._sessions.writing(row.session_id):
+                at = await self._sessions.file_end(row.session_id)
+                written = await self._responses.append(row.session_id, line, at=at)
+                return await self.commit(row, line, written)
+
+        return await stored(store, request_id=row.request_id)
 
     async def commit(self, row: Row, line: Line, written: Written) -> Step:
         """Make a line that stands in the file the end of its completion; under the session's lock."""

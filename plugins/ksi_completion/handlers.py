@@ -1,6 +1,7 @@
 """What is asked of completions and conversations."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from ksi_common.events.completion import (
@@ -18,7 +19,9 @@ from ksi_completion.completion_service import CompletionService
 from ksi_completion.composition import PARTS
 from ksi_completion.conversations import Conversations
 from ksi_completion.recovery import Recovery
+from ksi_completion.rows import REFERRED
 from ksi_daemon.plugin import (
+    Referrers,
     Service,
     Services,
     handler,
@@ -41,7 +44,8 @@ def ksi_services() -> Sequence[Service[Any]]:
 
 @hookimpl
 async def ksi_startup(services: Services) -> None:
-    """Take up what an earlier daemon left open."""
+    """Say which files rows name, and take up what an earlier daemon left open."""
+    services.get(Referrers).add("completion", REFERRED)
     await services.get(Recovery).recover(services.get(CompletionService).open)
 
 
@@ -66,8 +70,9 @@ async def async_(request: Async, service: CompletionService) -> Accepted:
 @handler
 async def stream(request: StreamCompletion, service: CompletionService) -> AsyncIterator[Step]:
     """Accept a completion and follow it."""
-    async for step in service.stream(request):
-        yield step
+    async with aclosing(service.stream(request)) as steps:
+        async for step in steps:
+            yield step
 
 
 @handler

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Final
 
 from ksi_common.events.completion import Step
@@ -29,7 +29,7 @@ class Live:
         for follower in self._followers:
             follower.put(step)
 
-    async def follow(self) -> AsyncIterator[Step]:
+    async def follow(self) -> AsyncGenerator[Step, None]:
         """Give the steps from the beginning, what was said already as one delta, to the last one."""
         follower = _Follower(self._so_far())
         self._followers.add(follower)

@@ -89,7 +89,9 @@ class QueueManager:
         return entry
 
     def position(self, entry: Entry) -> int:
-        """Count what is before it in its session."""
+        """Count what is before it in its session; nothing is, once it has its turn."""
+        if self._running.get(entry.session_id) == entry:
+            return 0
         ahead = sum(1 for other in self._waiting.get(entry.session_id, ()) if other < entry)
         return ahead + (entry.session_id in self._running)
 

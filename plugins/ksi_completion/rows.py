@@ -13,6 +13,13 @@ from ksi_daemon.plugin import Blobs, Reference, Transaction, format_time
 TEXT: Final = "text/plain;charset=utf-8"
 OPEN: Final = "SELECT * FROM completions WHERE sha256 IS NULL ORDER BY number"
 ONE: Final = "SELECT * FROM completions WHERE request_id = ?"
+REFERRED: Final = (
+    "SELECT request_id, 'logs/responses/' || session_id || '.jsonl', offset, length, sha256 "
+    "FROM completions WHERE sha256 IS NOT NULL UNION ALL "
+    "SELECT request_id || '/' || position, blob_path, 0, blob_length, blob_sha256 "
+    "FROM completion_messages WHERE blob_path IS NOT NULL"
+)
+"""What rows refer to: lines of answers, and prompts that are blobs."""
 
 _MESSAGES: Final = "SELECT * FROM completion_messages WHERE request_id = ? ORDER BY position"
 _INSERT_MESSAGE: Final = "INSERT INTO completion_messages VALUES (?, ?, ?, ?, ?, ?, ?)"

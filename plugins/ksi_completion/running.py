@@ -23,6 +23,7 @@ from ksi_completion.provider_manager import ProviderManager
 from ksi_completion.providers.interface import Answer, Generation, Job, ProviderFailure
 from ksi_completion.retry_manager import RETRIED, RetryManager
 from ksi_completion.rows import Row
+from ksi_completion.storing import stored
 from ksi_daemon.plugin import Bus, Database, KSIError, Transaction
 
 log = structlog.get_logger()
@@ -67,7 +68,8 @@ class Run:
         self._stall_s = stall_s
         self._attempt = row.attempts
         self._began = self._wished = clock.monotonic()
-        self._proof: Proof | None = None
+        self._generation: Generation | None = None
+        """At work, or the last one that was."""
         self._work: asyncio.Task[Outcome] | None = None
         self._is_unwanted = False
         self._is_silent = True
@@ -82,15 +84,31 @@ class Run:
 
     async def outcome(self) -> Outcome:
         """Work until there is an answer, a failure that is final, or the proof that it was stopped."""
+        stopped: Proof | Failure = Proof(how="not_started", elapsed_s=0.0)
         if not self._is_unwanted:
-            async with asyncio.TaskGroup() as group:
-                progress = group.create_task(self._tell_progress())
-                self._work = group.create_task(self._attempts())
-                self._work.add_done_callback(lambda _: progress.cancel())
-            if not self._work.cancelled():
+            try:
+                async with asyncio.TaskGroup() as group:
+                    progress = group.create_task(self._tell_progress())
+                    self._work = group.create_task(self._attempts())
+                    self._work.add_done_callback(lambda _: progress.cancel())
+            finally:
+                # Not in the task of the work: there the time limit, or a wish, would break it off.
+                stopped = await self._stop()
+            if isinstance(stopped, Proof) and not self._work.cancelled():
                 return self._work.result()
-        proof = self._proof or Proof(how="not_started", elapsed_s=self._clock.monotonic() - self._wished)
-        return self._end(proof=proof)
+        if isinstance(stopped, Failure):
+            return self._end(failure=stopped)
+        elapsed_s = round(self._clock.monotonic() - self._wished, 3)
+        return self._end(proof=stopped.model_copy(update={"elapsed_s": elapsed_s}))
+
+    async def _stop(self) -> Proof | Failure:
+        """Return when nothing works on it any more, or where that cannot be had."""
+        if self._generation is None:
+            return Proof(how="not_started", elapsed_s=0.0)
+        try:
+            return await self._generation.cancel()
+        except ProviderFailure as error:
+            return _failure(error)
 
     async def _attempts(self) -> Outcome:
         try:
@@ -100,9 +118,7 @@ class Run:
             message = f"no answer within {self.row.timeout_s:g} s"
             return self._end(failure=Failure(reason="timed_out", message=message, retryable=True))
         except ProviderFailure as error:
-            return self._end(
-                failure=Failure(reason=error.reason, message=error.message, retryable=error.kind in RETRIED)
-            )
+            return self._end(failure=_failure(error))
         except KSIError as error:
             reason = str(error.details.get("reason", error.code.lower()))
             return self._end(failure=Failure(reason=reason, message=error.message, retryable=error.retryable))
@@ -128,6 +144,7 @@ class Run:
             try:
                 return await self._generate(await provider.start(job))
             except ProviderFailure as failure:
+                self._generation = None
                 failures += 1
                 retry = self._retries.decide(failure, failures=failures)
                 if retry is None:
@@ -138,15 +155,13 @@ class Run:
     async def _generate(self, generation: Generation) -> Answer:
         loop = asyncio.get_running_loop()
         index = 0
+        self._generation = generation
         try:
             async with asyncio.timeout(self._stall_s) as stall:
                 async for text in generation.deltas():
                     stall.reschedule(loop.time() + self._stall_s)
                     await self._tell_delta(index, text)
                     index += 1
-        except asyncio.CancelledError:
-            self._proof = await generation.cancel()
-            raise
         except TimeoutError:
             await generation.cancel()
             message = f"{self.row.provider} gave no output for {self._stall_s:g} s and was ended"
@@ -160,7 +175,7 @@ class Run:
             tx.execute(_BEGIN, (self._attempt, self._clock.time_us(), self.row.request_id))
             tx.tell(CompletionStarted(**self._named()), stream=f"completion/{self.row.request_id}")
 
-        await self._database.write(begin)
+        await self._write(begin)
         self._show("started")
 
     async def _tell_retry(self, failure: ProviderFailure, failures: int, delay_s: float) -> None:
@@ -175,8 +190,12 @@ class Run:
             tx.execute(_FAIL, (failures, self.row.request_id))
             tx.tell(told, stream=f"completion/{self.row.request_id}")
 
-        await self._database.write(note)
+        await self._write(note)
         self._show("retrying", delay_s=delay_s, reason=failure.reason)
+
+    async def _write(self, unit: Callable[[Transaction], None]) -> None:
+        """Write, as soon as the disk takes it: a full one is no fault of the completion."""
+        await stored(lambda: self._database.write(unit), request_id=self.row.request_id)
 
     async def _tell_delta(self, index: int, text: str) -> None:
         self._is_silent = False
@@ -206,3 +225,7 @@ class Run:
     def _end(self, **how: Any) -> Outcome:
         duration_ms = round((self._clock.monotonic() - self._began) * 1000)
         return Outcome(attempt=self._attempt, duration_ms=duration_ms, **how)
+
+
+def _failure(error: ProviderFailure) -> Failure:
+    return Failure(reason=error.reason, message=error.message, retryable=error.kind in RETRIED)

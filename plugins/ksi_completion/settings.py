@@ -3,11 +3,17 @@
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ksi_daemon.plugin import InvalidArgument, Settings
 
 NAME = "completion"
+
+
+def _whole(path: Path) -> Path:
+    if not path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{path} is not a whole path: one from / that has no ..")
+    return path
 
 
 class CompletionSettings(BaseModel):
@@ -15,12 +21,17 @@ class CompletionSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    concurrency: int = Field(4, ge=1, le=64, description="Completions at work at once, over all sessions.")
+    concurrency: int = Field(
+        4,
+        ge=1,
+        le=64,
+        description="At work at once, over all sessions; of the embedded model, two.",
+    )
     session_queue: int = Field(100, ge=1, description="Open completions of one session; one more is refused.")
     queue: int = Field(10_000, ge=1, description="Open completions altogether; one more is refused.")
     attempts: int = Field(3, ge=1, le=10, description="Tries of one completion that a provider fails.")
     stall_s: float = Field(120.0, gt=0, description="A provider that says nothing for this long has stalled.")
-    prompt_roots: list[Path] = Field(
+    prompt_roots: list[Annotated[Path, AfterValidator(_whole)]] = Field(
         default_factory=list, description="Folders that a prompt_file may be in, besides $KSI_HOME/lib."
     )
     worker: Annotated[list[str], Field(min_length=1)] | None = Field(

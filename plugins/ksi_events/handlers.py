@@ -1,18 +1,23 @@
 """The log, as clients have it."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Final
 
 import orjson
 
 from ksi_common.events.event import (
     Append,
     Appended,
+    AppendedMany,
+    AppendedTo,
+    AppendMany,
     Event,
     Events,
+    ExpectedVersion,
     FromCursor,
     FromTime,
     Get,
+    NewEvent,
     Publish,
     Published,
     Query,
@@ -22,66 +27,73 @@ from ksi_common.events.event import (
 )
 from ksi_daemon.plugin import (
     Catalog,
+    Consumers,
+    Damage,
     Database,
     EventLog,
+    Hub,
     Interest,
     InvalidArgument,
     LocalBus,
     LogQuery,
     NotFound,
     PermissionDenied,
+    RemovedEvent,
+    Rendered,
     Sink,
     StoredEvent,
     Subscriptions,
     Transaction,
+    Unit,
+    Wish,
     handler,
-    parse_cursor,
     parse_time,
 )
+from ksi_events.verification import damages
+
+MAX_EVENTS: Final = 1000
+"""Of one request."""
 
 
 @handler
-async def publish(
-    request: Publish, database: Database, log: EventLog, catalog: Catalog, bus: LocalBus
-) -> Published:
+def publish(
+    request: Publish, log: EventLog, catalog: Catalog, bus: LocalBus
+) -> Rendered[Published] | Unit[Rendered[Published]]:
     """Tell an event that no plugin declares."""
     _check_untold(request.event, catalog)
     data = orjson.dumps(request.data)
     if request.ephemeral:
         told = bus.pass_on(request.event, data, event_id=request.event_id, stream=request.stream, cause=False)
-        return Published(event_id=told.event_id, seq=None, cursor=None)
+        return _published(told, None)
 
-    def tell(tx: Transaction) -> tuple[StoredEvent, bool]:
+    def tell(tx: Transaction) -> Rendered[Published]:
         told = tx.tell_raw(request.event, data, event_id=request.event_id, stream=request.stream, cause=False)
-        return told, told not in tx.told
+        return _published(told, log.cursor(told.seq or 0), known=told not in tx.told)
 
-    told, known = await database.write(tell)
-    seq = told.seq or 0
-    return Published(event_id=told.event_id, seq=seq, cursor=log.cursor(seq), deduplicated=known)
+    return tell
+
+
+def _published(told: StoredEvent, cursor: str | None, *, known: bool = False) -> Rendered[Published]:
+    reply = {"event_id": told.event_id, "seq": told.seq, "cursor": cursor, "deduplicated": known}
+    return Rendered(Published, orjson.dumps(reply))
 
 
 @handler
-async def append(request: Append, database: Database, log: EventLog, catalog: Catalog) -> Appended:
+def append(request: Append, tx: Transaction, log: EventLog, catalog: Catalog) -> Appended:
     """Append events to a stream, all or none."""
     for event in request.events:
         _check_untold(event.event, catalog)
-    prepared = [(event, orjson.dumps(event.data)) for event in request.events]
-
-    def put(tx: Transaction) -> tuple[Sequence[StoredEvent], int]:
-        told = [
-            tx.tell_raw(
-                event.event,
-                data,
-                event_id=event.event_id,
-                stream=request.stream,
-                expected_version="any" if tx.told else request.expected_version,
-                cause=False,
-            )
-            for event, data in prepared
-        ]
-        return told, len(tx.told)
-
-    told, new = await database.write(put)
+    told = [
+        tx.tell_raw(
+            event.event,
+            orjson.dumps(event.data),
+            event_id=event.event_id,
+            stream=request.stream,
+            expected_version="any" if tx.told else request.expected_version,
+            cause=False,
+        )
+        for event in request.events
+    ]
     last = told[-1]
     return Appended(
         stream=request.stream,
@@ -89,7 +101,7 @@ async def append(request: Append, database: Database, log: EventLog, catalog: Ca
         event_ids=[event.event_id for event in told],
         seq=last.seq or 0,
         cursor=log.cursor(last.seq or 0),
-        deduplicated=new == 0,
+        deduplicated=not tx.told,
     )
 
 
@@ -97,22 +109,34 @@ async def append(request: Append, database: Database, log: EventLog, catalog: Ca
 async def read(request: Read, log: EventLog) -> StreamEvents:
     """Read a stream, by pages."""
     backwards = request.direction == "backwards"
+    damaged: list[Damage] = []
     stored, more = await log.stream(
-        request.stream, from_version=request.from_version, backwards=backwards, limit=request.limit
+        request.stream,
+        from_version=request.from_version,
+        backwards=backwards,
+        limit=request.limit,
+        damaged=damaged,
     )
     events = [_event(event, log) for event in stored]
-    last = (stored[-1].version or 0) if stored else 0
+    if stored:
+        last = stored[-1].version or 0
+    else:  # nothing but damaged ones: versions have no gaps
+        last = (request.from_version or 0) + (1 - request.limit if backwards else request.limit - 1)
+    whole = any(event.version == 1 for event in stored)
     return StreamEvents(
         stream=request.stream,
         events=events,
         count=len(events),
-        next_version=(last - 1 or None if backwards else last + 1) if more else None,
+        next_version=(last - 1 if backwards else last + 1) if more and last > backwards else None,
+        compacted=0 if whole else await log.compacted(request.stream),
+        damaged=damages(damaged),
     )
 
 
 @handler
-async def query(request: Query, log: EventLog, catalog: Catalog) -> Events:
+async def query(request: Query, log: EventLog, catalog: Catalog, hub: Hub) -> Events:
     """Search the log, by pages."""
+    damaged: list[Damage] = []
     stored, more = await log.query(
         LogQuery(
             patterns=catalog.followed(request.patterns),
@@ -122,13 +146,21 @@ async def query(request: Query, log: EventLog, catalog: Catalog) -> Events:
             kind=request.kind,
             since_us=parse_time(request.since) if request.since else None,
             until_us=parse_time(request.until) if request.until else None,
-            after=_position(request.cursor, log),
+            after=_position(request.cursor, log, hub),
             reverse=request.reverse,
             limit=request.limit,
-        )
+        ),
+        damaged=damaged,
     )
     events = [_event(event, log) for event in stored]
-    return Events(events=events, count=len(events), next=events[-1].cursor if more else None)
+    seen = [event.seq for event in events] + [damage.seq for damage in damaged]
+    last = (min(seen) if request.reverse else max(seen)) if more else 0
+    return Events(
+        events=events,
+        count=len(events),
+        next=log.cursor(last) if more else None,
+        damaged=damages(damaged),
+    )
 
 
 @handler
@@ -141,9 +173,11 @@ async def get(request: Get, log: EventLog) -> Event:
 
 
 @handler
-async def subscribe(request: Subscribe, sink: Sink, subscriptions: Subscriptions, catalog: Catalog) -> None:
+async def subscribe(
+    request: Subscribe, sink: Sink, subscriptions: Subscriptions, consumers: Consumers, catalog: Catalog
+) -> None:
     """Feed the client until it goes."""
-    start: str | Mapping[str, Any]
+    start: str | dict[str, str]
     match request.start:
         case FromCursor(cursor=cursor):
             start = {"cursor": cursor}
@@ -151,8 +185,82 @@ async def subscribe(request: Subscribe, sink: Sink, subscriptions: Subscriptions
             start = {"time": time}
         case str(word):
             start = word
-    interest = Interest(catalog.followed(request.patterns), request.stream, start, request.overflow)
-    await subscriptions.follow(interest, sink)
+    patterns = catalog.followed(request.patterns)
+    if request.consumer is not None or request.group is not None:
+        await consumers.follow(_wish(request, patterns, start), sink)
+    else:
+        await subscriptions.follow(Interest(patterns, request.stream, start, request.overflow), sink)
+
+
+def _wish(request: Subscribe, patterns: Sequence[str], start: str | dict[str, str]) -> Wish:
+    if request.overflow != "log":
+        raise InvalidArgument("a named consumer misses nothing: overflow is log", reason="overflow")
+    return Wish(
+        patterns=patterns,
+        stream=request.stream,
+        start=start,
+        consumer=request.consumer,
+        group=request.group,
+        max_inflight=request.max_inflight,
+        max_attempts=request.max_attempts,
+        automatic=request.ack == "auto",
+    )
+
+
+@handler
+async def append_many(
+    request: AppendMany, database: Database, log: EventLog, catalog: Catalog
+) -> AppendedMany:
+    """Append events to several streams, all or none."""
+    streams = [one.stream for one in request.appends]
+    if len(set(streams)) < len(streams):
+        raise InvalidArgument("a stream has one entry", reason="stream_repeated")
+    events = [event for one in request.appends for event in one.events]
+    if len(events) > MAX_EVENTS:
+        raise InvalidArgument(f"{len(events)} events at once", reason="too_many", limit=MAX_EVENTS)
+    for event in events:
+        _check_untold(event.event, catalog)
+    prepared = [
+        (one.stream, one.expected_version, [(event, orjson.dumps(event.data)) for event in one.events])
+        for one in request.appends
+    ]
+
+    def put(tx: Transaction) -> AppendedMany:
+        appended = [_put(tx, *one) for one in prepared]
+        seq = max(event.seq or 0 for told in appended for event in told)
+        return AppendedMany(
+            appended=[
+                AppendedTo(
+                    stream=stream,
+                    version=told[-1].version or 0,
+                    event_ids=[event.event_id for event in told],
+                )
+                for stream, told in zip(streams, appended, strict=True)
+            ],
+            seq=seq,
+            cursor=log.cursor(seq),
+            deduplicated=not tx.told,
+        )
+
+    return await database.write(put)
+
+
+def _put(
+    tx: Transaction, stream: str, expected: ExpectedVersion, events: Sequence[tuple[NewEvent, bytes]]
+) -> Sequence[StoredEvent]:
+    """Append to one stream. What is stored already is known by its id, whatever the version is by now."""
+    before = len(tx.told)
+    return [
+        tx.tell_raw(
+            event.event,
+            data,
+            event_id=event.event_id,
+            stream=stream,
+            expected_version=expected if len(tx.told) == before else "any",
+            cause=False,
+        )
+        for event, data in events
+    ]
 
 
 def _check_untold(event: str, catalog: Catalog) -> None:
@@ -167,13 +275,13 @@ def _check_untold(event: str, catalog: Catalog) -> None:
         )
 
 
-def _position(cursor: str | None, log: EventLog) -> int | None:
+def _position(cursor: str | None, log: EventLog, hub: Hub) -> int | None:
     if cursor is None:
         return None
-    parsed = parse_cursor(cursor)
-    if parsed.log_id != log.log_id:
+    place = log.locate(cursor, hub.head)
+    if place.gap == "other_log":
         raise InvalidArgument("the cursor is of another log", reason="other_log")
-    return parsed.seq
+    return place.seq
 
 
 def _event(stored: StoredEvent, log: EventLog) -> Event:
@@ -191,4 +299,5 @@ def _event(stored: StoredEvent, log: EventLog) -> Event:
         actor=stored.actor,
         time=stored.time,
         raw=stored.raw,
+        removed=isinstance(stored, RemovedEvent),
     )

@@ -1,8 +1,10 @@
 """What is asked of state, and what is told of it."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
+
+import orjson
 
 from ksi_common.events.state import (
     Clear,
@@ -16,7 +18,7 @@ from ksi_common.events.state import (
     Set,
     Stored,
 )
-from ksi_daemon.plugin import Database, Service, handler, hookimpl, scripts
+from ksi_daemon.plugin import Database, Rendered, Service, Transaction, handler, hookimpl, scripts
 from ksi_state.store import StateStore
 
 
@@ -38,23 +40,37 @@ async def _open(database: Database) -> AsyncIterator[StateStore]:
 
 
 @handler
-async def get(request: Get, store: StateStore) -> Found:
-    """Read one value."""
-    value, found = await store.get(request.namespace, request.key)
-    return Found(value=value, found=found, namespace=request.namespace, key=request.key)
+def get(request: Get, store: StateStore) -> Rendered[Found] | Awaitable[Rendered[Found]]:
+    """Read one value; one that is at hand is given at once."""
+    at_hand, text = store.cached(request.namespace, request.key)
+    return _found(request, text) if at_hand else _read(request, store)
+
+
+async def _read(request: Get, store: StateStore) -> Rendered[Found]:
+    return _found(request, await store.read(request.namespace, request.key))
+
+
+def _found(request: Get, text: str | None) -> Rendered[Found]:
+    found = {
+        "value": None if text is None else orjson.Fragment(text),
+        "found": text is not None,
+        "namespace": request.namespace,
+        "key": request.key,
+    }
+    return Rendered(Found, orjson.dumps(found))
 
 
 @handler
-async def set_(request: Set, store: StateStore) -> Stored:
+def set_(request: Set, tx: Transaction, store: StateStore) -> Stored:
     """Store one value, and tell it."""
-    await store.set(request.namespace, request.key, request.value, request.metadata)
+    store.set(tx, request.namespace, request.key, request.value, request.metadata)
     return Stored(namespace=request.namespace, key=request.key)
 
 
 @handler
-async def delete(request: Delete, store: StateStore) -> Deleted:
+def delete(request: Delete, tx: Transaction, store: StateStore) -> Deleted:
     """Remove one value, and tell it if there was one."""
-    there = await store.delete(request.namespace, request.key)
+    there = store.delete(tx, request.namespace, request.key)
     return Deleted(status="deleted" if there else "not_found", namespace=request.namespace, key=request.key)
 
 
@@ -74,7 +90,7 @@ async def list_(request: List, store: StateStore) -> Listed:
 
 
 @handler
-async def clear(request: Clear, store: StateStore) -> Cleared:
+def clear(request: Clear, tx: Transaction, store: StateStore) -> Cleared:
     """Remove a whole namespace, and tell it."""
-    deleted = await store.clear(request.namespace)
+    deleted = store.clear(tx, request.namespace)
     return Cleared(namespace=request.namespace, keys_deleted=deleted)

@@ -33,60 +33,69 @@ class StateStore:
         self._bytes = 0
         self._changes = 0
 
-    async def get(self, namespace: str, key: str) -> tuple[JsonValue, bool]:
-        """Give the value, and whether there is one."""
+    def cached(self, namespace: str, key: str) -> tuple[bool, str | None]:
+        """Tell whether a value is at hand, and give it, as JSON; None: there is none."""
         entry = (namespace, key)
-        if entry in self._cache:
-            self._cache.move_to_end(entry)
-            text = self._cache[entry]
-        else:
-            text = await self._read(entry)
-        return (None, False) if text is None else (orjson.loads(text), True)
+        if entry not in self._cache:
+            return False, None
+        self._cache.move_to_end(entry)
+        return True, self._cache[entry]
 
-    async def set(
-        self, namespace: str, key: str, value: JsonValue, metadata: Mapping[str, JsonValue] | None
+    async def read(self, namespace: str, key: str) -> str | None:
+        """Read a value that is not at hand."""
+        entry = (namespace, key)
+        changes = self._changes
+        rows = await self._database.read("SELECT value FROM state WHERE namespace = ? AND key = ?", entry)
+        text = rows[0]["value"] if rows else None
+        if entry in self._cache:
+            # Another read was here first. It may have seen an older row than this one did, of a commit that
+            # is not published yet; whoever reads next must not go back behind what this one is given.
+            return self._cache[entry]
+        if changes == self._changes:  # else the row may be older than what was committed meanwhile
+            self._remember(entry, text)
+        return text
+
+    def set(
+        self,
+        tx: Transaction,
+        namespace: str,
+        key: str,
+        value: JsonValue,
+        metadata: Mapping[str, JsonValue] | None,
     ) -> None:
         """Store a value and tell it."""
         text = orjson.dumps(value).decode()
         extra = orjson.dumps(metadata).decode() if metadata is not None else None
-        told = Changed(
-            namespace=namespace, key=key, value=value, metadata=None if metadata is None else dict(metadata)
+        tx.execute(
+            "INSERT INTO state VALUES (?, ?, ?, ?) ON CONFLICT (namespace, key) "
+            "DO UPDATE SET value = excluded.value, metadata = excluded.metadata",
+            (namespace, key, text, extra),
         )
-
-        def put(tx: Transaction) -> None:
-            tx.execute(
-                "INSERT INTO state VALUES (?, ?, ?, ?) ON CONFLICT (namespace, key) "
-                "DO UPDATE SET value = excluded.value, metadata = excluded.metadata",
-                (namespace, key, text, extra),
+        tx.tell(
+            Changed(
+                namespace=namespace,
+                key=key,
+                value=value,
+                metadata=None if metadata is None else dict(metadata),
             )
-            tx.tell(told)
-            tx.on_commit(lambda: self._keep((namespace, key), text))
+        )
+        tx.on_commit(lambda: self._keep((namespace, key), text))
 
-        await self._database.write(put)
-
-    async def delete(self, namespace: str, key: str) -> bool:
+    def delete(self, tx: Transaction, namespace: str, key: str) -> bool:
         """Remove a value; tell it, and give True, where there was one."""
+        sql = "DELETE FROM state WHERE namespace = ? AND key = ?"
+        there = tx.execute(sql, (namespace, key)).rowcount > 0
+        if there:
+            tx.tell(Removed(namespace=namespace, key=key))
+            tx.on_commit(lambda: self._keep((namespace, key), None))
+        return there
 
-        def remove(tx: Transaction) -> bool:
-            sql = "DELETE FROM state WHERE namespace = ? AND key = ?"
-            there = tx.execute(sql, (namespace, key)).rowcount > 0
-            if there:
-                tx.tell(Removed(namespace=namespace, key=key))
-                tx.on_commit(lambda: self._keep((namespace, key), None))
-            return there
-
-        return await self._database.write(remove)
-
-    async def clear(self, namespace: str) -> int:
+    def clear(self, tx: Transaction, namespace: str) -> int:
         """Remove a namespace and tell it; give how many values it had."""
-
-        def remove(tx: Transaction) -> int:
-            deleted = tx.execute("DELETE FROM state WHERE namespace = ?", (namespace,)).rowcount
-            tx.tell(NamespaceCleared(namespace=namespace, keys_deleted=deleted))
-            tx.on_commit(self._forget)
-            return deleted
-
-        return await self._database.write(remove)
+        deleted = tx.execute("DELETE FROM state WHERE namespace = ?", (namespace,)).rowcount
+        tx.tell(NamespaceCleared(namespace=namespace, keys_deleted=deleted))
+        tx.on_commit(self._forget)
+        return deleted
 
     async def keys(
         self, namespace: str, pattern: str | None, *, after: str | None, limit: int
@@ -108,18 +117,6 @@ class StateStore:
                 return keys, True
             keys.append(row["key"])
         return keys, len(keys) == limit
-
-    async def _read(self, entry: Entry) -> str | None:
-        changes = self._changes
-        rows = await self._database.read("SELECT value FROM state WHERE namespace = ? AND key = ?", entry)
-        text = rows[0]["value"] if rows else None
-        if entry in self._cache:
-            # Another read was here first. It may have seen an older row than this one did, of a commit that
-            # is not published yet; whoever reads next must not go back behind what this one is given.
-            return self._cache[entry]
-        if changes == self._changes:  # else the row may be older than what was committed meanwhile
-            self._remember(entry, text)
-        return text
 
     def _keep(self, entry: Entry, text: str | None) -> None:
         self._changes += 1

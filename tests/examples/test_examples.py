@@ -36,6 +36,14 @@ deduplicated: True
 version 1, and a second first one is refused: FAILED_PRECONDITION
 1: shop:ordered {'item': 'tea'}
 """,
+    "04_consume.py": """\
+packed tea
+coffee is out, again later
+(packed coffee
+)?closing time
+the next day, milk
+dead letter: shop:ordered, there are none
+""",
 }
 
 

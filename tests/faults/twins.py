@@ -6,15 +6,18 @@
 import sqlite3  # noqa: TID251 -- the fault is made underneath the database modules
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import ksi_daemon.connection
 import ksi_daemon.database.core
+import ksi_daemon.keys.rows
 from ksi_common.async_db import pragmas
+from ksi_common.envelope import StoredEvent
 from ksi_daemon.__main__ import main
+from ksi_daemon.database.transaction import Transaction
 from ksi_daemon.database.writer import Writer
 from tests.support.daemon_process import DaemonProcess
 
@@ -60,7 +63,50 @@ def never_full() -> None:
     ksi_daemon.connection.HIGH_WATER = 1 << 30  # type: ignore[misc]  # Final, for all but this
 
 
-FAULTS: Final = {fault.__name__: fault for fault in (acknowledge_before_commit, never_sync, never_full)}
+def forget_keys() -> None:
+    """Do without the rows of idempotency keys."""
+    ksi_daemon.keys.rows.add_in = _nothing
+    ksi_daemon.keys.rows.answer_in = _nothing
+
+
+def forget_answers() -> None:
+    """Keep idempotency keys, and not what they were answered."""
+    add_in: Callable[..., None] = ksi_daemon.keys.rows.add_in
+
+    def add(*arguments: Any) -> None:
+        add_in(*arguments[:-1], None)
+
+    ksi_daemon.keys.rows.add_in = add  # type: ignore[assignment]
+    ksi_daemon.keys.rows.answer_in = _nothing
+
+
+def look_at_the_version_first() -> None:
+    """Judge the expected version of an append before looking whether its events are there."""
+    tell_raw = Transaction.tell_raw
+
+    def tell(tx: Transaction, *arguments: Any, **options: Any) -> StoredEvent:
+        stream, expected = options.get("stream"), options.get("expected_version")
+        if stream is not None and isinstance(expected, int) and tx.version(stream) != expected:
+            tx._log.next_version(stream, expected)  # raises
+        return tell_raw(tx, *arguments, **options)
+
+    Transaction.tell_raw = tell  # type: ignore[assignment, method-assign]
+
+
+def _nothing(*_: Any, **__: Any) -> None: ...
+
+
+FAULTS: Final = {
+    fault.__name__: fault
+    for fault in (
+        acknowledge_before_commit,
+        never_sync,
+        never_full,
+        forget_keys,
+        forget_answers,
+        look_at_the_version_first,
+    )
+}
 
 if __name__ == "__main__":
     FAULTS[sys.argv[1]]()

@@ -1,17 +1,29 @@
 """Completions over the socket: accepted, followed, ended once, whatever the provider does."""
 
+import asyncio
 import json
+import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+import threading
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ksi_common.errors import DeadlineExceeded, KSIError, ResourceExhausted, Unavailable
+from ksi_common.events.completion import Asked, ChatMessage, Proof, Step
+from ksi_completion import acceptance
+from ksi_completion.completion_service import CompletionService
+from ksi_completion.ending import Ending
 from ksi_completion.outcomes import Outcome
+from ksi_completion.providers.worker_generation import WorkerGeneration
+from ksi_completion.rows import Row
 from ksi_completion.running import Run
-from ksi_daemon.testing import RunningDaemon, Wire, running_daemon
+from ksi_completion.session_manager import SessionManager
+from ksi_daemon.database import Database
+from ksi_daemon.testing import PATIENCE_S, RunningDaemon, Wire, running_daemon
 
 ODD_WORKER = [sys.executable, str(Path(__file__).parents[1] / "support" / "odd_worker.py")]
 
@@ -159,6 +171,15 @@ async def test_the_same_request_again_is_the_same_completion() -> None:
         assert len(ksi.emitted("completion:accepted")) == 1
 
 
+async def test_a_completion_asked_again_under_its_key_is_the_same_one() -> None:
+    async with daemon() as ksi, ksi.connect() as wire:
+        data = {"prompt": "echo hi"}
+        frames = [await wire.call("completion:async", data, idempotency_key="k") for _ in range(2)]
+        assert frames[0]["data"] == frames[1]["data"]
+        await until(ksi, "completion:result")
+    assert len(ksi.emitted("completion:accepted")) == 1
+
+
 async def test_the_same_request_id_for_something_else_is_refused() -> None:
     async with daemon() as ksi, ksi.connect() as wire:
         await ask(wire, "echo: hi", request_id="r1")
@@ -240,6 +261,14 @@ async def test_a_full_queue_refuses() -> None:
         assert answer["error"]["details"]["reason"] == "queue_full"
 
 
+async def test_a_full_queue_does_not_keep_anyone_from_what_is_in_it() -> None:
+    async with daemon(queue=1) as ksi, ksi.connect() as wire:
+        data = {"prompt": "mode:hang", "request_id": "r1"}
+        await wire.call("completion:async", data)
+        again = await wire.call("completion:async", data)
+        assert again["data"]["request_id"] == "r1"
+
+
 # Cancel
 
 
@@ -253,6 +282,16 @@ async def test_a_queued_completion_is_cancelled_and_the_queue_goes_on() -> None:
         assert ended == ["r1", "r3"]
         assert [line["ksi"]["outcome"] for line in lines(ksi, "s")].count("cancelled") == 1
         assert len(ksi.emitted("completion:cancelled")) == 1
+
+
+async def test_nothing_is_before_a_completion_that_has_ended() -> None:
+    async with daemon() as ksi, ksi.connect() as wire:
+        hang, stopped = ({"prompt": "mode:hang", "session_id": "s", "request_id": name} for name in "ab")
+        await wire.call("completion:async", hang)
+        assert (await wire.call("completion:async", stopped))["data"]["position"] == 1
+        await wire.call("completion:cancel", {"request_id": "b"})
+        again = (await wire.call("completion:async", stopped))["data"]
+        assert (again["status"], again["position"]) == ("cancelled", 0)
 
 
 async def test_a_streaming_completion_is_cancelled_with_the_worker_s_word_for_it() -> None:
@@ -281,13 +320,50 @@ async def test_a_worker_that_ignores_the_cancel_is_killed_and_the_others_are_ans
     async with daemon() as ksi, ksi.connect() as wire, ksi.connect() as other:
         await other.call("completion:async", {"prompt": "mode:slow 4 0.05", "request_id": "r2"})
         following = steps(wire, "mode:ignore_cancel", request_id="r1")
-        while (await anext(following))["type"] != "delta":
+        while (step := await anext(following))["type"] != "delta":
             pass
         reply = (await other.call("completion:cancel", {"request_id": "r1"}))["data"]
         assert (reply["status"], reply["proof"]["how"]) == ("cancelled", "killed")
         assert reply["proof"]["elapsed_s"] < 3
+        assert int(step["text"]) in reply["proof"]["pids_gone"]
+        again = (await other.call("completion:cancel", {"request_id": "r1"}))["data"]
+        assert again == reply
         (result,) = await until(ksi, "completion:result")
         assert result["request_id"] == "r2"
+
+
+async def test_the_time_limit_does_not_break_off_the_proof_of_a_cancel() -> None:
+    async with daemon() as ksi, ksi.connect() as wire, ksi.connect() as other:
+        await ask(wire, "echo: the worker is there")
+        following = steps(wire, "mode:ignore_cancel", request_id="r1", timeout_s=1.0)
+        while (step := await anext(following))["type"] != "delta":
+            pass
+        reply = (await other.call("completion:cancel", {"request_id": "r1"}))["data"]
+        assert (reply["status"], reply["proof"]["how"]) == ("cancelled", "killed")
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(step["text"]), 0)
+
+
+async def test_a_wish_does_not_break_off_the_end_of_what_ran_out_of_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ending = asyncio.Event()
+    stop = WorkerGeneration.cancel
+
+    async def watched(generation: WorkerGeneration) -> Proof:
+        ending.set()
+        return await stop(generation)
+
+    monkeypatch.setattr(WorkerGeneration, "cancel", watched)
+    async with daemon() as ksi, ksi.connect() as wire, ksi.connect() as other:
+        following = steps(wire, "mode:ignore_cancel", request_id="r1", timeout_s=1.0)
+        while (step := await anext(following))["type"] != "delta":
+            pass
+        await ending.wait()
+        reply = (await other.call("completion:cancel", {"request_id": "r1"}))["data"]
+        assert (reply["status"], reply["state"]) == ("too_late", "failed")
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(step["text"]), 0)
 
 
 async def test_cancelling_twice_gives_the_same_proof_and_an_ended_one_is_too_late() -> None:
@@ -314,12 +390,39 @@ async def test_a_worker_that_dies_is_restarted_and_the_answer_comes(tmp_path: Pa
         assert len(lines(ksi, seen[-1]["session_id"])) == 1
 
 
+async def test_a_bug_in_hearing_a_worker_costs_no_more_than_that_worker(
+    monkeypatch: pytest.MonkeyPatch, log_file: Any
+) -> None:
+    bugs = iter([RuntimeError("a bug")])
+    take = WorkerGeneration.take
+
+    def take_badly(generation: WorkerGeneration, report: Any) -> None:
+        for bug in bugs:
+            raise bug
+        take(generation, report)
+
+    monkeypatch.setattr(WorkerGeneration, "take", take_badly)
+    with log_file.written():
+        async with daemon() as ksi, ksi.connect() as wire:
+            seen = await ask(wire, "echo: hi")
+            assert [step["reason"] for step in seen if step["type"] == "retrying"] == ["bug"]
+            assert seen[-1]["text"] == "hi"
+            assert (await ask(wire, "echo: again"))[-1]["text"] == "again"
+    assert len(log_file.lines("worker.bug")) == 1
+
+
 async def test_a_worker_that_always_dies_fails_the_completion_for_good() -> None:
     async with daemon(attempts=2) as ksi:
         failure = await failure_of(ksi, "mode:die", request_id="r1")
         assert failure["reason"] == "worker_died"
         assert [event["request_id"] for event in ksi.emitted("completion:failed")] == ["r1"]
         assert len(ksi.emitted("completion:retrying")) == 1
+
+
+@pytest.mark.parametrize("tokens", [-1, 2**63])
+async def test_a_count_of_tokens_that_cannot_be_kept_fails_the_completion(tokens: int) -> None:
+    async with daemon(attempts=1) as ksi:
+        assert (await failure_of(ksi, f"mode:usage {tokens}"))["reason"] == "worker_garbled"
 
 
 async def test_a_silent_provider_has_stalled() -> None:
@@ -393,6 +496,132 @@ async def test_a_bug_of_the_conductor_costs_nobody_an_answer(
     assert len(log_file.lines("child.crashed")) in {1, 2}
 
 
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Unavailable("cannot store: the disk is full", reason="store_unavailable"),
+        DeadlineExceeded("unit of work interrupted", reason="unit_interrupted"),
+        ResourceExhausted("too many units wait for the disk", reason="writer_full"),
+    ],
+    ids=lambda refusal: str(refusal.details["reason"]),
+)
+async def test_an_end_that_the_database_refuses_for_now_is_written_later(
+    monkeypatch: pytest.MonkeyPatch, log_file: Any, refusal: KSIError
+) -> None:
+    refusals = iter([refusal])
+    answered_in = SessionManager.answered_in
+
+    def refuse_once(*arguments: Any, **keywords: Any) -> None:
+        for error in refusals:
+            raise error
+        answered_in(*arguments, **keywords)
+
+    monkeypatch.setattr(SessionManager, "answered_in", refuse_once)
+    with log_file.written():
+        async with daemon() as ksi, ksi.connect() as wire:
+            assert (await ask(wire, "echo: hi", session_id="s"))[-1]["text"] == "hi"
+            assert len(lines(ksi, "s")) == 1
+    assert log_file.lines("child.crashed") == []
+    assert len(log_file.lines("completion.not_stored")) == 1
+
+
+async def test_a_completion_whose_turn_comes_while_the_disk_is_full_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch, log_file: Any
+) -> None:
+    refusals = iter([Unavailable("cannot store: the disk is full", reason="store_unavailable")])
+    write = Database.write
+
+    def refuse_once(database: Database, unit: Any) -> Any:
+        if unit.__qualname__.startswith("Run."):
+            for error in refusals:
+                raise error
+        return write(database, unit)
+
+    monkeypatch.setattr(Database, "write", refuse_once)
+    with log_file.written():
+        async with daemon() as ksi, ksi.connect() as wire:
+            seen = await ask(wire, "echo: hi")
+    assert [(step["type"], step["attempt"]) for step in seen if step["type"] in {"started", "result"}] == [
+        ("started", 1),
+        ("result", 1),
+    ]
+    assert len(log_file.lines("completion.not_stored")) == 1
+
+
+async def test_a_completion_that_ended_in_a_bug_is_told_so_and_not_run_again(
+    monkeypatch: pytest.MonkeyPatch, log_file: Any
+) -> None:
+    bugs = iter([RuntimeError("a bug")])
+    end = Ending.end
+
+    async def end_badly(ending: Ending, row: Row, outcome: Outcome) -> Step:
+        last = await end(ending, row, outcome)
+        for bug in bugs:
+            raise bug
+        return last
+
+    monkeypatch.setattr(Ending, "end", end_badly)
+    with log_file.written():
+        async with daemon() as ksi, ksi.connect() as wire:
+            seen = await ask(wire, "echo: hi", session_id="s")
+            assert (seen[-1]["type"], seen[-1]["text"]) == ("result", "hi")
+            assert [step["type"] for step in seen].count("started") == 1
+            assert len(lines(ksi, "s")) == 1
+    assert len(log_file.lines("child.crashed")) == 1
+
+
+async def test_a_wish_to_stop_outlives_a_bug_of_the_conductor(
+    monkeypatch: pytest.MonkeyPatch, log_file: Any
+) -> None:
+    bugs = iter([RuntimeError("a bug")])
+    run_outcome = Run.outcome
+
+    async def outcome(run: Run) -> Outcome:
+        if run.row.request_id == "r1":
+            for bug in bugs:
+                raise bug
+        return await run_outcome(run)
+
+    monkeypatch.setattr(Run, "outcome", outcome)
+    with log_file.written():
+        async with daemon() as ksi, ksi.connect() as wire:
+            for name in ("r0", "r1"):
+                data = {"prompt": "mode:hang", "session_id": "s", "request_id": name}
+                await wire.call("completion:async", data)
+            await until(ksi, "completion:started")
+            reply = (await wire.call("completion:cancel", {"request_id": "r1"}))["data"]
+            assert (reply["status"], reply["proof"]["how"]) == ("cancelled", "not_started")
+    assert len(log_file.lines("child.crashed")) == 1
+
+
+async def test_a_drain_ends_with_what_was_stopped_before_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    ending, may_end = asyncio.Event(), asyncio.Event()
+    end = Ending.end
+
+    async def end_later(self: Ending, row: Row, outcome: Outcome) -> Step:
+        if row.request_id == "r1":
+            ending.set()
+            await may_end.wait()
+        return await end(self, row, outcome)
+
+    monkeypatch.setattr(Ending, "end", end_later)
+    async with daemon() as ksi, ksi.connect() as wire, asyncio.TaskGroup() as tasks:
+        service = ksi.daemon.services.get(CompletionService)
+        for name in ("r0", "r1"):
+            data = {"prompt": "mode:hang", "session_id": "s", "request_id": name}
+            await wire.call("completion:async", data)
+        await until(ksi, "completion:started")
+        wire.send({"event": "completion:cancel", "data": {"request_id": "r1"}, "id": "c1"})
+        await ending.wait()
+        await wire.call("completion:cancel", {"request_id": "r0"})
+        drain = tasks.create_task(service.drain())
+        await wire.call("completion:status")  # the drain has begun
+        assert not drain.done()
+        may_end.set()
+        async with asyncio.timeout(PATIENCE_S):
+            await drain
+
+
 async def test_what_was_queued_is_answered_by_the_next_daemon(tmp_path: Path) -> None:
     home = tmp_path / "var"
     async with daemon(home) as ksi, ksi.connect() as wire:
@@ -425,3 +654,19 @@ async def test_a_large_prompt_is_kept_beside_the_log() -> None:
         assert message["content"] is None
         assert message["reference"]["length"] == 2_000_006
         await until(ksi, "completion:result")
+
+
+async def test_a_large_prompt_is_hashed_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    beside: list[bool] = []
+    in_bytes = acceptance._in_bytes
+
+    def noted(asked: Asked, messages: Sequence[ChatMessage]) -> tuple[str, Sequence[bytes]]:
+        beside.append(threading.current_thread() is not threading.main_thread())
+        return in_bytes(asked, messages)
+
+    monkeypatch.setattr(acceptance, "_in_bytes", noted)
+    async with daemon() as ksi, ksi.connect() as wire:
+        for size in (10, 500_000):
+            answer = await wire.call("completion:async", {"prompt": "x" * size})
+            assert answer["type"] == "reply", answer
+    assert beside == [False, True]

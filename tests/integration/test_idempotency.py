@@ -172,6 +172,20 @@ async def test_a_hundred_retries_at_once_are_one_execution(
     assert effects(daemon) == ["a"]
 
 
+async def test_who_lost_the_connection_finds_the_request_at_work_on_another(
+    daemon: RunningDaemon, keyed: ModuleType, wire: Wire
+) -> None:
+    with holding(keyed, "after") as event:
+        async with daemon.connect() as gone:
+            gone.send({"event": "keyed:do", "data": {"ident": "a"}, "idempotency_key": "k1"})
+            await keyed.reached.get()
+        wire.send({"event": "keyed:do", "data": {"ident": "a"}, "id": "retry", "idempotency_key": "k1"})
+        await wire.call("system:health")  # requests are dispatched in the order sent: the retry waits
+        event.set()
+    assert (await wire.receive())["data"] == {"number": 1}
+    assert keyed.calls == ["a"]
+
+
 async def test_who_waits_gets_the_failure_of_the_one_that_runs(keyed: ModuleType, wire: Wire) -> None:
     with holding(keyed, "before"):
         for number in range(3):

@@ -82,6 +82,7 @@ class Turns(RuleBasedStateMachine):
         before: dict[str, int] = defaultdict(int)
         for entry in self.running:
             before[entry.session_id] += 1
+            assert self.queue.position(entry) == 0
         for entry in self.waiting:
             assert self.queue.position(entry) == before[entry.session_id]
             before[entry.session_id] += 1

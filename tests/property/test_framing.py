@@ -9,12 +9,13 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
-from annotated_types import Ge, Le, MaxLen, MinLen
+from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import AfterValidator, BaseModel, JsonValue
 
 import ksi_common.events
+from ksi_common.events.completion import Asked
 from ksi_common.frames import Answer, Call, Cancel, FrameId, Item, answer_from_wire, item_line
 from ksi_common.messages import Message, spec_of
 from ksi_common.protocol import ClientConnection, Malformed, ServerConnection, decode_call
@@ -50,6 +51,8 @@ def messages(cls: type[BaseModel]) -> st.SearchStrategy[BaseModel]:
         name: values(info.annotation, info.metadata) if info.is_required() else optional(info)
         for name, info in cls.model_fields.items()
     }
+    if issubclass(cls, Asked):  # one of the three, and no more
+        fields |= {"messages": st.just(OMITTED), "prompt": st.just(OMITTED), "prompt_file": st.just("p.txt")}
     return st.fixed_dictionaries(fields).map(
         lambda given_: cls(**{name: value for name, value in given_.items() if value is not OMITTED})
     )
@@ -93,7 +96,8 @@ class Limits:
         self.least: Any = next((entry.ge for entry in flat if isinstance(entry, Ge)), -1000)
         self.most: Any = next((entry.le for entry in flat if isinstance(entry, Le)), MAX_INTEGER)
         self.shortest = next((entry.min_length for entry in flat if isinstance(entry, MinLen)), 0)
-        self.longest = next((entry.max_length for entry in flat if isinstance(entry, MaxLen)), 20)
+        self.above: Any = next((entry.gt for entry in flat if isinstance(entry, Gt)), None)
+        self.longest = next((entry.max_length for entry in flat if isinstance(entry, MaxLen)), None)
 
     def scalar(self, kind: Any) -> st.SearchStrategy[Any]:
         if kind is str:
@@ -103,7 +107,9 @@ class Limits:
             NoneType: st.none(),
             bool: st.booleans(),
             int: st.integers(least, most),
-            float: st.floats(least, most, allow_nan=False),
+            float: st.floats(
+                self.above if self.above is not None else least, most, exclude_min=self.above is not None
+            ),
         }[kind]
 
     def text(self) -> st.SearchStrategy[str]:
@@ -113,10 +119,10 @@ class Limits:
             return st.text(
                 st.characters(exclude_categories=["Cs"]),
                 min_size=self.shortest,
-                max_size=min(self.longest, self.shortest + 20),
+                max_size=min(self.longest or 20, self.shortest + 20),
             )
-        matching = st.from_regex(self.pattern, fullmatch=True)
-        return matching.filter(lambda text: self.shortest <= len(text) <= self.longest and text.isascii())
+        matching = st.from_regex(self.pattern, fullmatch=True, alphabet=st.characters(codec="ascii"))
+        return matching.filter(lambda text: self.shortest <= len(text) <= (self.longest or len(text)))
 
 
 def unpacked(entry: Any) -> Iterator[Any]:

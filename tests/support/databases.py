@@ -12,9 +12,9 @@ from typing import Any
 from ksi_common.async_db import pragmas
 from ksi_common.clock import Clock, SystemClock
 from ksi_common.envelope import EventEnvelope, StoredEvent
-from ksi_daemon.database import Database, Transaction
+from ksi_daemon.database import Database, Transaction, Unit
 from ksi_daemon.database.migrations import CORE, migrate, scripts
-from ksi_daemon.database.writer import Job, Unit, Writer
+from ksi_daemon.database.writer import Job, Writer
 
 THINGS: Mapping[int, str] = {1: "CREATE TABLE things (x UNIQUE);"}
 """A table of the tests: component ``test``."""
@@ -63,7 +63,7 @@ async def opened(
         yield database
 
 
-async def group(database: Database, *units: Unit) -> list[Any]:
+async def group(database: Database, *units: Unit[Any]) -> list[Any]:
     """Write units that go to the writer together; give what each returned or raised."""
     futures = [database.write(unit) for unit in units]
     async with asyncio.timeout(5):
@@ -71,12 +71,14 @@ async def group(database: Database, *units: Unit) -> list[Any]:
     return [future.exception() or future.result() for future in futures]
 
 
-def tell(event_id: str | None = None, event: str = "demo:told", data: bytes = b"{}", **options: Any) -> Unit:
+def tell(
+    event_id: str | None = None, event: str = "demo:told", data: bytes = b"{}", **options: Any
+) -> Unit[Any]:
     """Make a unit that tells one event."""
     return lambda tx: tx.tell_raw(event, data, event_id=event_id, **options)
 
 
-def put(x: object) -> Unit:
+def put(x: object) -> Unit[Any]:
     """Make a unit that inserts into ``things``."""
 
     def unit(tx: Transaction) -> object:
@@ -111,9 +113,19 @@ def interrupt_itself(tx: Transaction) -> None:
     )
 
 
+def writable(database: Database, *, is_so: bool) -> None:
+    """Have the database take nothing, as on a disk that is full, or take it again."""
+    # Not by a unit: where nothing is taken no unit begins.
+    database._writer._connection.execute(f"PRAGMA query_only = {'OFF' if is_so else 'ON'}")
+
+
 def envelope(event: str = "demo:ask", **facts: Any) -> EventEnvelope:
     """Make the envelope of a request that leaves a row in the log."""
     return EventEnvelope(event, {"n": 1}, facts.pop("event_id", "request-1"), "c1", to_record=True, **facts)
+
+
+def nobody(job: Job) -> None:
+    """Wait for no answer."""
 
 
 class Bench:
@@ -131,9 +143,9 @@ class Bench:
             fail=self.failures.append,
         )
 
-    def group(self, *units: Unit) -> Sequence[Job]:
+    def group(self, *units: Unit[Any]) -> Sequence[Job]:
         """Have units run as one group; give their jobs, once they are done."""
-        self.writer.submit([Job(unit, None, None, None) for unit in units])
+        self.writer.submit([Job(unit, None, None, nobody) for unit in units])
         jobs, _ = self.done.get(timeout=5)
         return jobs
 

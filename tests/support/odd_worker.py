@@ -15,6 +15,7 @@ begin, ``silent`` never says that it is ready. Otherwise the last message says w
     mode:pieces             say "äöü 😀", written in pieces that end within a character
     mode:long 1000000       say as many characters, in one report
     mode:flood 4000000      write as many bytes to stderr, and then answer
+    mode:usage 9999999999   count as many tokens of prompt
     mode:garbage            write a line that is no report
     mode:fail rate_limited  fail, as that FailureClass
     mode:fork               leave a process behind that ignores SIGTERM; say its pid
@@ -149,6 +150,10 @@ def flood(order: Order, size: str) -> None:
     say(order["id"], ["flooded"])
 
 
+def usage(order: Order, tokens: str) -> None:
+    done(order["id"], "counted", words=1, prompt_tokens=int(tokens))
+
+
 def garbage(_order: Order) -> None:
     write(b"Loading the model, please wait...\n")
 
@@ -162,10 +167,8 @@ def fork(order: Order) -> None:
     say(order["id"], [str(leave_behind())])
 
 
-MODES: Mapping[str, Callable[..., None]] = {
-    f"mode:{act.__name__}": act
-    for act in (slow, count, history, die_once, environment, alive, pieces, long, flood, garbage, fail, fork)
-}
+ACTS = (slow, count, history, die_once, environment, alive, pieces, long, flood, usage, garbage, fail, fork)
+MODES: Mapping[str, Callable[..., None]] = {f"mode:{act.__name__}": act for act in ACTS}
 ENDLESS = tuple(f"mode:{name}" for name in ("hang", "ignore_cancel", "stubborn", "deaf", "die", "kill"))
 
 
@@ -205,9 +208,9 @@ def say(ident: str, pieces: Sequence[str], *, pause_s: float = 0.0) -> None:
     done(ident, "".join(pieces), words=len(pieces))
 
 
-def done(ident: str, text: str, *, words: int) -> None:
-    usage = {"prompt_tokens": 3, "completion_tokens": words, "cached_tokens": 1}
-    report("done", ident, text=text, finish_reason="stop", model="odd", usage=usage)
+def done(ident: str, text: str, *, words: int, prompt_tokens: int = 3) -> None:
+    counts = {"prompt_tokens": prompt_tokens, "completion_tokens": words, "cached_tokens": 1}
+    report("done", ident, text=text, finish_reason="stop", model="odd", usage=counts)
 
 
 def report(name: str, ident: str, **fields: Any) -> None:

@@ -163,22 +163,61 @@ async def test_a_safe_call_is_asked_again_after_a_lost_connection(
     assert client.statistics().connections == 2
 
 
+async def test_a_call_that_is_not_safe_is_asked_again_under_its_key(
+    client: AsyncClient, daemon: FakeDaemon
+) -> None:
+    daemon.silent.add("state:set")
+    async with asyncio.TaskGroup() as tasks:
+        for value in (1, 2):
+            tasks.create_task(client.call(state.Set(key="a", value=value)))
+        await daemon.wait_until(lambda: len(daemon.received) == 2)
+        daemon.silent.clear()
+        daemon.cut()
+    assert [call.data["value"] for call in daemon.received] == [1, 2, 1, 2]
+    first, second, *again = [call.idempotency_key for call in daemon.received]
+    assert None not in {first, second}
+    assert first != second
+    assert again == [first, second]
+
+
+async def test_a_safe_call_has_no_key(client: AsyncClient, daemon: FakeDaemon) -> None:
+    await client.call(state.Get(key="a"))
+    await client.call_raw("system:health", safe=True)
+    assert [call.idempotency_key for call in daemon.received] == [None, None]
+
+
+async def test_a_key_given_is_the_key_sent(client: AsyncClient, daemon: FakeDaemon) -> None:
+    await client.call(state.Set(key="a", value=1), key="mine")
+    await client.call_raw("state:set", {"key": "a", "value": 1}, key="mine")
+    assert [call.idempotency_key for call in daemon.received] == ["mine", "mine"]
+
+
 @pytest.mark.parametrize(
     ("request_", "retryable"),
     [(state.Set(key="a", value=1), True), (Sleep(), False)],
     ids=["idempotent", "other"],
 )
-async def test_a_call_that_is_not_safe_fails_when_the_connection_is_lost(
-    client: AsyncClient, daemon: FakeDaemon, request_: Request[Message], retryable: bool
+async def test_a_call_that_cannot_be_asked_again_says_that_it_may_have_been_done(
+    daemon: FakeDaemon, request_: Request[Message], retryable: bool
 ) -> None:
     daemon.silent |= {"state:set", "demo:sleep"}
+    async with AsyncClient(daemon.path, connect_timeout_s=0) as client, asyncio.TaskGroup() as tasks:
+        tasks.create_task(stop_when_asked(daemon))
+        with pytest.raises(Unavailable, match="may or may not have been done") as caught:
+            await client.call(request_, key="mine")
+    assert caught.value.details == {"reason": "connection_lost", "idempotency_key": "mine"}
+    assert caught.value.retryable is retryable
+    await daemon.start()
+
+
+async def test_an_ephemeral_event_is_not_told_again(client: AsyncClient, daemon: FakeDaemon) -> None:
+    daemon.silent.add("event:publish")
     async with asyncio.TaskGroup() as tasks:
         cut = tasks.create_task(daemon.wait_until(lambda: len(daemon.received) == 1))
         cut.add_done_callback(lambda _: daemon.cut())
         with pytest.raises(Unavailable) as caught:
-            await client.call(request_)
-    assert caught.value.details["reason"] == "connection_lost"
-    assert caught.value.retryable is retryable
+            await client.call(event.Publish(event="demo:blinked", ephemeral=True))
+    assert caught.value.details == {"reason": "connection_lost"}
     assert len(daemon.received) == 1
 
 
@@ -195,15 +234,15 @@ async def test_a_call_made_while_the_daemon_restarts_waits_for_it(
 
 async def lose_connection(client: AsyncClient, daemon: FakeDaemon) -> None:
     """Stop the daemon, and return when the client has noticed."""
-    daemon.silent.add("demo:sleep")
+    daemon.silent.add("event:publish")
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(stop_when_asked(daemon))
         with pytest.raises(Unavailable):
-            await client.call(Sleep())
+            await client.notify(Blinked(n=1))
 
 
 async def stop_when_asked(daemon: FakeDaemon) -> None:
-    await daemon.wait_until(lambda: "demo:sleep" in daemon.events_received())
+    await daemon.wait_until(lambda: bool(daemon.received))
     await daemon.stop()
 
 

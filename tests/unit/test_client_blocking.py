@@ -118,13 +118,33 @@ def test_a_safe_call_is_asked_again_after_a_lost_connection(client: Client, daem
     assert len(asked) == 2
 
 
-def test_a_call_that_is_not_safe_fails_when_the_connection_is_lost(
-    client: Client, daemon: FakeDaemon
+def test_a_call_that_is_not_safe_is_asked_again_under_its_key(client: Client, daemon: FakeDaemon) -> None:
+    asked: list[int] = []
+
+    def sleep(data: object) -> dict[str, Any]:
+        asked.append(1)
+        if len(asked) % 2:
+            daemon.cut()
+        return {"woken": True}
+
+    daemon.handlers["demo:sleep"] = sleep
+    assert client.call_raw("demo:sleep") == {"woken": True}
+    assert client.call_raw("demo:sleep", key="mine") == {"woken": True}
+    first, second, *mine = [call.idempotency_key for call in daemon.received]
+    assert first == second
+    assert mine == ["mine", "mine"]
+
+
+def test_a_call_that_cannot_be_asked_again_says_that_it_may_have_been_done(
+    daemon: FakeDaemon,
 ) -> None:
     daemon.handlers["demo:sleep"] = lambda data: daemon.cut()
-    with pytest.raises(Unavailable) as caught:
-        client.call_raw("demo:sleep")
-    assert caught.value.details["reason"] == "connection_lost"
+    with (
+        RawClient(daemon.path, connect_timeout_s=0) as client,
+        pytest.raises(Unavailable, match="may or may not have been done") as caught,
+    ):
+        client.call_raw("demo:sleep", {"n": 1}, key="mine")
+    assert caught.value.details == {"reason": "connection_lost", "idempotency_key": "mine"}
 
 
 def test_a_client_finds_the_daemon_that_was_restarted(client: Client, daemon: FakeDaemon, run: Run) -> None:
@@ -253,17 +273,17 @@ def test_a_stream_has_the_time_given(client: Client, daemon: FakeDaemon) -> None
 def test_a_second_thread_is_told_to_use_a_client_of_its_own(
     client: Client, daemon: FakeDaemon, run: Run
 ) -> None:
-    daemon.silent.add("demo:sleep")
+    daemon.silent.add("event:publish")
     caught: list[BaseException] = []
 
     def sleep() -> None:
         with pytest.raises(Unavailable) as error:
-            client.call_raw("demo:sleep")
+            client.call_raw("event:publish", {"event": "demo:blinked", "ephemeral": True})
         caught.append(error.value)
 
     thread = threading.Thread(target=sleep)
     thread.start()
-    run(lambda: daemon.wait_until(lambda: daemon.events_received() == ["demo:sleep"]))
+    run(lambda: daemon.wait_until(lambda: daemon.events_received() == ["event:publish"]))
     with pytest.raises(FailedPrecondition, match="another thread"):
         client.call_raw("system:health")
     run(daemon.cut)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ksi_client.exchanges import MAX_BUFFERED_BYTES, Feed, Question, Subscription
+from ksi_client.exchanges import MAX_BUFFERED_BYTES, MAX_LOSSES, Feed, Question, Subscription
 from ksi_client.session import MAX_IN_FLIGHT, Session
 from ksi_common.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from ksi_common.frames import Call
@@ -116,6 +116,21 @@ def test_after_a_lost_connection_safe_requests_go_first_and_in_order(session: Se
         "system:health",
         "demo:later",
     ]
+
+
+def test_a_request_that_loses_every_connection_is_given_up(session: Session) -> None:
+    question, feed = health(safe=True), subscription()
+    session.start(question)
+    session.start(feed)
+    for _ in range(MAX_LOSSES):
+        session.lost()
+        session.connected()
+        assert len(sent(session)) == 2
+    session.lost()
+    session.connected()
+    assert [frame["event"] for frame in sent(session)] == ["event:subscribe"]
+    with pytest.raises(Unavailable, match="connection lost"):
+        question.result()
 
 
 def test_answers_to_a_connection_that_is_gone_are_not_mistaken(session: Session) -> None:

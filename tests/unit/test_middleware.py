@@ -534,21 +534,21 @@ async def test_the_place_named_is_foreign_though_the_error_is_of_our_code(
     assert lines[0]["where"] == "theirs.py:2"
 
 
-async def test_the_place_named_is_that_of_the_cause_where_only_that_is_foreign(
-    sent: Sent, blame: Callable[[str], str]
+def test_the_place_named_is_that_of_the_cause_where_only_that_is_foreign(
+    blame: Callable[[str], str],
 ) -> None:
     cause = _caught(foreign("def made():\n    raise ValueError\n"))
     error = RuntimeError("a handler raised")
     error.__cause__ = cause
     errors = Errors(blame)
     with capture_logs() as lines:
-        await errors._bug(envelope(), error, sent)
+        errors.answer(envelope(), error)
     assert lines[0]["where"] == "theirs.py:2"
 
 
-async def test_an_error_that_was_never_raised_has_no_place(sent: Sent, blame: Callable[[str], str]) -> None:
+def test_an_error_that_was_never_raised_has_no_place(blame: Callable[[str], str]) -> None:
     with capture_logs() as lines:
-        await Errors(blame)._bug(envelope(), ValueError(), sent)
+        Errors(blame).answer(envelope(), ValueError())
     assert lines[0]["where"] == "unknown"
 
 

@@ -19,8 +19,7 @@ from ksi_common.events.completion import Failure, Proof
 from ksi_common.references import Reference
 from ksi_completion.responses import MAX_LINE_BYTES, Line, Recovered, Responses, Written, text_of
 from ksi_daemon.blobs import FileBlobs
-from ksi_daemon.database import Database, Transaction
-from ksi_daemon.database.writer import Unit
+from ksi_daemon.database import Database, Transaction, Unit
 from tests.support.databases import rows
 
 RESULT = Line(
@@ -45,7 +44,7 @@ async def responses(tmp_path: Path) -> AsyncIterator[Responses]:
         yield made
 
 
-def naming(written: Written) -> Unit:
+def naming(written: Written) -> Unit[None]:
     """Make a unit whose row names a line."""
 
     def unit(tx: Transaction) -> None:

@@ -106,6 +106,16 @@ async def test_a_second_offer_of_a_service_is_refused_with_who_has_it() -> None:
         services.offer(Disk, Disk(), plugin="tape")
 
 
+async def test_an_offer_of_what_is_taken_harms_nobody_who_needs_it(
+    disk: Service[Disk], store: Service[Store]
+) -> None:
+    async with Services() as services:
+        services.offer(Disk, Disk())
+        failed = await services.open({"good": [store], "bad": [disk]})
+        assert list(failed) == ["bad"]
+        assert services.get(Store).disk is services.get(Disk)
+
+
 async def test_it_is_known_what_is_offered_and_by_whom() -> None:
     services = Services()
     services.offer(Disk, Disk(), plugin="ssd")

@@ -23,6 +23,7 @@ from ksi_common.errors import (
 from ksi_common.messages import Message, Notification, Request, Stream
 from ksi_daemon.bus import LocalBus
 from ksi_daemon.database import Database, Transaction
+from ksi_daemon.dead_letters import DatabaseDeadLetters
 from ksi_daemon.eventlog import EventLog
 from ksi_daemon.hub import Hub
 from ksi_daemon.outcomes import Failed, Replied, Send
@@ -202,7 +203,14 @@ async def world(
             clock=clock,
             tasks=tasks,
         )
-        timers = DatabaseTimers(database, bus, clock, message_class=classes.get, call_later=clock.call_later)
+        timers = DatabaseTimers(
+            database,
+            bus,
+            clock,
+            letters=DatabaseDeadLetters(database, clock),
+            message_class=classes.get,
+            call_later=clock.call_later,
+        )
         made = World(database, clock, timers, told, committed)
         serve = tasks.create_task(timers.serve()) if serving else None
         yield made
@@ -525,6 +533,37 @@ async def test_a_definite_no_is_final(w: World) -> None:
     assert (event, data["code"], data["attempts"]) == ("timer:failed", "INVALID_ARGUMENT", 1)
 
 
+async def test_one_that_is_given_up_is_a_dead_letter_that_sets_it_again(w: World) -> None:
+    letters: DatabaseDeadLetters = w.timers._letters  # type: ignore[assignment]
+    w.answer = failing(InvalidArgument("never"))
+    await w.timers.schedule("t", Ring(n=1), after_s=0)
+    assert await w.next_asked() == 1
+    assert (await w.next_told())[0] == "timer:failed"
+    event, told = await w.next_told()
+    assert (event, told["origin"], told["name"], told["reason"]) == (
+        "deadletter:added", "timer", "t", "INVALID_ARGUMENT",
+    )  # fmt: skip
+    letter = await letters.get(told["id"])
+    assert (letter.kind, letter.event, letter.data, letter.attempts) == ("message", "demo:ring", '{"n":1}', 1)
+    w.answer = None
+    assert await letters.redrive([letter.id]) == ([letter.id], [])
+    assert await letters.redrive([letter.id]) == ([], [letter.id])
+    assert await w.next_asked() == 1
+    await w.wait_gone("t")
+
+
+async def test_a_dead_letter_does_not_take_the_place_of_a_timer_that_is_set(w: World) -> None:
+    letters: DatabaseDeadLetters = w.timers._letters  # type: ignore[assignment]
+    w.answer = failing(InvalidArgument("never"))
+    await w.timers.schedule("t", Ring(n=1), after_s=0)
+    await w.next_told()
+    _, told = await w.next_told()
+    await w.timers.schedule("t", Ring(n=2), after_s=1000)
+    with pytest.raises(FailedPrecondition, match="is set anew"):
+        await letters.redrive([told["id"]])
+    assert (await letters.get(told["id"])).state == "dead"
+
+
 async def test_an_error_says_when_to_ask_again(w: World) -> None:
     w.answer = failing(Unavailable("not now", retry_after_s=500))
     await w.timers.schedule("t", Ring(n=1), after_s=0)
@@ -670,7 +709,9 @@ async def test_a_timer_has_one_time(w: World, times: Mapping[str, Any]) -> None:
 async def test_a_loop_is_the_default_alarm(tmp_path: Path, clock: FakeClock) -> None:
     async with world(tmp_path, clock, serving=False) as w:
         bus: Any = None
-        timers = DatabaseTimers(w.database, bus, clock, message_class=CLASSES.get)
+        timers = DatabaseTimers(
+            w.database, bus, clock, letters=DatabaseDeadLetters(w.database, clock), message_class=CLASSES.get
+        )
         async with asyncio.TaskGroup() as group:
             serve = group.create_task(timers.serve())
             await timers.schedule("t", Rang(n=1), after_s=0)

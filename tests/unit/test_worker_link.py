@@ -111,6 +111,16 @@ async def test_an_answer_without_bounds_fails(run_dir: Path) -> None:
         assert await answer_to(link, "echo: again") == "again"
 
 
+async def test_an_answer_without_bounds_leaves_the_one_beside_it_another_try(run_dir: Path) -> None:
+    async with linked(run_dir) as link:
+        beside = await link.start(job("mode:hang"))
+        await anext(beside.deltas())
+        endless = await link.start(job(f"mode:long {MAX_ANSWER_CHARACTERS + 1}"))
+        assert (await failure_of(endless)).reason == "too_large"
+        failure = await failure_of(beside)
+        assert (failure.reason, failure.kind) == ("worker_garbled", "transient")
+
+
 async def test_who_reads_late_gets_the_pieces_joined(run_dir: Path) -> None:
     async with linked(run_dir) as link:
         generation = await link.start(job("echo: one two three"))

@@ -13,11 +13,12 @@ import pytest
 from ksi_common.async_db import AsyncSQLiteDB
 from ksi_common.envelope import StoredEvent
 from ksi_common.errors import FailedPrecondition
-from ksi_daemon.database import Transaction, writer
+from ksi_daemon.database import Transaction, Unit, writer
 from ksi_daemon.database.errors import StoreUnavailable, UnitInterrupted
-from ksi_daemon.database.writer import MAX_GROUP, Job, Unit
+from ksi_daemon.database.wal import WalFile
+from ksi_daemon.database.writer import MAX_GROUP, Job
 from ksi_daemon.testing import FakeClock
-from tests.support.databases import Bench, bench, fill_the_disk, interrupt_itself, put, rows, tell
+from tests.support.databases import Bench, bench, fill_the_disk, interrupt_itself, nobody, put, rows, tell
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def logged(desk: Bench) -> list[tuple[int, str]]:
     return desk.connection.execute("SELECT seq, event_id FROM log ORDER BY seq").fetchall()
 
 
-def both(*units: Unit) -> Unit:
+def both(*units: Unit[Any]) -> Unit[Any]:
     """Make one unit of several."""
 
     def unit(tx: Transaction) -> None:
@@ -44,7 +45,7 @@ def both(*units: Unit) -> Unit:
     return unit
 
 
-def raising(error: BaseException) -> Unit:
+def raising(error: BaseException) -> Unit[Any]:
     def unit(tx: Transaction) -> None:
         put("guilty")(tx)
         tell("guilty")(tx)
@@ -54,7 +55,7 @@ def raising(error: BaseException) -> Unit:
     return unit
 
 
-def in_between(desk: Bench, guilty: Unit) -> Job:
+def in_between(desk: Bench, guilty: Unit[Any]) -> Job:
     """Run a unit between innocent ones: they are committed, in order, and it leaves no trace."""
     first, job, second = desk.group(both(put("a"), tell("a")), guilty, both(tell("b"), put("b")))
     assert (first.error, second.error) == (None, None)
@@ -74,7 +75,7 @@ def test_a_group_is_one_commit(desk: Bench) -> None:
 
 
 def test_more_than_a_group_may_hold_is_several_in_order(desk: Bench) -> None:
-    desk.writer.submit([Job(tell(f"{n:05}"), None, None, None) for n in range(MAX_GROUP + 1)])
+    desk.writer.submit([Job(tell(f"{n:05}"), None, None, nobody) for n in range(MAX_GROUP + 1)])
     sizes = [len(desk.done.get(timeout=5)[0]) for _ in range(2)]
     assert sizes == [MAX_GROUP, 1]
     assert logged(desk) == [(n + 1, f"{n:05}") for n in range(MAX_GROUP + 1)]
@@ -88,7 +89,7 @@ def test_what_waits_when_the_writer_is_free_is_one_group(tmp_path: Path) -> None
             if not entered:
                 entered.append(True)
                 for n in range(10):
-                    desk.writer.submit([Job(put(n), None, None, None)])
+                    desk.writer.submit([Job(put(n), None, None, nobody)])
 
         desk.group(submit_more)
         jobs, _ = desk.done.get(timeout=5)
@@ -207,7 +208,7 @@ def test_a_read_that_is_left_open_stops_neither_commit_nor_undo(desk: Bench) -> 
 def test_a_unit_that_is_run_again_tells_only_what_it_told_the_last_time(desk: Bench) -> None:
     """In the group it finds the stream at 1; alone, after the one before it failed, at 0."""
 
-    def failing_alone() -> Unit:
+    def failing_alone() -> Unit[Any]:
         runs: list[int] = []
 
         def unit(tx: Transaction) -> None:
@@ -226,7 +227,7 @@ def test_a_unit_that_is_run_again_tells_only_what_it_told_the_last_time(desk: Be
 
 
 def test_units_of_a_group_see_each_other(desk: Bench) -> None:
-    count: Unit = lambda tx: tx.execute("SELECT count(*) FROM things").fetchone()[0]  # noqa: E731 -- one value
+    count: Unit[Any] = lambda tx: tx.execute("SELECT count(*) FROM things").fetchone()[0]  # noqa: E731 -- one value
     jobs = desk.group(put(1), count, raising(ValueError()), count)
     assert [job.value for job in jobs] == [1, 1, None, 1]
 
@@ -250,7 +251,7 @@ def test_numbers_go_on_after_a_restart(tmp_path: Path) -> None:
 def test_stop_drains(tmp_path: Path) -> None:
     with bench(tmp_path) as desk:
         for n in range(100):
-            desk.writer.submit([Job(put(n), None, None, None)])
+            desk.writer.submit([Job(put(n), None, None, nobody)])
         desk.writer.stop()
         desk.writer.join(timeout=5)
         assert not desk.writer.is_alive()
@@ -271,7 +272,7 @@ class Condition:
         if self._errors:
             raise self._errors.pop(0)
 
-    def unit(self, key: str, *units: Unit) -> Unit:
+    def unit(self, key: str, *units: Unit[Any]) -> Unit[Any]:
         return both(*units, lambda tx: tx.before_commit(key, self))
 
 
@@ -460,7 +461,7 @@ def test_a_transaction_that_cannot_begin_is_nobodys_fault_and_tried_once(tmp_pat
 
 def test_the_writer_goes_on_where_its_wal_cannot_be_looked_at(tmp_path: Path) -> None:
     with bench(tmp_path) as desk:
-        desk.writer._wal = tmp_path / "nowhere"
+        desk.writer._wal = WalFile(tmp_path / "nowhere")
         assert [desk.group(put(n))[0].error for n in range(3)] == [None] * 3
 
 
@@ -489,7 +490,7 @@ def test_a_large_wal_is_emptied_by_force_but_not_at_each_commit(
     clock = FakeClock()
     wal = tmp_path / "ksi.db-wal"
 
-    def size_after(desk: Bench, unit: Unit) -> int:
+    def size_after(desk: Bench, unit: Unit[Any]) -> int:
         """Give the size of the WAL after the unit and what the writer does then, before the next one."""
         desk.group(unit)
         desk.group(lambda tx: None)

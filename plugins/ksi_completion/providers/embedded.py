@@ -42,7 +42,7 @@ class EmbeddedProvider:
         worker: Sequence[str] | None = None,
     ) -> None:
         self.concurrency = concurrency
-        self._needs = () if worker else PACKAGES
+        self._needs: Sequence[str] = () if worker else PACKAGES
         folder = str(run_dir.absolute() / "embedded")
         argv = worker or (sys.executable, "-I", str(_SCRIPT), folder, str(concurrency))
         env = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
@@ -51,7 +51,8 @@ class EmbeddedProvider:
 
     def missing(self) -> str | None:
         """Say what is not installed, and what to do about it."""
-        missing = [name for name in self._needs if find_spec(name) is None]
+        # What was found is not looked for again: that costs more than all else of an acceptance.
+        self._needs = missing = [name for name in self._needs if find_spec(name) is None]
         if not missing:
             return None
         return (

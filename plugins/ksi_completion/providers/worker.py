@@ -80,7 +80,12 @@ class Worker:
 
     async def run(self) -> None:
         """Start the process and hear it until nothing of it is left. Cancelling stops it."""
-        self._failure = await self._live()
+        try:
+            self._failure = await self._live()
+        except Exception as error:
+            # Raised on, it would end the tasks of all workers, and whoever asked for the first of them.
+            log.exception("worker.bug", purpose=self._settings.purpose)
+            self._failure = ProviderFailure(f"{type(error).__name__}: see the log", reason="bug")
 
     def end(self) -> None:
         """Let what waits for it fail; to be called when `run` has ended, or never began."""

@@ -62,7 +62,7 @@ class WorkerGeneration:
         return Proof(how="killed", elapsed_s=elapsed_s, pids_gone=list(self._pids_gone))
 
     def take(self, report: Delta | Done | Failed | Stopped) -> None:
-        """Hear of the answer. Raises ProviderFailure where it becomes too long."""
+        """Hear of the answer. Raises ProviderFailure, against its worker, where it becomes too long."""
         match report:
             case Delta():
                 self._pieces.append(report.text)
@@ -76,12 +76,14 @@ class WorkerGeneration:
                 self._end(ProviderFailure("it was cancelled", reason="cancelled", kind="invalid"))
         if self._size > MAX_ANSWER_CHARACTERS:
             message = f"the answer has more than {MAX_ANSWER_CHARACTERS} characters"
-            raise ProviderFailure(message, reason="too_large", kind="invalid")
+            self._end(ProviderFailure(message, reason="too_large", kind="invalid"))
+            raise ProviderFailure("an answer without bounds was made beside it", reason="worker_garbled")
 
     def fail(self, failure: ProviderFailure, pids_gone: Sequence[int]) -> None:
-        """End it with its worker."""
+        """End it with its worker, unless it has its end."""
         self._pids_gone = pids_gone
-        self._end(failure)
+        if self._outcome is None:
+            self._end(failure)
 
     def _end(self, outcome: Answer | ProviderFailure) -> None:
         self._outcome = outcome

@@ -1,0 +1,253 @@
+"""Retention: what is kept of the log, by name, age and size; the rest goes, a slice at a time.
+
+First an event's data goes: its row stays as a stub, with its id, digest and chain, so that the log can be
+verified over it and the same event is not stored again. Later the oldest rows go, up to a recorded horizon
+before which nothing holds data: the chain is verified from there. Blobs that nobody refers to any more are
+removed, and free pages are given back to the file system. Each slice is one unit of some milliseconds.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from typing import Final
+
+import orjson
+
+from ksi_common.clock import Clock
+from ksi_common.events.event import Swept as SweptEvent
+from ksi_common.messages import matches
+from ksi_daemon import blob_files
+from ksi_daemon.database import Database, Transaction
+from ksi_daemon.database.log_index import drop_indexed
+from ksi_daemon.referrers import Referrers
+from ksi_daemon.settings import RetentionRule, RetentionSettings
+
+LOOK: Final = 5_000
+"""Rows weighed in one hop to a reader."""
+SLICE: Final = 250
+"""Rows of one unit."""
+PAGES: Final = 200
+"""Pages given back in one unit."""
+GRACE_S: Final = 3600.0
+"""A blob that no row names is left for so long: its row may be on its way."""
+_DAY_US: Final = 86_400_000_000
+
+_WEIGH: Final = (
+    "SELECT name, max(time), sum(coalesce(length(CAST(data AS BLOB)), json_extract(reference, '$.length'))) "
+    "FROM log WHERE seq > ? AND seq <= ? AND kind = 0 AND (data IS NOT NULL OR reference LIKE '%\"path\"%') "
+    "GROUP BY name"
+)
+_FULL: Final = (
+    "SELECT seq, name, time, data, reference FROM log WHERE seq > ? AND seq <= ? AND kind = 0 "
+    "AND (data IS NOT NULL OR reference LIKE '%\"path\"%') ORDER BY seq"
+)
+_FIRST_FULL: Final = (
+    "SELECT min(seq) FROM log WHERE seq > ? AND seq <= ? AND kind = 0 "
+    "AND (data IS NOT NULL OR reference LIKE '%\"path\"%')"
+)
+
+
+@dataclass(slots=True)
+class Swept:
+    """What one run has removed."""
+
+    removed: int = 0
+    """Events whose data is gone."""
+    removed_bytes: int = 0
+    compacted: int = 0
+    """Rows deleted."""
+    blobs: int = 0
+    blob_bytes: int = 0
+    returned_bytes: int = 0
+    """Of the database's file."""
+
+
+@dataclass(slots=True)
+class _Allowance:
+    """What a rule still lets be kept, on the way from the newest event to the oldest."""
+
+    rule: RetentionRule
+    kept_bytes: int = 0
+
+    def takes(self, time_us: int, size: int, now_us: int) -> bool:
+        self.kept_bytes += size
+        rule = self.rule
+        old = rule.max_age_days is not None and time_us < now_us - rule.max_age_days * _DAY_US
+        return not old and (rule.max_bytes is None or self.kept_bytes <= rule.max_bytes)
+
+
+class Retention:
+    """Sweep the log now and then. One sweep at a time; whoever lags behind gets a gap."""
+
+    def __init__(
+        self, database: Database, referrers: Referrers, clock: Clock, settings: RetentionSettings
+    ) -> None:
+        self._database = database
+        self._referrers = referrers
+        self._clock = clock
+        self.settings = settings
+        self.rules = settings.all_rules
+        self.last = Swept()
+        """What the last sweep has removed."""
+        self.swept_us: int | None = None
+        """When it ended."""
+        self._turn = asyncio.Lock()
+
+    async def serve(self) -> None:
+        """Sweep again and again, until cancelled."""
+        while True:
+            await asyncio.sleep(self.settings.every_s)
+            await self.sweep()
+
+    async def sweep(self) -> Swept:
+        """Remove what no rule keeps."""
+        async with self._turn:
+            swept = Swept()
+            await self._remove_data(swept)
+            await self._compact(swept)
+            await self._collect(swept)
+            await self._return_pages(swept)
+            self.last, self.swept_us = swept, self._clock.time_us()
+            if swept != Swept():
+                told = SweptEvent(horizon=self._database.facts.horizon, **asdict(swept))
+                await self._database.write_apart(lambda tx: tx.tell(told))
+        return swept
+
+    def rule_of(self, name: str) -> RetentionRule:
+        """Give the first rule that matches an event's name."""
+        return next(rule for rule in self.rules if matches(rule.pattern, name))
+
+    async def _remove_data(self, swept: Swept) -> None:
+        """Go from the newest events to the oldest: what fits is kept, what is beyond loses its data."""
+        now_us = self._clock.time_us()
+        allowances = {id(rule): _Allowance(rule) for rule in self.rules}
+        high = self._database.head
+        while high > self._database.facts.horizon:
+            low = max(self._database.facts.horizon, high - LOOK)
+            if await self._is_too_much(low, high, allowances, now_us):
+                await self._remove_from(low, high, allowances, now_us, swept)
+            high = low
+
+    async def _is_too_much(self, low: int, high: int, allowances: dict[int, _Allowance], now_us: int) -> bool:
+        """Weigh rows in one go; tell whether they have to be looked at one by one."""
+        rows = await self._database.read(_WEIGH, (low, high))
+        rules = [(allowances[id(self.rule_of(name))], time_us, size) for name, time_us, size in rows]
+        oldest = await self._database.read(
+            "SELECT min(time) FROM log WHERE seq > ? AND seq <= ?", (low, high)
+        )
+        before = [allowance.kept_bytes for allowance, _, _ in rules]
+        taken = [
+            allowance.takes(min(time_us, oldest[0][0]), size or 0, now_us)
+            for allowance, time_us, size in rules
+        ]
+        if all(taken):
+            return False
+        for (allowance, _, _), kept in zip(reversed(rules), reversed(before), strict=True):
+            allowance.kept_bytes = kept
+        return True
+
+    async def _remove_from(
+        self, low: int, high: int, allowances: dict[int, _Allowance], now_us: int, swept: Swept
+    ) -> None:
+        while high > low:
+            first = max(low, high - SLICE)
+            rows = await self._database.read(_FULL, (first, high))
+            gone: list[tuple[str, int]] = []
+            for seq, name, time_us, data, reference in reversed(rows):
+                size, stub = _stub(data, reference)
+                if not allowances[id(self.rule_of(name))].takes(time_us, size, now_us):
+                    gone.append((stub, seq))
+                    swept.removed_bytes += size
+            if gone:
+                await self._database.write_apart(lambda tx, gone=gone: _remove(tx, gone))  # type: ignore[misc]
+                swept.removed += len(gone)
+            high = first
+
+    async def _compact(self, swept: Swept) -> None:
+        """Delete the oldest rows: up to the first that has data, and not the last of all."""
+        facts, head = self._database.facts, self._database.head
+        until = min(head - 1, await self._oldest_stub_to_keep())
+        while facts.horizon < until:
+            after, end = facts.horizon, min(until, facts.horizon + SLICE)
+            row = await self._database.read(_FIRST_FULL, (after, end))
+            if row[0][0] is not None:
+                until = end = row[0][0] - 1
+            if end > after:
+                await self._database.write_apart(
+                    lambda tx, after=after, end=end: self._delete(tx, after, end)  # type: ignore[misc]
+                )
+                swept.compacted += end - after
+
+    async def _oldest_stub_to_keep(self) -> int:
+        """Give the position up to which stubs are too old, or too many."""
+        oldest_us = self._clock.time_us() - int(self.settings.stubs_max_age_days * _DAY_US)
+        rows = await self._database.read("SELECT min(seq) FROM log WHERE time >= ?", (oldest_us,))
+        young = int(rows[0][0]) - 1 if rows[0][0] is not None else self._database.head
+        return max(young, self._database.head - self.settings.max_stubs)
+
+    def _delete(self, tx: Transaction, after: int, until: int) -> None:
+        (chain,) = tx.execute("SELECT chain FROM log WHERE seq = ?", (until,)).fetchone()
+        drop_indexed(tx.execute, after, until)
+        tx.execute(
+            "INSERT INTO compacted_streams SELECT stream, max(version) FROM log "
+            "WHERE seq > ? AND seq <= ? AND stream IS NOT NULL GROUP BY stream "
+            "ON CONFLICT (stream) DO UPDATE SET version = excluded.version",
+            (after, until),
+        )
+        tx.execute("DELETE FROM log WHERE seq > ? AND seq <= ?", (after, until))
+        tx.execute("REPLACE INTO meta VALUES ('horizon', ?), ('horizon_chain', ?)", (until, chain.hex()))
+        facts = self._database.facts
+        tx.on_commit(lambda: setattr(facts, "horizon", until))
+
+    async def _collect(self, swept: Swept) -> None:
+        """Remove the blobs that no row of the log, and of no plugin, names."""
+        before_s = self._clock.time_us() / 1e6 - GRACE_S
+        known = {referred.path async for referred in self._referrers.all()}
+        position = self._database.facts.horizon
+        while position < self._database.head:
+            until = position + LOOK
+            rows = await self._database.read(
+                "SELECT json_extract(reference, '$.path') FROM log "
+                "WHERE seq > ? AND seq <= ? AND reference IS NOT NULL",
+                (position, until),
+            )
+            known.update(row[0] for row in rows if row[0] is not None)
+            position = until
+        removed, freed = await asyncio.to_thread(blob_files.collect, self._database.home, known, before_s)
+        swept.blobs += removed
+        swept.blob_bytes += freed
+
+    async def _return_pages(self, swept: Swept) -> None:
+        """Give free pages back, while there are more than a few."""
+        size = int((await self._database.read("PRAGMA page_size"))[0][0])
+        while (left := await self._free_pages()) > PAGES:
+            await self._database.write_apart(_vacuum)
+            returned = left - await self._free_pages()
+            if returned <= 0:
+                return
+            swept.returned_bytes += returned * size
+
+    async def _free_pages(self) -> int:
+        return int((await self._database.read("PRAGMA freelist_count"))[0][0])
+
+
+def _vacuum(tx: Transaction) -> None:
+    for _ in range(PAGES):  # with a number it would be a statement of as many steps, and sqlite3 takes one
+        tx.execute("PRAGMA incremental_vacuum(1)")
+
+
+def _remove(tx: Transaction, gone: Sequence[tuple[str, int]]) -> None:
+    for stub, seq in gone:
+        tx.execute("UPDATE log SET data = NULL, reference = ? WHERE seq = ?", (stub, seq))
+
+
+def _stub(data: str | None, reference: str | None) -> tuple[int, str]:
+    """Give the size of an event's data, and what is said of it once it is gone: its length and its hash."""
+    if data is not None:
+        encoded = data.encode()
+        length, digest = len(encoded), sha256(encoded).hexdigest()
+    else:
+        full = orjson.loads(reference or "{}")
+        length, digest = full["length"], full["sha256"]
+    return length, orjson.dumps({"length": length, "sha256": digest}).decode()

@@ -1,0 +1,27 @@
+"""``async_state:*``: queues by namespace and key: first in, first out, each item for a time."""
+
+from ksi_queues.handlers import (
+    delete,
+    expire_queue,
+    get_keys,
+    get_queue,
+    ksi_migrations,
+    ksi_services,
+    pop,
+    push,
+    queue_length,
+    sweep,
+)
+
+__all__ = [
+    "delete",
+    "expire_queue",
+    "get_keys",
+    "get_queue",
+    "ksi_migrations",
+    "ksi_services",
+    "pop",
+    "push",
+    "queue_length",
+    "sweep",
+]

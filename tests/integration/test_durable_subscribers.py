@@ -1,0 +1,248 @@
+"""Durable subscribers of plugins: each event is done, once in what it writes, or becomes a dead letter."""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+from ksi_daemon.testing import PATIENCE_S, RunningDaemon, running_daemon
+from tests.support.databases import writable
+from tests.support.waiting import eventually
+
+from .conftest import LogFile, WritePlugin
+
+LEDGER = """
+    import asyncio
+    from collections import defaultdict
+
+    from ksi_common.events.state import Changed
+    from ksi_daemon.plugin import (
+        Database, EventEnvelope, FailedPrecondition, Transaction, hookimpl, subscriber
+    )
+
+    tried: dict[str, list[object]] = defaultdict(list)
+    told = asyncio.Condition()
+    broken: set[object] = set()
+    gate = asyncio.Event()
+    gate.set()
+
+    async def note(name: str, value: object) -> None:
+        async with told:
+            tried[name].append(value)
+            told.notify_all()
+
+    async def wait_tried(name: str, number: int) -> list[object]:
+        async with told:
+            await told.wait_for(lambda: len(tried[name]) >= number)
+        return list(tried[name])
+
+    @hookimpl
+    def ksi_migrations():
+        return {1: "CREATE TABLE ledger (key TEXT, value, correlation TEXT);"}
+
+    @subscriber(durable=True, start="beginning", max_attempts=3, retry_s=0.01)
+    async def book(change: Changed, envelope: EventEnvelope, database: Database) -> None:
+        await note("book", change.value)
+        await gate.wait()
+        if change.value in broken:
+            raise FailedPrecondition(f"{change.value} is no number")
+
+        def unit(tx: Transaction) -> None:
+            tx.execute(
+                "INSERT INTO ledger VALUES (?, ?, ?)", (change.key, change.value, envelope.correlation_id)
+            )
+
+        await database.write(unit)
+        if change.key == "late":
+            raise ZeroDivisionError("after all was done")
+        if change.key == "twice":
+            await database.write(unit)
+
+    @subscriber(durable=True)
+    async def hear(change: Changed) -> None:
+        await note("hear", change.value)
+"""
+
+
+def module() -> Any:
+    return sys.modules["ksi_file_ledger"]
+
+
+async def tried(name: str, number: int) -> list[Any]:
+    async with asyncio.timeout(PATIENCE_S):
+        values: list[Any] = await module().wait_tried(name, number)
+    return values
+
+
+async def set_(ksi: RunningDaemon, *values: Any, key: str = "k") -> None:
+    for value in values:
+        await ksi.call_raw("state:set", {"key": key, "value": value})
+
+
+async def booked(ksi: RunningDaemon) -> list[Any]:
+    return [row[0] for row in await ksi.daemon.database.read("SELECT value FROM ledger ORDER BY rowid")]
+
+
+async def settled(ksi: RunningDaemon, name: str) -> None:
+    """Wait until a subscriber has done everything."""
+
+    async def is_done() -> bool:
+        found = (await ksi.call_raw("event:consumers", {"name": name}))["consumers"]
+        return [consumer["lag"] for consumer in found] == [0]
+
+    await eventually(is_done, patience_s=PATIENCE_S)
+
+
+async def test_one_goes_on_after_a_restart_where_it_was(write_plugin: WritePlugin, tmp_path: Path) -> None:
+    home = tmp_path / "home" / "var"
+    plugin = write_plugin(LEDGER, "ledger")
+    async with running_daemon(home=home, plugins=[plugin]) as ksi:
+        await set_(ksi, 1, 2, 3)
+        await settled(ksi, "ledger.book")
+        assert await booked(ksi) == [1, 2, 3]
+        assert await tried("hear", 3) == [1, 2, 3]
+    async with running_daemon(home=home, plugins=[plugin]) as ksi:
+        await set_(ksi, 4)
+        assert await tried("book", 1) == [4]
+        assert await tried("hear", 1) == [4]
+        await settled(ksi, "ledger.book")
+        assert await booked(ksi) == [1, 2, 3, 4]
+
+
+async def test_what_was_told_while_it_was_away_is_given_to_it(
+    write_plugin: WritePlugin, tmp_path: Path
+) -> None:
+    home = tmp_path / "home" / "var"
+    async with running_daemon(home=home) as ksi:
+        await set_(ksi, 1, 2)
+    async with running_daemon(home=home, plugins=[write_plugin(LEDGER, "ledger")]) as ksi:
+        await set_(ksi, 3)
+        assert await tried("book", 3) == [1, 2, 3]  # it wished to begin at the beginning
+        assert await tried("hear", 1) == [3]
+
+
+async def test_its_effect_carries_the_cursor_and_the_cause(write_plugin: WritePlugin) -> None:
+    async with running_daemon(plugins=[write_plugin(LEDGER, "ledger")]) as ksi:
+        await set_(ksi, 1)
+        await settled(ksi, "ledger.book")
+        ((value, correlation, position),) = await ksi.daemon.database.read(
+            "SELECT value, correlation, position FROM ledger, consumers WHERE name = 'ledger.book'"
+        )
+        (changed,) = ksi.events("state:changed")
+        assert (value, correlation, position) == (1, changed.correlation_id, changed.seq)
+
+
+async def test_one_that_raises_is_tried_again_and_then_left_as_a_dead_letter(
+    write_plugin: WritePlugin, tmp_path: Path
+) -> None:
+    home = tmp_path / "home" / "var"
+    plugin = write_plugin(LEDGER, "ledger")
+    async with running_daemon(home=home, plugins=[plugin]) as ksi:
+        module().broken.add("bad")
+        await set_(ksi, 1, "bad", 2)
+        assert await tried("book", 5) == [1, "bad", "bad", "bad", 2]
+        await settled(ksi, "ledger.book")
+        assert await booked(ksi) == [1, 2]
+        (letter,) = (await ksi.call_raw("deadletter:list"))["letters"]
+        assert (letter["origin"], letter["name"], letter["attempts"]) == ("subscriber", "ledger.book", 3)
+        assert (letter["reason"], letter["message"]) == ("FAILED_PRECONDITION", "bad is no number")
+        # Once it is mended the letter is tried again, and done once.
+        module().broken.clear()
+        assert (await ksi.call_raw("deadletter:redrive", {"ids": [letter["id"]]}))["redriven"] == [1]
+        assert (await tried("book", 6))[5] == "bad"
+
+        async def is_booked() -> bool:
+            return await booked(ksi) == [1, 2, "bad"]
+
+        await eventually(is_booked, patience_s=PATIENCE_S)
+        assert (await ksi.call_raw("deadletter:redrive", {"ids": [1]}))["already"] == [1]
+    async with running_daemon(home=home, plugins=[plugin]) as ksi:
+        await set_(ksi, 3)
+        assert await tried("book", 1) == [3]
+
+
+async def test_attempts_are_counted_over_restarts(write_plugin: WritePlugin, tmp_path: Path) -> None:
+    home = tmp_path / "home" / "var"
+    patient = LEDGER.replace("retry_s=0.01", "retry_s=3600")
+    async with running_daemon(home=home, plugins=[write_plugin(patient, "ledger")]) as ksi:
+        module().broken.add("bad")
+        await set_(ksi, "bad")
+        await tried("book", 1)
+
+        async def is_noted() -> bool:
+            rows = await ksi.daemon.database.read("SELECT attempts FROM consumer_events")
+            return [row[0] for row in rows] == [1]
+
+        await eventually(is_noted, patience_s=PATIENCE_S)
+        await ksi.daemon.database.write_apart(
+            lambda tx: tx.execute("UPDATE consumer_events SET due = 1").rowcount
+        )
+    eager = LEDGER.replace("broken: set[object] = set()", 'broken: set[object] = {"bad"}')
+    async with running_daemon(home=home, plugins=[write_plugin(eager, "ledger")]) as ksi:
+        await set_(ksi, 1)
+        assert await tried("book", 3) == ["bad", "bad", 1]
+        assert [told["attempts"] for told in ksi.emitted("deadletter:added")] == [3]
+
+
+async def test_what_it_raises_after_its_effect_changes_nothing(
+    write_plugin: WritePlugin, log_file: LogFile
+) -> None:
+    settings = {"strict": False}
+    with log_file.written():
+        async with running_daemon(plugins=[write_plugin(LEDGER, "ledger")], settings=settings) as ksi:
+            await set_(ksi, 1, key="late")
+            await set_(ksi, 2, key="twice")
+            await set_(ksi, 3)
+            assert await tried("book", 3) == [1, 2, 3]
+            await settled(ksi, "ledger.book")
+            assert await booked(ksi) == [1, 2, 3]
+    errors = [line["error"] for line in log_file.lines("handler.crashed")]
+    assert errors[0] == "ZeroDivisionError: after all was done"
+    assert "writes a second time" in errors[1]
+
+
+async def test_a_disk_that_takes_nothing_is_waited_for_and_is_no_attempt(write_plugin: WritePlugin) -> None:
+    async with running_daemon(plugins=[write_plugin(LEDGER, "ledger")]) as ksi:
+        module().gate.clear()
+        await set_(ksi, 1)
+        await tried("book", 1)
+        writable(ksi.daemon.database, is_so=False)
+        module().gate.set()
+        assert await tried("book", 2) == [1, 1]
+        writable(ksi.daemon.database, is_so=True)
+        await settled(ksi, "ledger.book")
+        assert await booked(ksi) == [1]
+        assert ksi.emitted("deadletter:added") == []
+
+
+async def test_what_is_never_stored_has_no_durable_subscriber(write_plugin: WritePlugin) -> None:
+    source = """
+        from ksi_daemon.plugin import Notification, subscriber
+
+        class Passed(Notification, event="probe:passed", ephemeral=True):
+            '''It passed by.'''
+
+        @subscriber(durable=True)
+        async def passing(passed: Passed) -> None:
+            pass
+    """
+    async with running_daemon(plugins=[write_plugin(source)]) as ksi:
+        found = await ksi.call_raw("plugin:inspect", {"plugin_name": "probe"})
+    assert found["status"] == "refused"
+    assert "passing is durable, but probe:passed is never stored" in found["error"]
+
+
+async def test_a_subscriber_that_is_loaded_keeps_its_cursor(
+    write_plugin: WritePlugin, tmp_path: Path
+) -> None:
+    home = tmp_path / "home" / "var"
+    wish = {"name": "ledger.hear", "kind": "subscriber"}
+    plugin = write_plugin(LEDGER, "ledger")
+    async with running_daemon(home=home, plugins=[plugin]) as ksi, ksi.connect() as wire:
+        await set_(ksi, 1)
+        await settled(ksi, "ledger.hear")
+        answer = await wire.call("event:consumer_delete", wish)
+        assert answer["error"]["details"]["reason"] == "loaded"
+    (home.parent / "plugins" / "ledger.py").unlink()
+    async with running_daemon(home=home) as ksi:
+        assert (await ksi.call_raw("event:consumer_delete", wish))["status"] == "deleted"

@@ -1,0 +1,182 @@
+"""Retention keeps what the rules say; what is gone is said to be gone, and its bytes are given back."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ksi_daemon import retention
+from ksi_daemon.testing import FakeClock, RunningDaemon, Wire, running_daemon
+from tests.integration.test_references import follow, reference, stream
+from tests.support.databases import rows
+
+DAY_S = 86_400
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@asynccontextmanager
+async def keeping(clock: FakeClock, **settings: Any) -> AsyncIterator[RunningDaemon]:
+    """Run a daemon with settings of retention."""
+    async with running_daemon(
+        settings={"retention": settings, "load_plugins": "events,state"}, clock=clock
+    ) as ksi:
+        yield ksi
+
+
+async def publish(ksi: RunningDaemon, number: int, event: str = "demo:told", **fields: Any) -> dict[str, Any]:
+    return await ksi.call_raw(
+        "event:publish", {"event": event, "data": {"n": number}, "event_id": f"e{number}", **fields}
+    )
+
+
+async def ids_with_data(ksi: RunningDaemon, pattern: str = "demo:*") -> list[str]:
+    page = await ksi.call_raw("event:query", {"patterns": [pattern], "reverse": False, "limit": 1000})
+    assert page["damaged"] == []
+    assert all((event["data"] is None) == event["removed"] for event in page["events"])
+    return [event["event_id"] for event in page["events"] if not event["removed"]]
+
+
+async def verified(wire: Wire) -> dict[str, Any]:
+    """Verify; give the last item."""
+    *frames, end = await stream(wire, "event:verify", {"deep": True})
+    assert end["type"] == "end"
+    assert [damaged for frame in frames for damaged in frame["data"]["damaged"]] == []
+    last: dict[str, Any] = frames[-1]["data"]
+    return last
+
+
+async def test_the_data_of_old_events_goes_and_their_stubs_stay(clock: FakeClock) -> None:
+    async with keeping(clock, max_age_days=2) as ksi, ksi.connect() as wire:
+        await publish(ksi, 1, stream="demo/1")
+        clock.advance(3 * DAY_S)
+        await publish(ksi, 2, stream="demo/1")
+        swept = await ksi.call_raw("event:sweep")
+        assert (swept["removed"], swept["compacted"]) == (2, 0)  # system:started is as old
+        stub = await ksi.call_raw("event:get", {"event_id": "e1"})
+        assert (stub["data"], stub["removed"], stub["version"]) == (None, True, 1)
+        assert await ids_with_data(ksi) == ["e2"]
+        assert (await verified(wire))["removed"] == 2
+        frames = await follow(wire)
+        assert [frame["data"]["event_id"] for frame in frames if frame["type"] == "item"] == ["e2"]
+        assert [(f["reason"], f["removed"]) for f in frames if f["type"] == "gap"] == [("retention", 1)]
+        assert (await publish(ksi, 1, stream="demo/1"))["deduplicated"]
+        other = await wire.call("event:publish", {"event": "demo:told", "data": {"n": 7}, "event_id": "e1"})
+        assert other["error"]["details"]["reason"] == "id_reused"
+
+
+async def test_each_pattern_has_its_own_rule(clock: FakeClock) -> None:
+    rules = [{"pattern": "demo:kept"}, {"pattern": "demo:*", "max_age_days": 1}]
+    async with keeping(clock, max_age_days=100, rules=rules) as ksi:
+        await publish(ksi, 1, "demo:kept")
+        await publish(ksi, 2)
+        await publish(ksi, 3, "other:told")
+        clock.advance(3 * DAY_S)
+        await publish(ksi, 4)
+        assert (await ksi.call_raw("event:sweep"))["removed"] == 1
+        assert await ids_with_data(ksi) == ["e1", "e4"]
+        assert await ids_with_data(ksi, "other:*") == ["e3"]
+        state = await ksi.call_raw("event:retention")
+        assert [rule["pattern"] for rule in state["rules"]] == ["demo:kept", "demo:*", "*"]
+        assert state["last"]["removed"] == 1
+
+
+async def test_the_newest_bytes_are_kept(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "LOOK", 7)
+    monkeypatch.setattr(retention, "SLICE", 3)
+    rules = [{"pattern": "demo:*", "max_bytes": 5 * len('{"n":10}')}]
+    async with keeping(clock, rules=rules) as ksi:
+        for number in range(10, 30):
+            await publish(ksi, number)
+        assert (await ksi.call_raw("event:sweep"))["removed"] == 15
+        assert await ids_with_data(ksi) == [f"e{number}" for number in range(25, 30)]
+        assert (await ksi.call_raw("event:sweep"))["removed"] == 0
+
+
+async def test_rows_before_the_horizon_are_deleted_and_whoever_asks_is_told(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "SLICE", 4)
+    async with keeping(clock, max_age_days=1, stubs_max_age_days=2) as ksi, ksi.connect() as wire:
+        first = await publish(ksi, 1, stream="demo/1")
+        for number in range(2, 12):
+            await publish(ksi, number, stream="demo/1")
+        clock.advance(3 * DAY_S)
+        last = await publish(ksi, 12, stream="demo/2")
+        swept = await ksi.call_raw("event:sweep")
+        horizon = last["seq"] - 1
+        assert (swept["compacted"], (await ksi.call_raw("event:retention"))["horizon"]) == (horizon, horizon)
+        assert [told["horizon"] for told in ksi.emitted("event:swept")] == [horizon]
+        assert rows(ksi.paths.database, f"SELECT count(*) FROM log WHERE seq <= {horizon}") == [(0,)]
+
+        gaps = [frame for frame in await follow(wire) if frame["type"] == "gap"]
+        assert [(gap["reason"], gap["lost"]) for gap in gaps] == [("horizon", horizon)]
+        start = {"patterns": ["demo:*"], "start": {"cursor": first["cursor"]}}
+        wire.send({"event": "event:subscribe", "data": start, "id": "c"})
+        gap = await wire.receive()
+        assert (gap["type"], gap["reason"], gap["lost"]) == ("gap", "horizon", horizon - first["seq"])
+        assert gap["cursor"].endswith(f"-{horizon}")
+
+        read = await ksi.call_raw("event:read", {"stream": "demo/1"})
+        assert (read["events"], read["compacted"]) == ([], 11)
+        appended = await ksi.call_raw(
+            "event:append", {"stream": "demo/1", "events": [{"event": "demo:told"}], "expected_version": 11}
+        )
+        assert appended["version"] == 12
+        assert (await ksi.call_raw("event:read", {"stream": "demo/1"}))["compacted"] == 11
+        async with ksi.connect() as other:
+            assert (await verified(other))["checked"] == ksi.daemon.hub.head - horizon
+
+
+async def test_the_horizon_survives_a_restart(clock: FakeClock, tmp_path: Path) -> None:
+    settings = {"retention": {"max_age_days": 1, "stubs_max_age_days": 1}, "load_plugins": "events"}
+    home = tmp_path / "var"
+    async with running_daemon(home=home, settings=settings, clock=clock) as ksi:
+        for number in range(5):
+            await publish(ksi, number, stream="demo/1")
+        clock.advance(2 * DAY_S)
+        await publish(ksi, 9)
+        await ksi.call_raw("event:sweep")
+        horizon = (await ksi.call_raw("event:retention"))["horizon"]
+    async with running_daemon(home=home, settings=settings, clock=clock) as ksi, ksi.connect() as wire:
+        assert horizon == (await ksi.call_raw("event:retention"))["horizon"] > 0
+        await verified(wire)
+        appended = await ksi.call_raw(
+            "event:append", {"stream": "demo/1", "events": [{"event": "demo:told"}]}
+        )
+        assert appended["version"] == 6
+
+
+async def test_blobs_that_nobody_names_go_after_an_hour(clock: FakeClock) -> None:
+    async with keeping(clock, rules=[{"pattern": "demo:gone", "max_bytes": 0}]) as ksi:
+        paths = {}
+        for event in ("demo:gone", "demo:told"):
+            data = {"text": event * 10_000}
+            await ksi.call_raw("event:publish", {"event": event, "data": data, "event_id": event})
+            paths[event] = ksi.paths.home / str(reference(ksi, event)["path"])
+        assert (await ksi.call_raw("event:sweep"))["blobs"] == 0, "it is not an hour old"
+        for path in paths.values():
+            os.utime(path, (1, 1))
+        swept = await ksi.call_raw("event:sweep")
+        assert (swept["blobs"], [path.exists() for path in paths.values()]) == (1, [False, True])
+        assert (await ksi.call_raw("event:get", {"event_id": "demo:gone"}))["removed"]
+
+
+async def test_what_is_deleted_is_given_back(clock: FakeClock) -> None:
+    async with keeping(clock, max_age_days=1, stubs_max_age_days=1) as ksi:
+        events = [{"event": "demo:told", "data": {"text": "x" * 2000}}] * 500
+        for number in range(4):
+            await ksi.call_raw("event:append", {"stream": f"demo/{number}", "events": events})
+        clock.advance(2 * DAY_S)
+        await publish(ksi, 1)
+        before = rows(ksi.paths.database, "PRAGMA page_count")[0][0]
+        swept = await ksi.call_raw("event:sweep")
+        after = rows(ksi.paths.database, "PRAGMA page_count")[0][0]
+        assert after < before // 5
+        assert swept["returned_bytes"] > 4 * 1024 * 1024

@@ -1,0 +1,112 @@
+"""The log's file is made long once, in an idle moment, and told of when that was not enough."""
+
+import shutil
+from collections import namedtuple
+from pathlib import Path
+from queue import SimpleQueue
+
+import pytest
+
+from ksi_daemon.database import wal
+from ksi_daemon.database.wal import WalFile
+from tests.support.databases import bench, put, rows
+
+_Usage = namedtuple("_Usage", "total used free")
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(wal, "EXTENT", 100_000)
+    written = tmp_path / "a-wal"
+    written.write_bytes(b"frames")
+    return written
+
+
+def test_the_file_is_filled_with_zeros_behind_what_is_written(path: Path) -> None:
+    WalFile(path).extend()
+    assert path.read_bytes() == b"frames".ljust(100_000, b"\0")
+
+
+def test_a_file_that_is_long_enough_is_left_alone(path: Path) -> None:
+    path.write_bytes(b"x" * 100_001)
+    WalFile(path).extend()
+    assert path.read_bytes() == b"x" * 100_001
+
+
+def test_a_log_that_was_never_written_is_not_made(tmp_path: Path) -> None:
+    WalFile(tmp_path / "a-wal").extend()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_with_little_room_is_left_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: _Usage(10**9, 0, 16 * 100_000 - 1))
+    WalFile(path).extend()
+    assert path.read_bytes() == b"frames"
+
+
+def test_a_file_that_refuses_is_left_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> _Usage:
+        raise OSError("no")
+
+    monkeypatch.setattr(shutil, "disk_usage", refuse)
+    WalFile(path).extend()
+    assert path.read_bytes() == b"frames"
+
+
+def test_growth_beyond_the_extent_is_told_once(path: Path) -> None:
+    log = WalFile(path)
+    assert not log.has_grown()
+    log.extend()
+    assert not log.has_grown()
+    with path.open("ab") as file:
+        file.write(b"more")
+    assert log.has_grown()
+    assert not log.has_grown()
+
+
+def test_a_file_that_is_gone_has_no_size_and_did_not_grow(path: Path) -> None:
+    log = WalFile(path)
+    log.extend()
+    path.unlink()
+    assert log.size == 0
+    assert not log.has_grown()
+
+
+def test_what_is_committed_into_a_long_log_is_read_by_others(tmp_path: Path) -> None:
+    with bench(tmp_path) as desk:
+        desk.group(put(1))
+        WalFile(tmp_path / "ksi.db-wal").extend()  # as the writer would: it has nothing to do now
+        desk.group(put(2))
+        assert rows(tmp_path / "ksi.db", "SELECT x FROM things") == [(1,), (2,)]
+
+
+def test_a_copy_of_a_long_log_is_recovered(tmp_path: Path) -> None:
+    """As after a crash: the index of the log is lost, and made anew from a log with zeros behind it."""
+    with bench(tmp_path) as desk:
+        desk.group(put(1))
+        WalFile(tmp_path / "ksi.db-wal").extend()
+        desk.group(put(2))
+        copied = tmp_path / "copied"
+        copied.mkdir()
+        for name in ("ksi.db", "ksi.db-wal"):
+            shutil.copy(tmp_path / name, copied)
+    assert rows(copied / "ksi.db", "SELECT x FROM things") == [(1,), (2,)]
+
+
+def test_a_log_that_outgrew_its_extent_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wal, "EXTENT", 200_000)
+    log = tmp_path / "ksi.db-wal"
+    with bench(tmp_path) as desk:
+        ran: SimpleQueue[str] = SimpleQueue()
+        desk.group(put(1))
+        desk.connection.set_trace_callback(ran.put)
+        while ran.get(timeout=5) != "PRAGMA wal_checkpoint(PASSIVE)":
+            pass
+        desk.group(lambda tx: None)  # the writer is back from its idle moment
+        assert log.stat().st_size == 200_000
+        desk.group(lambda tx: tx.execute("INSERT INTO things VALUES (randomblob(300000))"))
+        desk.group(lambda tx: None)
+        grown = log.stat().st_size
+        assert grown > 300_000
+        desk.group(lambda tx: tx.execute("INSERT INTO things VALUES (randomblob(200000))"))
+        assert log.stat().st_size == grown
