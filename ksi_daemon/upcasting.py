@@ -114,3 +114,10 @@ def missing_upcasters(
             if (spec.name, version) not in upcasters:
                 return f"{spec.name} is at version {spec.version}, and has no upcaster of version {version}"
     return None
+
+
+def upcasting_by(functions: Iterable[Callable[[Data], Data]]) -> Upcasting:
+    """Make an Upcasting of decorated functions, where nothing else is known of the events."""
+    found = [(*upcaster_of(function), function) for function in functions]
+    classes = {spec_of(event).name: event for event, _, _ in found}
+    return Upcasting(classes, {(spec_of(event).name, version): made for event, version, made in found})

@@ -22,6 +22,8 @@ COMMANDS: Final[Mapping[str, str]] = {
     "sub": "ksi_client.cli.sub:sub",
     "events": "ksi_client.cli.events:events",
     "replay": "ksi_client.cli.replay:replay",
+    "export": "ksi_client.cli.transfer:export_",
+    "import": "ksi_client.cli.transfer:import_",
 }
 
 BROKEN_PIPE: Final = 141

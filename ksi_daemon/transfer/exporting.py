@@ -1,0 +1,97 @@
+"""Write the log into a file: in pages, beside a daemon that runs, and on from where a file ends."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from ksi_common.async_db import AsyncSQLiteDB
+from ksi_common.clock import Clock, format_time
+from ksi_common.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFound
+from ksi_common.paths import Paths
+from ksi_daemon.database import Connection
+from ksi_daemon.database.log_rows import Damage, RemovedEvent, event_of, read_page
+from ksi_daemon.database.log_writer import EMPTY_CHAIN
+from ksi_daemon.transfer.lines import FINISHED, STARTED, line_of, mark, parse_line
+
+PAGE: Final = 1000
+_TAIL: Final = 4 * 1024 * 1024
+"""Bytes at the end of a file in which its last whole line is looked for: longer than any line."""
+_DIGEST: Final = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What a file holds."""
+
+    lines: int
+    """Events that this run has written."""
+    seq: int
+    """The last one."""
+
+
+async def export(paths: Paths, file: Path, *, clock: Clock, progress: Callable[[int, int], None]) -> Exported:
+    """Write the log of a home into ``file``, up to what is there now; ``progress``: seq, and the last one.
+
+    A file that another run has left unfinished, with its last line torn, is gone on with; a finished one is
+    refused. What is damaged in the log ends it with DataLoss: a file never lacks an event without a word.
+    """
+    if not paths.database.exists():
+        raise NotFound(f"{paths.home} has no database", reason="no_database")
+    async with AsyncSQLiteDB(paths.database, read_only=True) as database:
+        facts = {row["name"]: row["value"] for row in await database.fetch("SELECT name, value FROM meta")}
+        log_id, horizon = str(facts["log_id"]), int(facts.get("horizon", 0))
+        head = (await database.fetch("SELECT coalesce(max(seq), ?) FROM log", (horizon,)))[0][0]
+        with file.open("ab+") as out:
+            position = _resumed(out, log_id)
+            if position is None:
+                position = horizon
+                chain = bytes.fromhex(facts.get("horizon_chain", EMPTY_CHAIN.hex()))
+                out.write(mark(STARTED, log_id, horizon, chain, format_time(clock.time_us())))
+            lines = 0
+            while position < head:
+                page = await database.run(partial(_page, paths, log_id, position, head))
+                out.writelines(page)
+                lines += len(page)
+                position += len(page)
+                progress(position, head)
+            rows = await database.fetch("SELECT chain FROM log WHERE seq = ?", (head,))
+            chain = rows[0]["chain"] if rows else bytes.fromhex(facts.get("horizon_chain", EMPTY_CHAIN.hex()))
+            out.write(mark(FINISHED, log_id, head, chain, format_time(clock.time_us())))
+            out.flush()
+            os.fsync(out.fileno())
+    return Exported(lines, head)
+
+
+def _page(paths: Paths, log_id: str, after: int, head: int, connection: Connection) -> list[bytes]:
+    lines = []
+    for row in read_page(connection, after, head, PAGE):
+        if isinstance(row, Damage):
+            raise DataLoss(f"the log is damaged at {row.seq}: {row.detail}", reason=row.reason, seq=row.seq)
+        event = event_of(row, paths.home)
+        has_data = event.kind == "notification" and not isinstance(event, RemovedEvent)
+        lines.append(line_of(event, row[_DIGEST], log_id, has_data=has_data))
+    return lines
+
+
+def _resumed(out: BinaryIO, log_id: str) -> int | None:
+    """Cut a torn last line off, and give the seq of the one before it; None: the file is to be begun."""
+    size = out.seek(0, os.SEEK_END)
+    start = max(size - _TAIL, 0)
+    out.seek(start)
+    tail = out.read()
+    whole = tail.rfind(b"\n") + 1
+    out.truncate(start + whole)
+    out.seek(0, os.SEEK_END)
+    if not whole:
+        if start:
+            raise FailedPrecondition("the file is no export: it has no lines", reason="no_export")
+        return None
+    last = parse_line(tail[tail.rfind(b"\n", 0, whole - 1) + 1 : whole], number=0)
+    if last["source"] != f"/ksi/{log_id}":
+        raise FailedPrecondition("the file is of another log", reason="other_log")
+    if last["type"] == FINISHED:
+        raise AlreadyExists("the file is a finished export", reason="finished")
+    return int(last["ksiseq"])

@@ -1,0 +1,187 @@
+"""Make a home of an export: every line is looked at before anything is written; then tables are rebuilt."""
+
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+import orjson
+
+from ksi_common.clock import Clock
+from ksi_common.errors import AlreadyExists
+from ksi_common.paths import Paths
+from ksi_daemon.daemon import Daemon
+from ksi_daemon.database import Database, Transaction
+from ksi_daemon.database.log_writer import COLUMNS, KINDS
+from ksi_daemon.eventlog import EventLog
+from ksi_daemon.marks import REBUILDER, UPCASTER
+from ksi_daemon.plugins import declared
+from ksi_daemon.projections.declaration import rebuilder_of
+from ksi_daemon.replay.rebuilding import Rebuilding
+from ksi_daemon.threads import Threads
+from ksi_daemon.transfer.lines import FINISHED, STARTED, BadLine, Line, event_in, parse_line
+from ksi_daemon.upcasting import upcasting_by
+
+FOLDER: Final = "importing"
+"""Of the home: what is not finished yet, and gone on with."""
+_AT_ONCE: Final = 500
+_INSERT: Final = f"INSERT INTO log ({COLUMNS}) VALUES ({', '.join('?' * 17)})"  # noqa: S608
+_REMOVED: Final = '{"path":null}'
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What the lines of a file come to."""
+
+    log_id: str
+    after: int
+    """The seq before its first event."""
+    chain: bytes
+    """The chain there."""
+    head: int
+
+
+def check(file: Path) -> Export:
+    """Look at every line; raise BadLine with the number of the first that is wrong, or missing."""
+    ((_, made),) = deque(_lines(file), maxlen=1)
+    assert made is not None  # it comes last, or BadLine was raised
+    return made
+
+
+async def import_(paths: Paths, daemon: Daemon, file: Path, *, clock: Clock, progress: Progress) -> Export:
+    """Make the log of ``file`` that of a home without one: the same ids, order, versions, times and chain.
+
+    ``daemon``: with its plugins loaded; they say how their tables are made of the log. The home's lock is
+    held. A run that was killed is gone on with by the next one.
+    """
+    if paths.database.exists():
+        raise AlreadyExists(f"{paths.home} has a database already", reason="not_empty", hint="set KSI_HOME")
+    export = check(file)
+    folder = paths.home / FOLDER
+    async with _database(folder, clock) as database:
+        for plugin in daemon.assembly.loaded:
+            database.migrate(plugin.name, daemon.relay.migrations(plugin.name))
+        database.start()
+        await _insert(database, export, file, progress)
+        await _rebuild(database, daemon)
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    (folder / "db").rename(paths.home / "db")
+    shutil.rmtree(folder, ignore_errors=True)
+    return export
+
+
+def _database(folder: Path, clock: Clock) -> Database:
+    # The record of how far the log had come is of a run that ended; this one begins where its rows end.
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    return Database(
+        folder / "db" / "ksi.db",
+        backups=folder / "backups",
+        clock=clock,
+        published=lambda _events, _head: None,
+        failed=lambda _error: None,
+    )
+
+
+async def _insert(database: Database, export: Export, file: Path, progress: Progress) -> None:
+    done = max(database.head, export.after)
+    chain = export.chain
+    rows = (line for line, _ in _lines(file) if line is not None)
+    while some := list(islice(rows, _AT_ONCE)):
+        values = []
+        for line in some:
+            chain = _next(chain, line)
+            if (line.event.seq or 0) > done:
+                values.append(_row(line, chain))
+        if values:
+            await database.write_apart(lambda tx, values=values: [tx.execute(_INSERT, row) for row in values])  # type: ignore[misc]
+        progress(some[-1].event.seq or 0, export.head)
+
+    def facts(tx: Transaction) -> None:
+        former = orjson.dumps({export.log_id: export.head}).decode()
+        tx.execute("REPLACE INTO meta VALUES ('former_logs', ?)", (former,))
+        if export.after:
+            tx.execute(
+                "REPLACE INTO meta VALUES ('horizon', ?), ('horizon_chain', ?)",
+                (export.after, export.chain.hex()),
+            )
+
+    await database.write_apart(facts)
+
+
+async def _rebuild(database: Database, daemon: Daemon) -> None:
+    modules = [(plugin.name, plugin.module) for plugin in daemon.assembly.loaded]
+    rebuilders = [
+        rebuilder_of(made, name) for name, module in modules for made in declared(module, REBUILDER)
+    ]
+    upcasters = [made for _, module in modules for made in declared(module, UPCASTER)]
+    log = EventLog(database)
+    log.upcast = upcasting_by(upcasters)
+    head = (await database.read("SELECT coalesce(max(seq), 0) FROM log"))[0][0]
+    for each in rebuilders:
+        await database.write_apart(lambda tx, table=each.name: tx.execute(f"DELETE FROM {table}").rowcount)  # type: ignore[misc]  # noqa: S608
+    work = Rebuilding(log, rebuilders, database, Threads(1))
+    while await work.advance(head):
+        pass
+
+
+def _lines(file: Path) -> Iterator[tuple[Line | None, Export | None]]:
+    """Yield the events of a file, each as it should be; in the end what they come to."""
+    with file.open("rb") as lines:
+        number = 1
+        first = parse_line(next(lines, b""), number)
+        if first["type"] != STARTED:
+            raise BadLine(number, f"an export begins with {STARTED}")
+        seq = after = int(first["ksiseq"])
+        chain = start = bytes.fromhex(first["ksichain"])
+        for text in lines:
+            number += 1
+            attributes = parse_line(text, number)
+            if attributes["type"] == FINISHED:
+                if int(attributes["ksiseq"]) != seq or attributes["ksichain"] != chain.hex():
+                    raise BadLine(number, f"the export ends at {attributes['ksiseq']}, the lines at {seq}")
+                if next(lines, None) is not None:
+                    raise BadLine(number + 1, "there is something after the end")
+                log_id = str(attributes["source"]).rpartition("/")[2]
+                yield None, Export(log_id, after, start, seq)
+                return
+            line = event_in(attributes, text, number)
+            if line.event.seq != seq + 1:
+                raise BadLine(number, f"seq {line.event.seq} follows {seq}")
+            seq += 1
+            chain = _next(chain, line)
+            yield line, None
+        raise BadLine(number + 1, f"the file ends without {FINISHED}: it is cut short")
+
+
+def _next(chain: bytes, line: Line) -> bytes:
+    return sha256(chain + (line.event.seq or 0).to_bytes(8) + line.digest).digest()
+
+
+def _row(line: Line, chain: bytes) -> tuple[object, ...]:
+    event = line.event
+    told = event.kind == "notification"
+    return (
+        event.seq,
+        event.event_id,
+        KINDS.index(event.kind),
+        event.event,
+        event.stream,
+        event.version,
+        event.correlation_id,
+        event.causation_id,
+        event.actor,
+        None,
+        None,
+        event.hop,
+        event.time_us,
+        event.data.decode() if line.has_data else None,
+        _REMOVED if told and not line.has_data else None,
+        line.digest,
+        chain,
+    )
