@@ -154,3 +154,13 @@ def test_the_log_is_replayed_and_is_what_is_live(ksi: Ksi) -> None:
     assert (done.returncode, "state.state is the same: " in done.stdout) == (0, True)
     last = json.loads(ksi("replay", "--json").stdout)
     assert [table["difference"] for table in last["tables"]] == [None]
+
+
+def test_the_log_is_exported_once_and_not_into_a_home_that_has_one(ksi: Ksi, tmp_path: Path) -> None:
+    file = str(tmp_path / "log.jsonl")
+    done = json.loads(ksi("export", file, "--json").stdout)
+    assert done["lines"] == done["seq"] > 0
+    again = ksi("export", file)
+    assert (again.returncode, again.stderr) == (1, "ksi export: the file is a finished export\n")
+    there = ksi("import", file)
+    assert (there.returncode, "ksi import: another KSI" in there.stderr) == (1, True)

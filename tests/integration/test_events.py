@@ -76,6 +76,7 @@ async def test_what_is_published_is_in_the_log_as_it_was_sent(ksi: RunningDaemon
         "causation_id": "turn-9",
         "actor": "owner",
         "removed": False,
+        "raw": False,
     }
 
 
