@@ -56,8 +56,14 @@ class AsyncSQLiteDB:
             target, uri=True, isolation_level=None, timeout=self._busy_timeout_s, cached_statements=256
         )
         # No public way: without it the exit of a crashed process would wait for this thread for ever.
-        connection._thread.daemon = True  # noqa: SLF001
-        self._connection = await connection
+        thread = connection._thread  # noqa: SLF001
+        thread.daemon = True
+        try:
+            self._connection = await connection
+        except BaseException:
+            # aiosqlite lets the thread end, but does not wait: its last word would meet a closed loop.
+            await asyncio.to_thread(thread.join)
+            raise
         try:
             await self._prepare()
         except BaseException:

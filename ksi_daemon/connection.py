@@ -180,6 +180,11 @@ class Connection(asyncio.Protocol):
         return len(self._exchanges) == self._streams
 
     @property
+    def busy(self) -> bool:
+        """Tell whether anything is at work that has an end: what follows events has none."""
+        return any(not (call.stream and call.safe) for call in self._exchanges.values())
+
+    @property
     def full(self) -> bool:
         """Tell whether the client has as much unread as it may, this turn's items counted."""
         return not self._writable.is_set() or self._pushed > HIGH_WATER

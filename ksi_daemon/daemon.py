@@ -28,7 +28,7 @@ from ksi_daemon.children import Children
 from ksi_daemon.connection import ConnectionLimits
 from ksi_daemon.consumers import Consumers
 from ksi_daemon.database import Database
-from ksi_daemon.dead_letters import DatabaseDeadLetters, DeadLetters
+from ksi_daemon.dead_letters import REFERRED, DatabaseDeadLetters, DeadLetters
 from ksi_daemon.durable_listener import DurableListener
 from ksi_daemon.eventlog import EventLog
 from ksi_daemon.handlers import Compiler
@@ -214,6 +214,7 @@ class Daemon:
         offer(Leases, DatabaseLeases(self.database, self.clock))  # type: ignore[type-abstract]
         offer(Blobs, blobs)  # type: ignore[type-abstract]
         referrers = Referrers(self.database)
+        referrers.add("dead_letters", REFERRED)
         offer(Referrers, referrers)
         self.retention = Retention(self.database, referrers, self.clock, self.settings.retention)
         offer(Retention, self.retention)

@@ -23,6 +23,12 @@ _COLUMNS: Final = (
     "redrives"
 )
 _WITHOUT_DATA: Final = _COLUMNS.replace("data, original", "NULL, iif(original IS NULL, NULL, 'null')")
+REFERRED: Final = (
+    "SELECT id, json_extract(reference, '$.path'), json_extract(reference, '$.offset'), "
+    "json_extract(reference, '$.length'), json_extract(reference, '$.sha256') "
+    "FROM dead_letters WHERE reference IS NOT NULL"
+)
+"""The data of letters that is in blobs."""
 _GET: Final = f"SELECT {_COLUMNS} FROM dead_letters WHERE id = ?"  # noqa: S608
 
 

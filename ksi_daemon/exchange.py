@@ -32,6 +32,7 @@ class Exchange:
         "begun",
         "envelope",
         "ident",
+        "safe",
         "slot",
         "started",
         "stream",
@@ -47,6 +48,7 @@ class Exchange:
         self.ident = ident
         self.wire_id = dumps(ident)
         self.stream = stream
+        self.safe = route is not None and route.spec.safe
         self.answered = False
         self.begun = False
         self.started = 0.0

@@ -1,6 +1,6 @@
 """Who refers to files below the home: what is named by a row is verified, and is not collected."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -38,12 +38,30 @@ class Referrers:
         """Have ``sql`` tell what ``owner`` refers to: rows of name, path, offset, length, sha256."""
         self._queries[owner] = sql
 
+    async def silent(self) -> Sequence[str]:
+        """Name those who told of their files at an earlier start and do not now: a plugin that is not loaded.
+
+        What they refer to is not known, so nothing may be collected.
+        """
+        rows = await self._database.read("SELECT value FROM meta WHERE name = 'referrers'")
+        known = set(rows[0][0].split()) if rows else set()
+        owners = " ".join(sorted(known | self._queries.keys()))
+        if self._queries.keys() - known:
+            await self._database.write_apart(
+                lambda tx: tx.execute("REPLACE INTO meta VALUES ('referrers', ?)", (owners,))
+            )
+        return sorted(known - self._queries.keys())
+
     async def all(self) -> AsyncIterator[Referred]:
         """Give everything that is referred to, page by page."""
         for owner, sql in self._queries.items():
-            start = 0
-            page = f"SELECT * FROM ({sql}) ORDER BY 1 LIMIT {_PAGE} OFFSET ?"  # noqa: S608 -- a plugin's own
-            while rows := await self._database.read(page, (start,)):
+            # By key: rows that come and go between two pages move no other row from one page to another.
+            page = (
+                f"WITH referred (name, path, start, length, sha256) AS ({sql}) SELECT * FROM referred "  # noqa: S608 -- a plugin's own
+                f"WHERE (name, path, start) > (?, ?, ?) ORDER BY name, path, start LIMIT {_PAGE}"
+            )
+            after: tuple[str, str, int] = ("", "", -1)
+            while rows := await self._database.read(page, after):
                 for row in rows:
                     yield Referred(owner, *row)
-                start += len(rows)
+                after = (rows[-1][0], rows[-1][1], rows[-1][2])

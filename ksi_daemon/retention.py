@@ -13,6 +13,7 @@ from hashlib import sha256
 from typing import Final
 
 import orjson
+import structlog
 
 from ksi_common.clock import Clock
 from ksi_common.events.event import Swept as SweptEvent
@@ -22,6 +23,8 @@ from ksi_daemon.database import Database, Transaction
 from ksi_daemon.database.log_index import drop_indexed
 from ksi_daemon.referrers import Referrers
 from ksi_daemon.settings import RetentionRule, RetentionSettings
+
+log = structlog.get_logger()
 
 LOOK: Final = 5_000
 """Rows weighed in one hop to a reader."""
@@ -96,6 +99,7 @@ class Retention:
 
     async def serve(self) -> None:
         """Sweep again and again, until cancelled."""
+        await self._referrers.silent()  # whoever is here now is missed later, whenever that is
         while True:
             await asyncio.sleep(self.settings.every_s)
             await self.sweep()
@@ -202,6 +206,10 @@ class Retention:
 
     async def _collect(self, swept: Swept) -> None:
         """Remove the blobs that no row of the log, and of no plugin, names."""
+        silent = await self._referrers.silent()
+        if silent:
+            log.warning("retention.blobs_kept", not_loaded=silent)
+            return
         before_s = self._clock.time_us() / 1e6 - GRACE_S
         known = {referred.path async for referred in self._referrers.all()}
         position = self._database.facts.horizon

@@ -113,7 +113,7 @@ class UnixServer:
             connection.flush()
 
     def _busy(self) -> int:
-        return sum(not connection.idle for connection in self.connections)
+        return sum(connection.busy for connection in self.connections)
 
     def _connected(self) -> Connection:
         connection = _Admitted(self, self._max_connections)

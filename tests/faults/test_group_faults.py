@@ -89,6 +89,14 @@ def publishing(ident: str, text: str = "") -> bytes:
     )
 
 
+def appending(ident: str, size: int) -> bytes:
+    """Append many bytes in one unit, none of its events large enough for a blob; the last has the id."""
+    text = {"text": "x" * 60_000}
+    events = [{"event": "demo:told", "data": text} for _ in range(size // 60_000)]
+    last = {"event": "demo:told", "event_id": ident}
+    return call_line("event:append", {"stream": "demo/large", "events": [*events, last]}, ident)
+
+
 def expect_stored(answers: Mapping[str, dict[str, Any]], idents: str) -> dict[str, int]:
     """Check that these, one letter each, were acknowledged; give their places in the log."""
     kinds = {ident: answers[ident]["type"] for ident in idents}
@@ -119,7 +127,7 @@ async def test_what_fills_the_disk_takes_no_other_with_it(tmp_path: Path) -> Non
         disk = Path(f"/proc/{daemon.pid}/root{daemon.database.parent}")
         filler = disk / "filler"
         filler.write_bytes(bytes(free_bytes(disk) - FREE_BYTES))
-        guilty = {"g": publishing("g", "x" * GUILTY_BYTES)}
+        guilty = {"g": appending("g", GUILTY_BYTES)}
         answers = await ask(daemon, {**told("ab"), **guilty, **told("cd")})
         error = answers["g"]["error"]
         assert (error["code"], error["details"]["reason"]) == ("UNAVAILABLE", "store_unavailable")

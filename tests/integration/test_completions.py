@@ -473,6 +473,16 @@ async def test_the_settings_are_checked_at_load(log_file: Any) -> None:
 # Over restarts
 
 
+async def test_who_follows_a_completion_when_the_daemon_stops_gets_its_end() -> None:
+    async with daemon() as ksi, ksi.connect() as wire, ksi.connect() as other:
+        following = steps(wire, "mode:slow 6 0.05")
+        while (await anext(following))["type"] != "delta":
+            pass
+        wire.send({"event": "event:subscribe", "data": {"patterns": ["*"]}, "id": "s"})
+        await other.call("system:shutdown", {"grace_s": 10})
+        assert [step["type"] async for step in following][-1] == "result"
+
+
 async def test_a_bug_of_the_conductor_costs_nobody_an_answer(
     monkeypatch: pytest.MonkeyPatch, log_file: Any
 ) -> None:

@@ -82,7 +82,10 @@ async def test_the_reply_is_on_disk_with_the_effect_where_the_unit_gives_it(
 ) -> None:
     units = daemon.daemon.database.statistics.units
     await do(wire, way="unit")
-    assert daemon.daemon.database.statistics.units == units + 1
+    publish = {"event": "demo:told", "data": {"n": 1}}
+    for event, data in (("event:publish", publish), ("state:set", {"key": "a", "value": 1})):
+        await wire.call(event, data, idempotency_key="k")
+    assert daemon.daemon.database.statistics.units == units + 3
 
 
 @pytest.mark.parametrize("way", ["refuse", "busy"])

@@ -180,3 +180,39 @@ async def test_what_is_deleted_is_given_back(clock: FakeClock) -> None:
         after = rows(ksi.paths.database, "PRAGMA page_count")[0][0]
         assert after < before // 5
         assert swept["returned_bytes"] > 4 * 1024 * 1024
+
+
+KEEPER = """
+from ksi_daemon.plugin import Blobs, Database, Message, Referrers, Request, handler, hookimpl
+
+class Kept(Message): path: str
+class Keep(Request[Kept], event="keeper:keep"):
+    '''Keep something large.'''
+
+@hookimpl
+def ksi_migrations():
+    return {1: "CREATE TABLE kept (name TEXT, path TEXT, length INTEGER, sha256 TEXT);"}
+
+@hookimpl
+async def ksi_startup(services):
+    services.get(Referrers).add("keeper", "SELECT name, path, 0, length, sha256 FROM kept")
+
+@handler
+async def keep(request: Keep, blobs: Blobs, database: Database) -> Kept:
+    blob = await blobs.put(b"x" * 1000)
+    values = ("a", blob.path, blob.length, blob.sha256)
+    await database.write(lambda tx: tx.execute("INSERT INTO kept VALUES (?, ?, ?, ?)", values) and None)
+    return Kept(path=blob.path)
+"""
+
+
+async def test_what_a_plugin_refers_to_is_kept_while_the_plugin_is_not_loaded(tmp_path: Path) -> None:
+    home, plugin = tmp_path / "var", tmp_path / "keeper.py"
+    plugin.write_text(KEEPER)
+    async with running_daemon(home=home, plugins=[plugin]) as ksi:
+        kept = home / (await ksi.call_raw("keeper:keep"))["path"]
+        os.utime(kept, (1, 1))
+        assert (await ksi.call_raw("event:sweep"))["blobs"] == 0
+    async with running_daemon(home=home, settings={"load_plugins": "events"}) as ksi:
+        assert (await ksi.call_raw("event:sweep"))["blobs"] == 0
+        assert kept.exists()

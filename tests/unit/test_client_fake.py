@@ -19,7 +19,7 @@ import pytest
 from ksi_common.errors import Cancelled, KSIError, NotFound
 from ksi_common.frames import Call, Cancel, FrameId, end_line, error_line, mark_line
 from ksi_common.messages import matches
-from ksi_common.protocol import MAX_ANSWER, ServerConnection
+from ksi_common.protocol import MAX_ANSWER, Malformed, ServerConnection
 from ksi_common.strict_json import dumps, loads
 
 Handler = Callable[[Mapping[str, Any]], Any]
@@ -170,6 +170,7 @@ class _Connection(asyncio.Protocol):
                 self._daemon.cancelled.append(frame.id)
                 self._cancel(frame.id)
             else:
+                assert isinstance(frame, Malformed)
                 self.transport.write(error_line(dumps(frame.id), frame.error))
         self._daemon.came.set()
 

@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from ksi_common.errors import NotFound
-from ksi_common.events import state, system
+from ksi_common.events import event, state, system
 from ksi_daemon.breadcrumb import Breadcrumb
 from ksi_daemon.catalog import Catalog, Plugin
 from ksi_daemon.hooks import Relay
@@ -194,7 +194,7 @@ def test_no_module_declares_nothing() -> None:
 
 def test_the_notifications_of_a_module_are_those_that_it_declares() -> None:
     found = list(notifications_of(["ksi_common.events.state", "ksi_common.events.event"]))
-    assert set(found) == {state.Changed, state.Removed, state.NamespaceCleared}
+    assert set(found) == {state.Changed, state.Removed, state.NamespaceCleared, event.Swept}
 
 
 def test_the_modules_of_a_plugin_are_its_own_and_those_of_what_it_handles() -> None:

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
+from ksi_common.frame_fields import MAX_ID
 from ksi_common.frames import Call, Cancel, Item, Reply
 from ksi_common.protocol import (
     MAX_ANSWER,
-    MAX_ID,
     MAX_LINE,
     ClientConnection,
     LineReader,
