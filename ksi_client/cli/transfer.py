@@ -49,7 +49,7 @@ def import_(invocation: Invocation, file: str) -> int:
     """Make the log of an exported file that of $KSI_HOME, which must have none.
 
     \b
-    KSI_HOME=/new/home ksi import log.jsonl
+    ksi import log.jsonl
 
     Every line is looked at first: a file that is cut short, or says something else than was exported, is
     refused with the number of the line, and nothing is written. Ids, order, versions and times stay.
