@@ -79,7 +79,9 @@ class Message(BaseModel):
     """A value on the wire. Frozen; fields that it does not know are ignored, so that senders may grow."""
 
     # JSON has no NaN: pydantic would write null in its place.
-    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", populate_by_name=True, allow_inf_nan=False, defer_build=True
+    )
 
     __ksi__: ClassVar[EventSpec]
 
