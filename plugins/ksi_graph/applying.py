@@ -1,0 +1,104 @@
+"""From what was told to the tables. The only writer of the graph, whether it happens or is made again."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+from ksi_common.events.graph import (
+    EntityCreated,
+    EntityDeleted,
+    EntityUpdated,
+    RelationshipCreated,
+    RelationshipDeleted,
+    Told,
+    Value,
+)
+from ksi_graph.tables import ENTITIES, RELATIONSHIPS, Kind, Reading, get, marks, relationship
+from ksi_graph.values import to_row
+
+T = TypeVar("T")
+
+TABLES: Final = ("relationship_properties", "relationships", "entity_properties", "entities")
+"""In the order in which they can be emptied."""
+
+_END: Final = "(SELECT number FROM entities WHERE id = ?)"
+
+
+def apply(tables: Reading, told: Told, time_us: int) -> None:
+    """Do to the tables what was told at a time (microseconds since 1970).
+
+    Whatever is told was possible when it was: applied in the order told, to tables that began empty,
+    the same rows with the same numbers come of it.
+    """
+    _APPLY[type(told)](tables, told, time_us)
+
+
+def forget(tables: Reading) -> None:
+    """Empty the tables, numbers too, so that they can be made again."""
+    for table in TABLES:
+        tables.execute(f"DELETE FROM {table}")  # noqa: S608
+        tables.execute("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
+
+
+def _entity_created(tables: Reading, told: EntityCreated, time_us: int) -> None:
+    tables.execute(
+        "INSERT INTO entities (id, type, version, created_us, updated_us) VALUES (?, ?, 1, ?, ?)",
+        (told.id, told.type, time_us, time_us),
+    )
+    _put(tables, ENTITIES, _last(tables), told.type, told.properties)
+
+
+def _entity_updated(tables: Reading, told: EntityUpdated, time_us: int) -> None:
+    tables.execute(
+        "UPDATE entities SET version = ?, updated_us = ? WHERE id = ?", (told.version, time_us, told.id)
+    )
+    owner = get(tables, told.id).number
+    if told.removed:
+        tables.execute(
+            f"DELETE FROM entity_properties WHERE owner = ? AND name IN ({marks(told.removed)})",  # noqa: S608
+            (owner, *told.removed),
+        )
+    _put(tables, ENTITIES, owner, told.type, told.properties)
+
+
+def _entity_deleted(tables: Reading, told: EntityDeleted, _: int) -> None:
+    owner = get(tables, told.id).number
+    tables.execute("DELETE FROM entity_properties WHERE owner = ?", (owner,))
+    tables.execute("DELETE FROM entities WHERE number = ?", (owner,))
+
+
+def _relationship_created(tables: Reading, told: RelationshipCreated, time_us: int) -> None:
+    tables.execute(
+        f"INSERT INTO relationships (source, type, target, created_us) VALUES ({_END}, ?, {_END}, ?)",  # noqa: S608
+        (told.from_, told.type, told.to, time_us),
+    )
+    _put(tables, RELATIONSHIPS, _last(tables), told.type, told.properties)
+
+
+def _relationship_deleted(tables: Reading, told: RelationshipDeleted, _: int) -> None:
+    source, target = get(tables, told.from_).number, get(tables, told.to).number
+    number = relationship(tables, source, told.type, target)
+    tables.execute("DELETE FROM relationship_properties WHERE owner = ?", (number,))
+    tables.execute("DELETE FROM relationships WHERE number = ?", (number,))
+
+
+_APPLY: Final[Mapping[type[Any], Callable[[Reading, Any, int], None]]] = {
+    EntityCreated: _entity_created,
+    EntityUpdated: _entity_updated,
+    EntityDeleted: _entity_deleted,
+    RelationshipCreated: _relationship_created,
+    RelationshipDeleted: _relationship_deleted,
+}
+
+
+def _put(tables: Reading, kind: Kind, owner: int, type_: str, properties: Mapping[str, Value]) -> None:
+    if not properties:
+        return
+    rows = ", ".join(["(?, ?, ?, ?, ?)"] * len(properties))
+    values: Sequence[Any] = [
+        part for name, value in properties.items() for part in (owner, name, type_, *to_row(value))
+    ]
+    tables.execute(f"REPLACE INTO {kind.properties} VALUES {rows}", values)  # noqa: S608
+
+
+def _last(tables: Reading) -> int:
+    return int(tables.execute("SELECT last_insert_rowid()").fetchone()[0])
