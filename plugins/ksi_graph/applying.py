@@ -1,7 +1,7 @@
 """From what was told to the tables. The only writer of the graph, whether it happens or is made again."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from ksi_common.events.graph import (
     EntityCreated,
@@ -15,11 +15,6 @@ from ksi_common.events.graph import (
 from ksi_graph.tables import ENTITIES, RELATIONSHIPS, Kind, Reading, get, marks, relationship
 from ksi_graph.values import to_row
 
-T = TypeVar("T")
-
-TABLES: Final = ("relationship_properties", "relationships", "entity_properties", "entities")
-"""In the order in which they can be emptied."""
-
 _END: Final = "(SELECT number FROM entities WHERE id = ?)"
 
 
@@ -30,13 +25,6 @@ def apply(tables: Reading, told: Told, time_us: int) -> None:
     the same rows with the same numbers come of it.
     """
     _APPLY[type(told)](tables, told, time_us)
-
-
-def forget(tables: Reading) -> None:
-    """Empty the tables, numbers too, so that they can be made again."""
-    for table in TABLES:
-        tables.execute(f"DELETE FROM {table}")  # noqa: S608
-        tables.execute("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
 
 
 def _entity_created(tables: Reading, told: EntityCreated, time_us: int) -> None:
