@@ -31,11 +31,11 @@ from ksi_daemon.plugin import (
     Transaction,
     new_id,
 )
-from ksi_graph.applying import apply
-from ksi_graph.tables import ENTITIES, EntityRow, find, get, properties, relationship
+from ksi_graph.applying import apply, create
+from ksi_graph.tables import ENTITIES, EntityRow, by_keys, get, properties, relationship
 from ksi_graph.values import MAX_BYTES, same, size
 
-MAX_BULK_PROPERTIES: Final = 10_000
+MAX_BULK_PROPERTIES: Final = 5000
 """Of one ``bulk_create``: a unit has 250 ms."""
 MAX_ENDED: Final = 2000
 """Relationships that end with one entity, likewise."""
@@ -63,13 +63,8 @@ class Create:
 
     def __call__(self, tx: Transaction) -> Sequence[EntityCreated]:
         """Run as a unit."""
-        for told in self._told:
-            if find(tx, told.id):
-                raise AlreadyExists(
-                    f"there is an entity {told.id!r}", reason="entity_exists", id=told.id,
-                    hint="state:entity:update changes it",
-                )  # fmt: skip
-            _tell(tx, told)
+        _refuse_known(tx, [told.id for told in self._told])
+        create(tx, [(told, tx.tell(told).time_us) for told in self._told])
         return self._told
 
 
@@ -153,6 +148,20 @@ def unrelate(request: DeleteRelationship, tx: Transaction) -> RelationshipStored
         )
     _tell(tx, RelationshipDeleted(type=request.type, from_=source.id, to=target.id))
     return RelationshipStored(status="deleted", type=request.type, from_=source.id, to=target.id)
+
+
+def _refuse_known(tx: Transaction, ids: Sequence[str]) -> None:
+    """Raise AlreadyExists for the first id that there is, or that is given twice."""
+    known = {row[0] for row in by_keys(tx, "SELECT id FROM entities WHERE id IN ({})", ids)}
+    for ident in ids:
+        if ident in known:
+            raise AlreadyExists(
+                f"there is an entity {ident!r}",
+                reason="entity_exists",
+                id=ident,
+                hint="state:entity:update changes it",
+            )
+        known.add(ident)
 
 
 def _tell(tx: Transaction, told: Told) -> None:

@@ -26,7 +26,7 @@ from ksi_graph.tables import (
     RELATIONSHIPS,
     EntityRow,
     Reading,
-    by_numbers,
+    by_keys,
     entities,
     get,
     properties,
@@ -123,7 +123,7 @@ def _relationships(
         "JOIN entities s ON s.number = r.source JOIN entities t ON t.number = r.target "
         "WHERE r.number IN ({})"
     )
-    rows = {row[0]: row for row in by_numbers(connection, sql, numbers)}
+    rows = {row[0]: row for row in by_keys(connection, sql, numbers)}
     return [
         Relationship(
             type=rows[number][1],

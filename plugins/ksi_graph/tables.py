@@ -11,7 +11,7 @@ from ksi_daemon.plugin import NotFound
 from ksi_graph.values import from_row
 
 AT_ONCE: Final = 500
-"""Rows looked up by their numbers in one statement."""
+"""Rows looked up by their keys in one statement."""
 _NEIGHBOURS: Final = 50
 
 
@@ -99,24 +99,24 @@ def relationship(tables: Reading, source: int, kind: str, target: int) -> int | 
 def entities(tables: Reading, numbers: Sequence[int]) -> Mapping[int, EntityRow]:
     """Read the rows of entities."""
     sql = "SELECT * FROM entities WHERE number IN ({})"
-    return {row[0]: EntityRow(*row) for row in by_numbers(tables, sql, numbers)}
+    return {row[0]: EntityRow(*row) for row in by_keys(tables, sql, numbers)}
 
 
 def properties(tables: Reading, kind: Kind, numbers: Sequence[int]) -> Mapping[int, dict[str, Value]]:
     """Read the properties of entities or relationships, in the order of their names."""
     sql = f"SELECT owner, name, kind, value FROM {kind.properties} WHERE owner IN ({{}})"  # noqa: S608
     found: dict[int, dict[str, Value]] = {number: {} for number in numbers}
-    for owner, name, value_kind, value in by_numbers(tables, sql, numbers):
+    for owner, name, value_kind, value in by_keys(tables, sql, numbers):
         found[owner][name] = from_row(value_kind, value)
     return found
 
 
-def by_numbers(
-    tables: Reading, sql: str, numbers: Sequence[int], parameters: Sequence[Any] = ()
+def by_keys(
+    tables: Reading, sql: str, keys: Sequence[int] | Sequence[str], parameters: Sequence[Any] = ()
 ) -> Iterator[Any]:
-    """Run a statement for some numbers at a time; ``{}`` in it stands for them, before ``parameters``."""
-    for begin in range(0, len(numbers), AT_ONCE):
-        some = numbers[begin : begin + AT_ONCE]
+    """Run a statement for some keys at a time; ``{}`` in it stands for them, before ``parameters``."""
+    for begin in range(0, len(keys), AT_ONCE):
+        some = keys[begin : begin + AT_ONCE]
         yield from tables.execute(sql.format(marks(some)), (*some, *parameters))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ksi_common.events.graph import Reached, Step, Traverse, Traversed, Value
-from ksi_graph.tables import ENTITIES, Reading, by_numbers, entities, get, marks, properties, snapshot
+from ksi_graph.tables import ENTITIES, Reading, by_keys, entities, get, marks, properties, snapshot
 from ksi_graph.values import size
 
 MAX_LOOKED_AT: Final = 100_000
@@ -74,7 +74,7 @@ class _Walk:
                 f"SELECT source, type, target, {end}, {other} FROM relationships "  # noqa: S608
                 f"INDEXED BY relationships_by_{end} WHERE {end} IN ({{}}) {of_type}"
             )
-            yield from by_numbers(self._connection, sql, level, wanted)
+            yield from by_keys(self._connection, sql, level, wanted)
 
 
 def traverse(request: Traverse, connection: Reading) -> Traversed:

@@ -198,9 +198,9 @@ async def test_a_bulk_is_created_as_a_whole_or_not_at_all(wire: Wire, ksi: Runni
 
 
 async def test_more_properties_than_a_unit_has_time_for_are_refused(wire: Wire) -> None:
-    entity = {"type": "thing", "properties": {f"p{number}": number for number in range(101)}}
+    entity = {"type": "thing", "properties": {f"p{number}": number for number in range(51)}}
     error = await refused(wire, "entity:bulk_create", entities=[entity] * 100)
-    assert (error["code"], error["details"]["limit"]) == ("RESOURCE_EXHAUSTED", 10_000)
+    assert (error["code"], error["details"]["limit"]) == ("RESOURCE_EXHAUSTED", 5000)
     assert not error["retryable"]
 
 
