@@ -20,6 +20,7 @@ from benchmarks.outcome import percentile
 from benchmarks.peers import ksi_daemon
 from ksi_client import AsyncClient
 from ksi_common.events import graph
+from ksi_common.events.properties import Condition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -128,21 +129,19 @@ def questions(made: Graph) -> dict[str, Callable[[], Request[Any]]]:
         ),
         "type and state": lambda: find(type=draw.choice(TYPES), where={"state": draw.choice(STATES)}),
         "state, of any type": lambda: find(where={"state": draw.choice(STATES)}),
-        "score between, of any type": lambda: find(
-            where={"score": graph.Condition(gte=(at := low()), lt=at + 5)}
-        ),
+        "score between, of any type": lambda: find(where={"score": Condition(gte=(at := low()), lt=at + 5)}),
         "score at least, and state": lambda: find(
-            type="agent", where={"score": graph.Condition(gte=low()), "state": "failed"}
+            type="agent", where={"score": Condition(gte=low()), "state": "failed"}
         ),
         "made lately (found at the end)": lambda: find(
-            type="task", where={"made": graph.Condition(gte=entities - 5000)}
+            type="task", where={"made": Condition(gte=entities - 5000)}
         ),
         "by score, descending": lambda: find(type="tool", order_by="score", descending=True),
         "by score, of a state": lambda: find(type="tool", where={"state": "running"}, order_by="score"),
         "name contains": lambda: find(
-            type="note", where={"name": graph.Condition(contains=str(draw.randrange(1000, 9999)))}
+            type="note", where={"name": Condition(contains=str(draw.randrange(1000, 9999)))}
         ),
-        "no such property": lambda: find(type="agent", where={"urgent": graph.Condition(exists=False)}),
+        "no such property": lambda: find(type="agent", where={"urgent": Condition(exists=False)}),
         "count by type": lambda: graph.Count(group_by="type"),
         "count of a type by state": lambda: graph.Count(
             type="agent", group_by=graph.ByProperty(property="state")

@@ -10,8 +10,8 @@ from ksi_common.events.graph import (
     RelationshipCreated,
     RelationshipDeleted,
     Told,
-    Value,
 )
+from ksi_common.events.properties import Value
 from ksi_graph.tables import ENTITIES, RELATIONSHIPS, Kind, Reading, get, marks, relationship
 from ksi_graph.values import to_row
 

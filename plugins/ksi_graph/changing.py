@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from ksi_common.events.graph import (
-    MAX_PROPERTIES,
     CreateEntity,
     CreateRelationship,
     DeleteEntity,
@@ -21,8 +20,8 @@ from ksi_common.events.graph import (
     RelationshipStored,
     Told,
     UpdateEntity,
-    Value,
 )
+from ksi_common.events.properties import MAX_PROPERTIES, Value
 from ksi_daemon.plugin import (
     AlreadyExists,
     FailedPrecondition,

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ksi_common.events.graph import Condition, Value
+from ksi_common.events.properties import Condition, Value
 from ksi_graph.tables import Kind, marks
 from ksi_graph.values import to_row
 

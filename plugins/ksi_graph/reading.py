@@ -15,8 +15,8 @@ from ksi_common.events.graph import (
     QueryRelationships,
     Relationship,
     Relationships,
-    Value,
 )
+from ksi_common.events.properties import Value
 from ksi_daemon.plugin import format_time
 from ksi_graph.conditions import demands
 from ksi_graph.page_cursors import Position, parse, render

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from ksi_common.events.graph import Value
+from ksi_common.events.properties import Value
 from ksi_daemon.plugin import NotFound
 from ksi_graph.values import from_row
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ksi_common.events.graph import Reached, Step, Traverse, Traversed, Value
+from ksi_common.events.graph import Reached, Step, Traverse, Traversed
+from ksi_common.events.properties import Value
 from ksi_graph.tables import ENTITIES, Reading, by_keys, entities, get, marks, properties, snapshot
 from ksi_graph.values import size
 

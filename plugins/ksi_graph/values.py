@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from ksi_common.events.graph import Value
+from ksi_common.events.properties import Value
 
 MAX_BYTES: Final = 512 * 1024
 """Of all properties of one entity: so that it fits into a reply, and a page holds two."""

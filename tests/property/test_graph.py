@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from ksi_common.errors import OperationalError
 from ksi_common.events.graph import (
     ByProperty,
-    Condition,
     Count,
     CreateEntity,
     CreateRelationship,
@@ -26,8 +25,8 @@ from ksi_common.events.graph import (
     QueryRelationships,
     Traverse,
     UpdateEntity,
-    Value,
 )
+from ksi_common.events.properties import Condition, Value
 from ksi_daemon.database import Database
 from ksi_graph import changing, reading, selecting, traversing
 from tests.support.databases import Heard, looking, opened

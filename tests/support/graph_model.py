@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import orjson
@@ -12,7 +13,6 @@ import orjson
 from ksi_common.async_db import statements
 from ksi_common.envelope import StoredEvent
 from ksi_common.events.graph import (
-    Condition,
     CreateEntity,
     CreateRelationship,
     DeleteEntity,
@@ -21,11 +21,12 @@ from ksi_common.events.graph import (
     QueryEntities,
     Traverse,
     UpdateEntity,
-    Value,
     told,
 )
+from ksi_common.events.properties import Condition, Value
 from ksi_daemon.database.migrations import scripts
 from ksi_graph.applying import apply
+from tests.support.databases import rows
 
 TABLES: Final = ("entities", "entity_properties", "relationships", "relationship_properties")
 
@@ -168,21 +169,34 @@ def exactly(properties: Mapping[str, Value]) -> str:
     return repr(sorted(properties.items()))
 
 
-def replayed(events: Iterable[StoredEvent]) -> dict[str, list[tuple[Any, ...]]]:
+Contents = dict[str, list[tuple[Any, ...]]]
+
+
+def replayed_log(database: Path) -> Contents:
+    """Make the tables again from the log of a database that nobody has open."""
+    sql = "SELECT name, data, time FROM log WHERE kind = 0 ORDER BY seq"
+    return _applied((name, orjson.loads(data), time_us) for name, data, time_us in rows(database, sql))
+
+
+def replayed(events: Iterable[StoredEvent]) -> Contents:
     """Make the tables again, from what was told alone, in an empty database."""
+    return _applied((event.event, orjson.loads(event.data), event.time_us) for event in events)
+
+
+def _applied(events: Iterable[tuple[str, dict[str, Any], int]]) -> Contents:
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         connection.execute("PRAGMA foreign_keys = ON")
         for script in scripts("ksi_graph").values():
             for statement in statements(script):
                 connection.execute(statement)
-        for event in events:
-            happened = told(event.event, orjson.loads(event.data))
+        for name, data, time_us in events:
+            happened = told(name, data)
             if happened is not None:
-                apply(connection, happened, event.time_us)
+                apply(connection, happened, time_us)
         return contents(connection)
 
 
-def contents(connection: sqlite3.Connection) -> dict[str, list[tuple[Any, ...]]]:
+def contents(connection: sqlite3.Connection) -> Contents:
     """Read every row of the graph's tables, and the type that each value is stored as."""
     found = {}
     for table in TABLES:
