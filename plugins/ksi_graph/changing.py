@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from ksi_common.events.graph import (
+    BulkCreateEntities,
     CreateEntity,
     CreateRelationship,
     DeleteEntity,
@@ -30,7 +31,7 @@ from ksi_daemon.plugin import (
     Transaction,
     new_id,
 )
-from ksi_graph.applying import apply, create
+from ksi_graph import applying
 from ksi_graph.tables import ENTITIES, EntityRow, by_keys, get, properties, relationship
 from ksi_graph.values import MAX_BYTES, same, size
 
@@ -40,40 +41,15 @@ MAX_ENDED: Final = 2000
 """Relationships that end with one entity, likewise."""
 
 
-class Create:
-    """Create entities, all or none. Their ids are chosen before, as a unit may run twice."""
-
-    def __init__(self, new: Sequence[NewEntity | CreateEntity]) -> None:
-        self._told = [
-            EntityCreated(id=entity.id or new_id(), type=entity.type, properties=entity.properties)
-            for entity in new
-        ]
-        for told in self._told:
-            _check(told.properties, f"entity {told.id!r}")
-        count = sum(len(told.properties) for told in self._told)
-        if count > MAX_BULK_PROPERTIES:
-            raise ResourceExhausted(
-                f"{count} properties at once, of {MAX_BULK_PROPERTIES}",
-                reason="too_many_properties",
-                limit=MAX_BULK_PROPERTIES,
-                retryable=False,
-                hint="create fewer entities at a time",
-            )
-
-    def __call__(self, tx: Transaction) -> Sequence[EntityCreated]:
-        """Run as a unit."""
-        _refuse_known(tx, [told.id for told in self._told])
-        create(tx, [(told, tx.tell(told).time_us) for told in self._told])
-        return self._told
+def create(request: CreateEntity, tx: Transaction) -> EntityStored:
+    """Create an entity."""
+    (told,) = _create([request], tx)
+    return EntityStored(status="created", id=told.id, type=told.type, version=1)
 
 
-def stored(told: Sequence[EntityCreated]) -> EntityStored:
-    """Answer the creation of one entity."""
-    return EntityStored(status="created", id=told[0].id, type=told[0].type, version=1)
-
-
-def all_stored(told: Sequence[EntityCreated]) -> EntitiesStored:
-    """Answer the creation of several."""
+def bulk_create(request: BulkCreateEntities, tx: Transaction) -> EntitiesStored:
+    """Create entities, all or none."""
+    told = _create(request.entities, tx)
     return EntitiesStored(ids=[event.id for event in told], count=len(told))
 
 
@@ -149,6 +125,27 @@ def unrelate(request: DeleteRelationship, tx: Transaction) -> RelationshipStored
     return RelationshipStored(status="deleted", type=request.type, from_=source.id, to=target.id)
 
 
+def _create(new: Sequence[NewEntity | CreateEntity], tx: Transaction) -> Sequence[EntityCreated]:
+    told = [
+        EntityCreated(id=entity.id or new_id(), type=entity.type, properties=entity.properties)
+        for entity in new
+    ]
+    for event in told:
+        _check(event.properties, f"entity {event.id!r}")
+    count = sum(len(event.properties) for event in told)
+    if count > MAX_BULK_PROPERTIES:
+        raise ResourceExhausted(
+            f"{count} properties at once, of {MAX_BULK_PROPERTIES}",
+            reason="too_many_properties",
+            limit=MAX_BULK_PROPERTIES,
+            retryable=False,
+            hint="create fewer entities at a time",
+        )
+    _refuse_known(tx, [event.id for event in told])
+    applying.create(tx, [(event, tx.tell(event).time_us) for event in told])
+    return told
+
+
 def _refuse_known(tx: Transaction, ids: Sequence[str]) -> None:
     """Raise AlreadyExists for the first id that there is, or that is given twice."""
     known = {row[0] for row in by_keys(tx, "SELECT id FROM entities WHERE id IN ({})", ids)}
@@ -164,7 +161,7 @@ def _refuse_known(tx: Transaction, ids: Sequence[str]) -> None:
 
 
 def _tell(tx: Transaction, told: Told) -> None:
-    apply(tx, told, tx.tell(told).time_us)
+    applying.apply(tx, told, tx.tell(told).time_us)
 
 
 def _ends(tx: Transaction, entity: EntityRow) -> Iterator[RelationshipDeleted]:

@@ -25,7 +25,7 @@ from ksi_common.events.graph import (
     Traversed,
     UpdateEntity,
 )
-from ksi_daemon.plugin import Database, handler, hookimpl, scripts
+from ksi_daemon.plugin import Database, Transaction, handler, hookimpl, scripts
 from ksi_graph import changing, reading, traversing
 
 
@@ -36,15 +36,15 @@ def ksi_migrations() -> Mapping[int, str]:
 
 
 @handler
-async def create_entity(request: CreateEntity, database: Database) -> EntityStored:
+def create_entity(request: CreateEntity, tx: Transaction) -> EntityStored:
     """Create an entity, and tell it."""
-    return changing.stored(await database.write(changing.Create([request])))
+    return changing.create(request, tx)
 
 
 @handler
-async def bulk_create_entities(request: BulkCreateEntities, database: Database) -> EntitiesStored:
+def bulk_create_entities(request: BulkCreateEntities, tx: Transaction) -> EntitiesStored:
     """Create entities, all or none, and tell each."""
-    return changing.all_stored(await database.write(changing.Create(request.entities)))
+    return changing.bulk_create(request, tx)
 
 
 @handler
@@ -55,15 +55,15 @@ async def get_entity(request: GetEntity, database: Database) -> Entity:
 
 
 @handler
-async def update_entity(request: UpdateEntity, database: Database) -> EntityStored:
+def update_entity(request: UpdateEntity, tx: Transaction) -> EntityStored:
     """Change an entity, and tell what changed."""
-    return await database.write(partial(changing.update, request))
+    return changing.update(request, tx)
 
 
 @handler
-async def delete_entity(request: DeleteEntity, database: Database) -> EntityGone:
+def delete_entity(request: DeleteEntity, tx: Transaction) -> EntityGone:
     """Delete an entity with its relationships, and tell each."""
-    return await database.write(partial(changing.delete, request))
+    return changing.delete(request, tx)
 
 
 @handler
@@ -74,15 +74,15 @@ async def query_entities(request: QueryEntities, database: Database) -> Entities
 
 
 @handler
-async def create_relationship(request: CreateRelationship, database: Database) -> RelationshipStored:
+def create_relationship(request: CreateRelationship, tx: Transaction) -> RelationshipStored:
     """Relate two entities, and tell it."""
-    return await database.write(partial(changing.relate, request))
+    return changing.relate(request, tx)
 
 
 @handler
-async def delete_relationship(request: DeleteRelationship, database: Database) -> RelationshipStored:
+def delete_relationship(request: DeleteRelationship, tx: Transaction) -> RelationshipStored:
     """End a relationship, and tell it."""
-    return await database.write(partial(changing.unrelate, request))
+    return changing.unrelate(request, tx)
 
 
 @handler

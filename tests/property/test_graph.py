@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from ksi_common.errors import OperationalError
 from ksi_common.events.graph import (
+    BulkCreateEntities,
     ByProperty,
     Count,
     CreateEntity,
@@ -52,7 +53,7 @@ founders = st.fixed_dictionaries(
 new = st.builds(NewEntity, id=IDS, type=TYPES, properties=PROPERTIES)
 request = st.one_of(
     st.builds(CreateEntity, id=IDS, type=TYPES, properties=PROPERTIES),
-    st.lists(new, min_size=1, max_size=4),
+    st.builds(BulkCreateEntities, entities=st.lists(new, min_size=1, max_size=4)),
     st.builds(
         lambda properties, remove, **rest: UpdateEntity(
             properties=properties, remove=[name for name in remove if name not in properties], **rest
@@ -141,29 +142,28 @@ async def history(
 def begin(database: Database, wanted: Any) -> "asyncio.Future[Any]":
     """Hand a unit to the writer; units are done in the order handed over."""
     units: Mapping[type[Any], Callable[..., Any]] = {
+        CreateEntity: changing.create,
+        BulkCreateEntities: changing.bulk_create,
         UpdateEntity: changing.update,
         DeleteEntity: changing.delete,
         CreateRelationship: changing.relate,
         DeleteRelationship: changing.unrelate,
     }
-    unit = units.get(type(wanted))
-    if unit is not None:
-        return database.write(partial(unit, wanted))
-    return database.write(changing.Create(wanted if isinstance(wanted, list) else [wanted]))
+    return database.write(partial(units[type(wanted)], wanted))
 
 
 async def outcome(done: "asyncio.Future[Any]") -> str:
     """Give the status, or the reason why not."""
     try:
-        return str(getattr(await done, "status", "created"))
+        return str((await done).status)
     except OperationalError as error:
         return str(error.details["reason"])
 
 
 def expected(model: GraphModel, wanted: Any) -> str:
     match wanted:
-        case list():
-            return model.bulk_create(wanted)
+        case BulkCreateEntities():
+            return model.bulk_create(wanted.entities)
         case UpdateEntity():
             return model.update(wanted)
         case DeleteEntity():
