@@ -177,6 +177,13 @@ async def test_what_was_told_carries_the_ids_of_what_asked_for_it(wire: Wire, ks
     assert told.causation_id is not None
 
 
+async def test_a_retry_under_its_key_creates_nothing_more(wire: Wire, ksi: RunningDaemon) -> None:
+    entity = {"type": "thing"}
+    answers = [await wire.call("state:entity:create", entity, idempotency_key="k") for _ in range(2)]
+    assert answers[0]["data"] == answers[1]["data"]
+    assert len(ksi.events("state:entity:created")) == 1
+
+
 async def test_told_events_of_the_graph_cannot_be_forged(wire: Wire) -> None:
     data = {"event": "state:entity:created", "data": {"id": "a", "type": "t", "properties": {}}}
     assert (await wire.call("event:publish", data))["error"]["code"] == "PERMISSION_DENIED"
