@@ -37,7 +37,7 @@ from ksi_graph.values import MAX_BYTES, same, size
 
 MAX_BULK_PROPERTIES: Final = 5000
 """Of one ``bulk_create``: a unit has 250 ms."""
-MAX_ENDED: Final = 2000
+MAX_ENDED: Final = 500
 """Relationships that end with one entity, likewise."""
 
 

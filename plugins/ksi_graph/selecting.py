@@ -66,7 +66,11 @@ class Selection:
         self._question = question
         self._kind = question.kind
         self._types = [question.type] if question.type is not None else types(tables, question.kind)
-        self._lead = None if question.ends else self._choose(whole=whole)
+        self._lead: Demand | None = None
+        self._few = True
+        """So few rows are led to that they are better sorted than looked for in the order asked for."""
+        if not question.ends:
+            self._choose(whole=whole)
 
     def page(self, order: Order, after: Position | None, limit: int) -> list[Position]:
         """Give the positions of at most ``limit`` rows that fit, in order, after one."""
@@ -137,7 +141,7 @@ class Selection:
     def _with_property(self, name: str) -> Candidates:
         """Join candidates with a property of theirs, ``o``; where none lead, its own index does."""
         lead, kind = self._lead, self._kind
-        if self._question.ends or (lead is not None and lead.name != name):
+        if self._question.ends or (lead is not None and lead.name != name and self._few):
             found = self._candidates()
             source = (
                 f"{found.source} CROSS JOIN {kind.properties} o ON o.owner = {found.owner} AND o.name = ?"
@@ -161,18 +165,21 @@ class Selection:
         one_of = "= ?" if len(known) == 1 else f"IN ({marks(known)})"
         return Sql(f"{alias}.type {one_of} AND {alias}.name = ?", (*known, name))
 
-    def _choose(self, *, whole: bool) -> Demand | None:
-        """Choose the demand whose index leads to the fewest rows.
+    def _choose(self, *, whole: bool) -> None:
+        """Let the demand lead whose index leads to the fewest rows.
 
-        None where all lead to many: then rows are looked at in the order asked for, until there are enough.
+        None does where all lead to many: rows are looked at in the order asked for, until there are enough.
         A text that is looked for within texts is rarely found so soon, and the ``whole`` never.
         """
         demands = self._question.demands
         counted = [(self._probe(demand), n) for n, demand in enumerate(demands) if demand.positive]
         if not counted:
-            return None
+            return
         rows, best = min(counted)
-        return demands[best] if whole or rows < PROBED or demands[best].looked_at else None
+        whole = whole or bool(demands[best].looked_at)
+        if whole or rows < PROBED:
+            self._lead = demands[best]
+            self._few = whole or rows < PROBED // 5
 
     def _probe(self, demand: Demand) -> int:
         indexed = self._by_index(Demand(demand.name, demand.indexed), "d")

@@ -313,19 +313,18 @@ async def test_entities_and_relationships_are_counted_in_groups(wire: Wire) -> N
 
 async def test_an_entity_with_too_many_relationships_is_not_deleted_half(wire: Wire) -> None:
     await ask(wire, "entity:create", type="thing", id="hub")
-    for first in range(0, 2001, 1000):
-        many = [{"type": "thing", "id": f"t{number}"} for number in range(first, min(first + 1000, 2001))]
-        await ask(wire, "entity:bulk_create", entities=many)
-    for number in range(2001):
+    many = [{"type": "thing", "id": f"t{number}"} for number in range(501)]
+    await ask(wire, "entity:bulk_create", entities=many)
+    for number in range(501):
         data = {"type": "has", "from": "hub", "to": f"t{number}"}
         wire.send({"event": "state:relationship:create", "data": data, "id": f"r{number}"})
-        if number % 100 == 99 or number == 2000:
+        if number % 100 == 99 or number == 500:
             for _ in range(number % 100 + 1):
                 assert (await wire.receive())["type"] == "reply"
     error = await refused(wire, "entity:delete", id="hub")
     assert (error["code"], error["details"]["reason"]) == ("FAILED_PRECONDITION", "too_many_relationships")
     await ask(wire, "relationship:delete", type="has", from_="hub", to="t7")
-    assert (await ask(wire, "entity:delete", id="hub"))["relationships_deleted"] == 2000
+    assert (await ask(wire, "entity:delete", id="hub"))["relationships_deleted"] == 500
 
 
 async def test_the_tables_can_be_made_again_from_what_was_told(wire: Wire, ksi: RunningDaemon) -> None:

@@ -93,7 +93,7 @@ traversal = st.builds(
 )
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(scaled(120, 900))
 @pytest.mark.parametrize("probed", [0, 2, selecting.PROBED])
 def test_the_graph_answers_as_a_model_does_and_its_log_makes_it_again(
     probed: int, monkeypatch: pytest.MonkeyPatch
