@@ -34,7 +34,7 @@ def parser(cls: type[M]) -> Callable[[Mapping[str, Any]], M]:
                 f"data of {name} has {len(text)} bytes", reason="too_large", limit=MAX_DATA, field="data"
             )
         try:
-            message: M = validate(text, strict=True, extra="forbid")
+            message: M = validate(text, strict=True, extra="forbid", by_name=False)
         except ValidationError as error:
             raise refusal(error, cls, name) from None
         return message

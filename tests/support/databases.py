@@ -48,8 +48,9 @@ async def opened(
     *,
     published: Callable[[Sequence[StoredEvent], int], None] | None = None,
     clock: Clock | None = None,
+    plugins: Sequence[str] = (),
 ) -> AsyncIterator[Database]:
-    """Open and start a database with the table ``things``."""
+    """Open and start a database with the table ``things``, and the tables of some plugins' packages."""
     database = Database(
         folder / "db" / "ksi.db",
         backups=folder / "backups",
@@ -59,6 +60,8 @@ async def opened(
     )
     async with database:
         database.migrate("test", THINGS)
+        for package in plugins:
+            database.migrate(package, scripts(package))
         database.start()
         yield database
 
