@@ -541,6 +541,9 @@ def test_ctrl_c_twice_at_the_prompt_leaves(chat: Chats) -> None:
         terminal.enter("hi")
         terminal.expect("1 token, ")
         terminal.expect("you ▸ ")
+        # Its echo says that readline reads: a Ctrl-C between the prompt and that is heard at the next key.
+        terminal.type("x")
+        terminal.expect("x")
         terminal.type("\x03")
         terminal.expect("Ctrl-C again leaves, and so does Ctrl-D\nyou ▸ ")
         terminal.type("\x03")
