@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -18,14 +19,19 @@ M = TypeVar("M", bound=Message)
 def parser(cls: type[M]) -> Callable[[Mapping[str, Any]], M]:
     """Make the function that reads a request's data: strict JSON types, no unknown field at any depth.
 
-    It raises InvalidArgument with ``field`` (a path), and a guess where a name is nearly right.
+    It raises InvalidArgument with ``field`` (a path), and a guess where a name is nearly right. The model is
+    built at the first use: an idle daemon has hundreds that nobody asks for.
     """
-    validate = cls.__pydantic_validator__.validate_json
     name = spec_of(cls).name
-    # Messages are frozen: one that says nothing can be shared by all who say nothing.
-    empty = _empty(cls)
+
+    @cache
+    def built() -> tuple[Callable[..., M], M | None]:
+        # Messages are frozen: one that says nothing can be shared by all who say nothing.
+        empty = _empty(cls)
+        return cls.__pydantic_validator__.validate_json, empty
 
     def parse(data: Mapping[str, Any]) -> M:
+        validate, empty = built()
         if not data and empty is not None:
             return empty
         text = dumps(data)
@@ -34,7 +40,7 @@ def parser(cls: type[M]) -> Callable[[Mapping[str, Any]], M]:
                 f"data of {name} has {len(text)} bytes", reason="too_large", limit=MAX_DATA, field="data"
             )
         try:
-            message: M = validate(text, strict=True, extra="forbid", by_name=False)
+            message = validate(text, strict=True, extra="forbid", by_name=False)
         except ValidationError as error:
             raise refusal(error, cls, name) from None
         return message

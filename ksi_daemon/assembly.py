@@ -103,6 +103,7 @@ class Assembly:
                 continue
             route = compiler.handler(function, plugin.name)
             if not plugin.builtin:
+                route.message.model_rebuild()  # what is wrong with it is said now
                 route = self._marked(plugin.name, route)
             self._check_free(route, routes)
             routes[route.spec.name] = route
