@@ -17,6 +17,7 @@ from tests.support.daemon_process import DaemonProcess
 from tests.support.databases import rows
 from tests.support.pipeline import call_line, pipeline
 from tests.support.scale import scaled
+from tests.support.waiting import eventually
 
 EVENTS = 600
 CUTS = scaled(12, 50)
@@ -159,8 +160,12 @@ async def test_a_loss_is_told_once_and_remembered_until_it_is_acknowledged(
     for _ in range(2):
         async with running_daemon(home=home, settings=SETTINGS) as ksi:
             log_ids.append(ksi.daemon.database.log_id)
-            told = await ksi.call_raw("event:query", {"patterns": ["system:tail_lost"]})
-            assert told["count"] == 1
+
+            async def is_told() -> bool:
+                told = await ksi.call_raw("event:query", {"patterns": ["system:tail_lost"]})
+                return bool(told["count"] == 1)
+
+            await eventually(is_told, patience_s=5)
             assert (await ksi.call_raw("system:health"))["status"] == "degraded"
     async with running_daemon(home=home, settings=SETTINGS) as ksi:
         log_ids.append(ksi.daemon.database.log_id)
