@@ -1,6 +1,7 @@
 """However the bytes are cut, the frames are the same; and every declared event comes through unchanged."""
 
 import dataclasses
+import functools
 import importlib
 import pkgutil
 from collections.abc import Iterator, Sequence
@@ -32,7 +33,8 @@ def declared() -> Iterator[type[Message]]:
 
 
 CLASSES = sorted(set(declared()), key=lambda cls: spec_of(cls).name)
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+characters = st.characters(exclude_categories=["Cs"])  # made once: a dear thing to make
+texts = st.text(characters, max_size=20)
 numbers = st.integers(-MAX_INTEGER, MAX_INTEGER)
 json_values = st.recursive(
     st.none() | st.booleans() | numbers | st.floats(allow_nan=False, allow_infinity=False) | texts,
@@ -45,6 +47,7 @@ validated = {
 }
 
 
+@functools.cache
 def messages(cls: type[BaseModel]) -> st.SearchStrategy[BaseModel]:
     """Make messages of ``cls``: each field as its annotation allows, or left to its default."""
     fields = {
@@ -117,7 +120,7 @@ class Limits:
             return validated[self.validator.__name__]
         if self.pattern is None:
             return st.text(
-                st.characters(exclude_categories=["Cs"]),
+                characters,
                 min_size=self.shortest,
                 max_size=min(self.longest or 20, self.shortest + 20),
             )
@@ -167,7 +170,7 @@ def test_every_reply_comes_through_the_wire_unchanged(cls: type[Message], data: 
 
 
 ids = st.none() | numbers | texts
-optional_texts = st.none() | st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=10)
+optional_texts = st.none() | st.text(characters, min_size=1, max_size=10)
 calls = st.builds(
     Call,
     texts,
