@@ -13,6 +13,8 @@ class Usage(TypedDict, total=False):
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    cache_creation_tokens: int
+    cost_usd: float | None
 
 
 class Failure(TypedDict, total=False):

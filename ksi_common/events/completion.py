@@ -34,11 +34,17 @@ class ChatMessage(Message):
 
 
 class Usage(Message):
-    """Tokens of one call; ``cached_tokens`` are those of the prompt that were not computed again."""
+    """Tokens of one call; ``cached_tokens`` are those of the prompt that were not computed again.
+
+    ``cache_creation_tokens`` are those that the provider keeps for the next call. ``cost_usd`` is None where
+    nobody knows a price.
+    """
 
     prompt_tokens: Tokens = 0
     completion_tokens: Tokens = 0
     cached_tokens: Tokens = 0
+    cache_creation_tokens: Tokens = 0
+    cost_usd: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
 
 class Proof(Message):

@@ -175,7 +175,13 @@ def test_json_is_one_object(chat: Chats) -> None:
         "result": "Event logs",
         "provider": "embedded",
         "model": MODEL,
-        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "cached_tokens": 1},
+        "usage": {
+            "prompt_tokens": 3,
+            "completion_tokens": 2,
+            "cached_tokens": 1,
+            "cache_creation_tokens": 0,
+            "cost_usd": None,
+        },
         "is_error": False,
     }
 

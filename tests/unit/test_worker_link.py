@@ -53,7 +53,7 @@ async def test_an_answer_comes_in_pieces_and_then_whole(run_dir: Path) -> None:
         "result": "one two three",
         "model": "odd",
         "finish_reason": "stop",
-        "usage": {"prompt_tokens": 3, "completion_tokens": 3, "cached_tokens": 1},
+        "usage": {"prompt_tokens": 3, "completion_tokens": 3, "cached_tokens": 1, "cache_creation_tokens": 0},
     }
 
 

@@ -31,6 +31,8 @@ class EmbeddedProvider:
 
     name = "embedded"
     models: Sequence[str] = (MODEL,)
+    keeps_sessions = False
+    restricts_tools = True  # it has none
 
     def __init__(
         self,

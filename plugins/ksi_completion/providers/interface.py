@@ -16,7 +16,12 @@ FailureClass = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One attempt at one completion. ``messages``: the whole conversation, oldest first, the prompt last."""
+    """One attempt at one completion. ``messages``: the whole conversation, oldest first, the prompt last.
+
+    ``tools`` and ``response_schema`` are JSON as the OpenAI API has them; ``allowed_tools`` are names of
+    tools that may be used, None where nobody restricted them. ``provider_session`` is the provider's own id
+    of the session, where an answer before gave one, and ``resume_at`` its id of the last good turn.
+    """
 
     request_id: str
     session_id: str
@@ -25,21 +30,38 @@ class Job:
     attempt: int = 1
     system: str | None = None
     max_tokens: int | None = None
+    tools: Sequence[Mapping[str, JsonValue]] = ()
+    allowed_tools: Sequence[str] | None = None
+    response_schema: Mapping[str, JsonValue] | None = None
+    provider_session: str | None = None
+    resume_at: str | None = None
+    agent_id: str | None = None
+    timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer. ``response``: what the provider gave, as it goes into the session's file."""
+    """A whole answer. ``response``: what the provider gave, as it goes into the session's file.
+
+    ``provider_session`` and ``resume_at`` are for the Job of the session's next turn; ``structured`` is what
+    a ``response_schema`` asked for, where the provider itself made it.
+    """
 
     text: str
     model: str
     finish_reason: str
     usage: Usage
     response: Mapping[str, JsonValue] = field(default_factory=dict)
+    provider_session: str | None = None
+    resume_at: str | None = None
+    structured: JsonValue = None
 
 
 class ProviderFailure(Exception):
-    """An attempt that gave no answer. ``reason``: the machine's word for the case."""
+    """An attempt that gave no answer. ``reason``: the machine's word for the case.
+
+    ``usage``: what it cost all the same. Reason ``session_lost``: the provider no longer knows the session.
+    """
 
     def __init__(
         self,
@@ -48,12 +70,14 @@ class ProviderFailure(Exception):
         reason: str,
         kind: FailureClass = "transient",
         retry_after_s: float | None = None,
+        usage: Usage | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.reason = reason
         self.kind = kind
         self.retry_after_s = retry_after_s
+        self.usage = usage
 
 
 class Generation(Protocol):
@@ -87,6 +111,10 @@ class CompletionProvider(Protocol):
     """Names of the models that it has; the first is the default."""
     concurrency: int
     """Answers that it makes at once."""
+    keeps_sessions: bool
+    """It keeps conversations itself: a Job with its ``provider_session`` need not repeat the history."""
+    restricts_tools: bool
+    """It can be held to ``allowed_tools``; a Job that has them goes to no other."""
 
     def missing(self) -> str | None:
         """Say why it cannot be used, and what to do; None where it can. Cheap: starts no process."""

@@ -92,7 +92,10 @@ class WorkerGeneration:
 
 
 def _answer(report: Done) -> Answer:
-    response = {"result": report.text, **report.model_dump(include={"model", "finish_reason", "usage"})}
+    response = report.model_dump(include={"model", "finish_reason"}) | {
+        "result": report.text,
+        "usage": report.usage.model_dump(exclude_none=True),
+    }
     if report.dropped_messages:
         response["dropped_messages"] = report.dropped_messages
     return Answer(
