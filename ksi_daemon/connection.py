@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import chain
 from select import POLLHUP, poll
 from typing import Any, Final, Literal, Protocol, cast
@@ -13,7 +12,6 @@ from ksi_common.errors import (
     DeadlineExceeded,
     InternalError,
     KSIError,
-    ResourceExhausted,
     Unavailable,
 )
 from ksi_common.frames import (
@@ -27,6 +25,7 @@ from ksi_common.jsonrpc import Rpc
 from ksi_common.protocol import Malformed, ServerConnection
 from ksi_common.strict_json import dumps
 from ksi_daemon.channel import Channel
+from ksi_daemon.connection_limits import ConnectionLimits
 from ksi_daemon.exchange import Exchange, encode
 from ksi_daemon.middleware.direct import Direct
 from ksi_daemon.outcomes import Endpoint, Reply
@@ -48,7 +47,7 @@ class Served(Protocol):
     direct: Direct | None
     """The way of handlers that do not wait; None: they go by ``dispatch``, as all others."""
     routes: Mapping[str, Route]
-    limits: "ConnectionLimits"
+    limits: ConnectionLimits
     closing: bool
 
     def crashed(self, error: BaseException) -> None:
@@ -66,16 +65,6 @@ class Served(Protocol):
     def progressed(self) -> None:
         """Hear, while it closes, that a request has ended."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionLimits:
-    """Where one connection has to stop."""
-
-    in_flight: int = 128
-    streams: int = 1024
-    partial_line_s: float = 10.0
-    unwritable_s: float = 10.0
 
 
 class Connection(asyncio.Protocol):
@@ -342,18 +331,8 @@ class Connection(asyncio.Protocol):
             return AlreadyExists(f"id {ident!r} is in use on this connection", reason="id_in_use")
         if self._server.closing:
             return Unavailable("the daemon is stopping", reason="shutting_down", retry_after_s=1)
-        limits = self._server.limits
-        if stream:
-            if self._streams >= limits.streams:
-                return ResourceExhausted(f"{limits.streams} streams on this connection", retry_after_s=1)
-        elif len(self._exchanges) - self._streams >= limits.in_flight:
-            return ResourceExhausted(
-                f"{limits.in_flight} requests in flight on this connection",
-                reason="in_flight",
-                limit=limits.in_flight,
-                retry_after_s=0.05,
-            )
-        return None
+        requests = len(self._exchanges) - self._streams
+        return self._server.limits.refusal(requests=requests, streams=self._streams, stream=stream)
 
     def _cancel(self, ident: FrameId) -> None:
         exchange = self._exchanges.get(ident)
