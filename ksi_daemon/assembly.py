@@ -3,7 +3,10 @@
 import inspect
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
+
+import structlog
 
 from ksi_common.errors import AlreadyExists
 from ksi_common.messages import Notification, spec_of
@@ -15,13 +18,18 @@ from ksi_daemon.hooks import Relay
 from ksi_daemon.immediate import HandlerError
 from ksi_daemon.marks import DURABLE, HANDLER, PROJECTION, REBUILDER, SUBSCRIBER, UPCASTER, Durable
 from ksi_daemon.middleware.observation import Observer
+from ksi_daemon.needs import NeedError, nobody_called
 from ksi_daemon.outcomes import Middleware
+from ksi_daemon.plugin_settings import read_table
 from ksi_daemon.plugins import declared, modules_of, notifications_of, refuse
 from ksi_daemon.projections.declaration import Declaration, declaration_of, rebuilder_of
 from ksi_daemon.router import Route
 from ksi_daemon.services import Service, Services
+from ksi_daemon.settings import Settings
 from ksi_daemon.supervisor import attempt, attempt_async
 from ksi_daemon.upcasting import Data, UpcasterError, missing_upcasters, upcaster_of
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +67,25 @@ class Assembly:
     def loaded(self) -> Sequence[Plugin]:
         """Give the plugins that take part, in the order loaded."""
         return [plugin for plugin in self.catalog.plugins.values() if plugin.status == "loaded"]
+
+    def read_settings(self, settings: Settings, services: Services) -> None:
+        """Read every plugin's table and offer it; a table that is of no plugin is warned of."""
+        for plugin in self.loaded:
+            read = partial(self._read_settings, plugin, settings.plugins.get(plugin.name, {}), services)
+            self._refuse_if_failed(plugin, attempt(read))
+        for name in settings.plugins:
+            if name not in self.catalog.plugins:
+                log.warning(
+                    "settings.of_no_plugin", plugin=name, hint=nobody_called(name, self.catalog.plugins)
+                )
+
+    def _read_settings(self, plugin: Plugin, table: Mapping[str, Any], services: Services) -> None:
+        model = self.relay.settings(plugin.name)
+        if model is None and plugin.builtin:
+            return  # it has none, or reads its table itself
+        made = read_table(plugin.name, table, model)
+        if made is not None:
+            services.offer(type(made), made, plugin=plugin.name)
 
     def migrate(self, database: Database) -> None:
         """Bring every plugin's tables to their newest schema."""
@@ -174,6 +201,11 @@ class Assembly:
 
     def _refuse(self, plugin: Plugin, error: BaseException) -> None:
         refuse(plugin, error)
+        for dependent in self.catalog.dependents(plugin.name):
+            if dependent.status == "loaded":
+                self._refuse(
+                    dependent, NeedError(f"it needs {plugin.name}, which cannot run: {plugin.error}")
+                )
         self.relay.unregister(plugin.name)
         for name in plugin.handled:
             self.catalog.routes.pop(name, None)

@@ -8,7 +8,7 @@ from typing import Literal
 from ksi_common.messages import Message, Notification, spec_of
 from ksi_daemon.router import Route
 
-Status = Literal["loaded", "refused", "quarantined"]
+Status = Literal["loaded", "refused", "quarantined", "disabled"]
 
 
 @dataclass(slots=True, eq=False)
@@ -25,6 +25,10 @@ class Plugin:
     failures: int = 0
     """Errors that were bugs."""
     module: object = None
+    requires: Sequence[str] = ()
+    """Plugins that it does not run without."""
+    wants: Sequence[str] = ()
+    """Plugins that start before it, where they are there."""
     handled: list[str] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
     """Notifications that it declares."""
@@ -92,6 +96,10 @@ class Catalog:
         if plugin is not None:
             plugin.failures += 1
         return name
+
+    def dependents(self, name: str) -> Sequence[Plugin]:
+        """Give the plugins that do not run without one."""
+        return [plugin for plugin in self.plugins.values() if name in plugin.requires]
 
     def by_namespace(self, namespace: str | None = None) -> Mapping[str, Sequence[Route]]:
         """Give routes that clients may ask for, in order."""

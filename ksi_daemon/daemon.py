@@ -48,6 +48,7 @@ from ksi_daemon.middleware.idempotency import Idempotency
 from ksi_daemon.middleware.observation import Observation
 from ksi_daemon.middleware.permissions import permissions
 from ksi_daemon.outcomes import Endpoint, Middleware
+from ksi_daemon.plugin_settings import is_enabled, own_table
 from ksi_daemon.plugins import GROUP, Loader, explain
 from ksi_daemon.presence import Presence
 from ksi_daemon.processes import Processes
@@ -82,7 +83,9 @@ class Daemon:
 
     def __init__(self, paths: Paths, settings: Settings, *, clock: Clock | None = None) -> None:
         self.paths = paths
-        self.settings = settings
+        self._disabled = [name for name, table in settings.plugins.items() if not is_enabled(table)]
+        tables = {name: own_table(table) for name, table in settings.plugins.items()}
+        self.settings = settings.model_copy(update={"plugins": tables})
         self.clock: Clock = clock or SystemClock()
         self.catalog = Catalog()
         self.relay = Relay()
@@ -95,7 +98,9 @@ class Daemon:
         names = [name.strip() for name in only.split(",")] if only is not None else None
         folders = dict.fromkeys((self.paths.plugins, *self.settings.plugins_dir))
         suspects = os.environ.get("KSI_CRASHED_PLUGIN", "").split(",")
-        Loader(self.catalog, self.relay, self.breadcrumb, only=names, suspects=suspects).load(folders)
+        Loader(
+            self.catalog, self.relay, self.breadcrumb, only=names, suspects=suspects, disabled=self._disabled
+        ).load(folders)
 
     async def serve(self, *, recovered: bool = False, ready: Callable[["Daemon"], None]) -> Stop:
         """Come to life, call ``ready``, serve until stopped, drain; give why it stopped.
@@ -159,6 +164,7 @@ class Daemon:
             tasks=self.tasks,
         )
         self._offer_core()
+        self.assembly.read_settings(self.settings, self.services)
         await self._offer_resources(processes)
         await self.assembly.open_services(self.services)
         self.assembly.compile(Compiler(self.services, Threads(), self.database))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pluggy
+from pydantic import BaseModel
 
 from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import FailedPrecondition
@@ -67,6 +68,14 @@ class Relay:
     def services(self, name: str) -> Sequence[Service[Any]]:
         """Give the services that a plugin offers."""
         return [service for several in self._ask("ksi_services", name) for service in several]
+
+    def settings(self, name: str) -> type[BaseModel] | None:
+        """Give the model of a plugin's settings."""
+        models = self._ask("ksi_settings", name)
+        for model in models:
+            if not (isinstance(model, type) and issubclass(model, BaseModel)):
+                raise HookError(f"ksi_settings must give a class of pydantic's BaseModel, not {model!r}")
+        return models[0] if models else None
 
     def middleware(self, name: str) -> Sequence[Middleware]:
         """Give the layers of a plugin."""

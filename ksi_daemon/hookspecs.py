@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pluggy
+from pydantic import BaseModel
 
 from ksi_common.bus import Bus
 from ksi_common.envelope import EventEnvelope
@@ -26,6 +27,11 @@ def ksi_handlers() -> Sequence[Callable[..., Any]]:  # type: ignore[empty-body] 
 @hookspec
 def ksi_services() -> Sequence[Service[Any]]:  # type: ignore[empty-body]
     """Give services: interfaces that handlers of any plugin may take as parameters."""
+
+
+@hookspec
+def ksi_settings() -> type[BaseModel]:  # type: ignore[empty-body]
+    """Give the model of the plugin's table ``[plugins.NAME]``; handlers take it as a parameter, by its type."""
 
 
 @hookspec

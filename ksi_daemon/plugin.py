@@ -61,7 +61,7 @@ from ksi_daemon.health import HealthChecks
 from ksi_daemon.hookspecs import hookimpl
 from ksi_daemon.hub import Hub
 from ksi_daemon.leases import Lease, LeaseHeld, LeaseLost, Leases
-from ksi_daemon.marks import DURABLE, HANDLER, SUBSCRIBER, Durable
+from ksi_daemon.marks import DURABLE, HANDLER, KSI_API, SUBSCRIBER, Durable
 from ksi_daemon.outcomes import Ended, Endpoint, Failed, Middleware, Outcome, Rendered, Replied, Send, Yielded
 from ksi_daemon.processes import Process, Processes
 from ksi_daemon.projections import (
@@ -86,9 +86,6 @@ from ksi_daemon.upcasting import upcaster
 from ksi_daemon.verification import Verified, Verifier
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-KSI_API = "1"
-"""The version of everything here."""
 
 
 def handler(function: F) -> F:

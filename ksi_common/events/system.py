@@ -168,7 +168,7 @@ class PluginSummary(Message):
 
     name: str
     version: str
-    status: Literal["loaded", "refused", "quarantined"]
+    status: Literal["loaded", "refused", "quarantined", "disabled"]
     origin: str
     events: int
     error: str | None = None
