@@ -90,6 +90,22 @@ class Catalog:
         route = self.routes.get(event)
         return self.charge(route.plugin if route else "unknown")
 
+    def charge_file(self, filename: str) -> str | None:
+        """Count a bug against the plugin that a file belongs to; give its name, None: it is nobody's."""
+        owner = self.owner_of(filename)
+        return None if owner is None or owner.builtin else self.charge(owner.name)
+
+    def owner_of(self, filename: str) -> Plugin | None:
+        """Give the plugin that a file of code belongs to."""
+        for plugin in self.plugins.values():
+            file = getattr(plugin.module, "__file__", None)
+            if file is None or plugin.name == "system":
+                continue
+            folder, _, name = file.rpartition("/")
+            if filename == file or (name == "__init__.py" and filename.startswith(f"{folder}/")):
+                return plugin
+        return None
+
     def charge(self, name: str) -> str:
         """Count a bug against a plugin; give its name."""
         plugin = self.plugins.get(name)

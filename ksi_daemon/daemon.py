@@ -14,7 +14,7 @@ import structlog
 from ksi_common.bus import Bus
 from ksi_common.clock import Clock, SystemClock
 from ksi_common.envelope import EventEnvelope
-from ksi_common.errors import InternalError
+from ksi_common.errors import InternalError, KSIError
 from ksi_common.events.system import Started, Stopping
 from ksi_common.events.timer import Failed as TimerFailed
 from ksi_common.paths import Paths
@@ -232,11 +232,17 @@ class Daemon:
         self.catalog.declare(TimerFailed)
 
     def _compose(self) -> None:
-        errors = Errors(self.catalog.blame, strict=self.settings.strict)
+        errors = Errors(self.catalog.blame, strict=self.settings.strict, culprit=self.catalog.charge_file)
         deadline = Deadline(self.settings.limits.handler_s)
+        self.assembly.table.complete(self.database, self._explain)
+        self.assembly.table.arrange()
         self.dispatch = self._chain(errors, deadline)
-        direct = Direct(errors, self.observation, deadline, self.database)
-        self.direct = None if self.assembly.middleware else direct
+        self.direct = Direct(errors, self.observation, deadline, self.database)
+
+    def _explain(self, envelope: EventEnvelope, error: BaseException, plugin: str) -> KSIError:
+        """Give the error of one of several handlers, which is that plugin's own."""
+        charged = Errors(partial(self._charge, plugin), strict=self.settings.strict)
+        return charged.answer(envelope, error)
 
     def _chain(self, errors: Errors, deadline: Deadline) -> Endpoint:
         layers: Sequence[Middleware] = (
@@ -246,9 +252,9 @@ class Daemon:
             deadline,
             permissions,
             self.idempotency,
-            *self.assembly.middleware,
         )
-        return compose(layers, Router(self.catalog.routes, self._unrouted))
+        router = Router(self.catalog.routes, self._unrouted, self.assembly.table.unrouted)
+        return compose(layers, router)
 
     async def _unrouted(self, envelope: EventEnvelope) -> Mapping[str, Any] | None:
         if not self.relay.handles_unrouted:

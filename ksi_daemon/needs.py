@@ -1,7 +1,7 @@
 """What plugins need of each other: who starts first, and who cannot run.
 
-A module says ``requires = ["state>=0.1"]`` and ``wants = ["metrics"]``, in the words of pip; ``ksi_api = "1"``
-says what it was written for. What is required must be there, and starts before; what is wanted starts before,
+A module says ``requires = ["state>=0.1"]`` and ``wants = ["metrics"]``, as pip has it; ``ksi_api = "1"`` says
+what it was written for. What is required must be there, and starts before; what is wanted starts before,
 where it is there.
 """
 
@@ -96,9 +96,9 @@ class Order:
             self.refused.update(dict.fromkeys(path[path.index(name) :], reason))
             return reason
         for need in self._needs[name].requires:
-            reason = self._judge_need(need, (*path, name))
-            if reason is not None:
-                return self.refused.setdefault(name, reason)
+            missing = self._judge_need(need, (*path, name))
+            if missing is not None:
+                return self.refused.setdefault(name, missing)
         return None
 
     def _judge_need(self, need: Need, path: tuple[str, ...]) -> str | None:

@@ -1,4 +1,4 @@
-"""The table ``[plugins.NAME]`` of a plugin: read by the model that the plugin gives, and offered as a service.
+"""The table ``[plugins.NAME]`` of a plugin: read by its model, and offered as a service.
 
 class WeatherSettings(BaseModel):
     city: str = Field("Berlin", description="Where.")
