@@ -1,7 +1,7 @@
 """One client: bytes to frames, frames to work, outcomes to bytes. One write per turn of the loop."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from select import POLLHUP, poll
 from typing import Any, Final, Literal, Protocol, cast
@@ -19,11 +19,12 @@ from ksi_common.frames import (
     Call,
     Cancel,
     FrameId,
+    ServedAnswer,
     error_line,
 )
 from ksi_common.ids import new_id
 from ksi_common.jsonrpc import Rpc
-from ksi_common.protocol import Malformed, ServerConnection
+from ksi_common.protocol import FromClient, Malformed, ServerConnection
 from ksi_common.strict_json import dumps
 from ksi_daemon.channel import Channel
 from ksi_daemon.exchange import Exchange, encode
@@ -101,6 +102,8 @@ class Connection(asyncio.Protocol):
         self._last_reply: object = None
         self._last_text = b""
         self._rpc: RpcSide | None = None
+        self.serves: Callable[[ServedAnswer], None] | None = None
+        """Hears what this client answers, where it serves events."""
         self.transport: asyncio.Transport | None = None
 
     # What asyncio calls.
@@ -247,8 +250,11 @@ class Connection(asyncio.Protocol):
 
     # The way of a call.
 
-    def _receive(self, frame: Call | Cancel | Malformed | Rpc) -> None:
-        if type(frame) is Malformed:
+    def _receive(self, frame: FromClient) -> None:
+        if type(frame) is ServedAnswer:
+            if self.serves is not None:
+                self.serves(frame)
+        elif type(frame) is Malformed:
             self._malformed(frame)
         elif type(frame) is Cancel:
             self._cancel(frame.id)

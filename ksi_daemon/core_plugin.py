@@ -37,10 +37,20 @@ from ksi_daemon.health import Health as HealthMonitor
 from ksi_daemon.hooks import Relay
 from ksi_daemon.lifecycle import Lifecycle
 from ksi_daemon.plugin import handler
+from ksi_daemon.plugin_handlers import (
+    dependencies,
+    graph,
+    orphaned_events,
+    relationships,
+    serve,
+    validate,
+)
 from ksi_daemon.settings import Settings
 from ksi_daemon.subscriptions import Subscriptions
 
 WIRE_VERSION = 1
+
+__all__ = ["dependencies", "graph", "orphaned_events", "relationships", "serve", "validate"]
 
 
 @handler
@@ -192,4 +202,6 @@ def _summary(plugin: Plugin) -> dict[str, object]:
         "events": len(plugin.handled),
         "error": plugin.error,
         "failures": plugin.failures,
+        "remote": plugin.remote,
+        "connections": plugin.connections,
     }

@@ -24,7 +24,7 @@ from ksi_daemon.blobs import Blobs, FileBlobs
 from ksi_daemon.breadcrumb import Breadcrumb
 from ksi_daemon.bus import LocalBus
 from ksi_daemon.catalog import Catalog
-from ksi_daemon.children import Children
+from ksi_daemon.children import Children, Tasks
 from ksi_daemon.connection import ConnectionLimits
 from ksi_daemon.consumers import Consumers
 from ksi_daemon.database import Database
@@ -54,6 +54,7 @@ from ksi_daemon.presence import Presence
 from ksi_daemon.processes import Processes
 from ksi_daemon.projections import Aggregates, Projections
 from ksi_daemon.referrers import Referrers
+from ksi_daemon.remote import Remotes
 from ksi_daemon.replay import Replays
 from ksi_daemon.retention import Retention
 from ksi_daemon.router import Router
@@ -193,11 +194,13 @@ class Daemon:
         offer(Projections, self.projections)
         offer(Aggregates, Aggregates(self.database, self.eventlog))
         offer(Relay, self.relay)
+        offer(Remotes, Remotes(self.catalog, self.assembly.table, self.database))
         replays = Replays(self.assembly, self.services, self.database, self.eventlog, self.hub, self.clock)
         offer(Replays, replays)
         offer(Services, self.services)
         offer(Settings, self.settings)
         offer(Subscriptions, self.subscriptions)
+        offer(Tasks, self.tasks)  # type: ignore[type-abstract]
         health = Health(self.database, self.subscriptions, self.catalog, self.settings, self.clock)
         offer(Health, health)
         offer(HealthChecks, health)  # type: ignore[type-abstract]
@@ -253,7 +256,8 @@ class Daemon:
             permissions,
             self.idempotency,
         )
-        router = Router(self.catalog.routes, self._unrouted, self.assembly.table.unrouted)
+        table = self.assembly.table
+        router = Router(self.catalog.routes, self._unrouted, table.unrouted, self.catalog.gone)
         return compose(layers, router)
 
     async def _unrouted(self, envelope: EventEnvelope) -> Mapping[str, Any] | None:
