@@ -14,7 +14,7 @@ import structlog
 from ksi_common.bus import Bus
 from ksi_common.clock import Clock, SystemClock
 from ksi_common.envelope import EventEnvelope
-from ksi_common.errors import InternalError
+from ksi_common.errors import InternalError, KSIError
 from ksi_common.events.system import Started, Stopping
 from ksi_common.events.timer import Failed as TimerFailed
 from ksi_common.paths import Paths
@@ -24,7 +24,7 @@ from ksi_daemon.blobs import Blobs, FileBlobs
 from ksi_daemon.breadcrumb import Breadcrumb
 from ksi_daemon.bus import LocalBus
 from ksi_daemon.catalog import Catalog
-from ksi_daemon.children import Children
+from ksi_daemon.children import Children, Tasks
 from ksi_daemon.connection_limits import ConnectionLimits
 from ksi_daemon.consumers import Consumers
 from ksi_daemon.database import Database
@@ -48,12 +48,14 @@ from ksi_daemon.middleware.idempotency import Idempotency
 from ksi_daemon.middleware.observation import Observation
 from ksi_daemon.middleware.permissions import permissions
 from ksi_daemon.outcomes import Endpoint, Middleware
+from ksi_daemon.plugin_settings import is_enabled, own_table
 from ksi_daemon.plugins import GROUP, Loader, explain
 from ksi_daemon.presence import Presence
 from ksi_daemon.processes import Processes
 from ksi_daemon.projections import Aggregates, Projections
 from ksi_daemon.referrers import Referrers
 from ksi_daemon.reloading import Reloading
+from ksi_daemon.remote import Remotes
 from ksi_daemon.replay import Replays
 from ksi_daemon.retention import Retention
 from ksi_daemon.router import Router
@@ -83,7 +85,9 @@ class Daemon:
 
     def __init__(self, paths: Paths, settings: Settings, *, clock: Clock | None = None) -> None:
         self.paths = paths
-        self.settings = settings
+        self._disabled = [name for name, table in settings.plugins.items() if not is_enabled(table)]
+        tables = {name: own_table(table) for name, table in settings.plugins.items()}
+        self.settings = settings.model_copy(update={"plugins": tables})
         self.clock: Clock = clock or SystemClock()
         self.catalog = Catalog()
         self.relay = Relay()
@@ -97,7 +101,9 @@ class Daemon:
         names = [name.strip() for name in only.split(",")] if only is not None else None
         folders = dict.fromkeys((self.paths.plugins, *self.settings.plugins_dir))
         suspects = os.environ.get("KSI_CRASHED_PLUGIN", "").split(",")
-        Loader(self.catalog, self.relay, self.breadcrumb, only=names, suspects=suspects).load(folders)
+        Loader(
+            self.catalog, self.relay, self.breadcrumb, only=names, suspects=suspects, disabled=self._disabled
+        ).load(folders)
 
     async def serve(self, *, recovered: bool = False, ready: Callable[["Daemon"], None]) -> Stop:
         """Come to life, call ``ready``, serve until stopped, drain; give why it stopped.
@@ -161,6 +167,7 @@ class Daemon:
             tasks=self.tasks,
         )
         self._offer_core()
+        self.assembly.read_settings(self.settings, self.services)
         await self._offer_resources(processes)
         await self.assembly.open_services(self.services)
         self.assembly.compile(Compiler(self.services, Threads(), self.database))
@@ -190,12 +197,14 @@ class Daemon:
         offer(Projections, self.projections)
         offer(Aggregates, Aggregates(self.database, self.eventlog))
         offer(Relay, self.relay)
+        offer(Remotes, Remotes(self.catalog, self.assembly.table, self.database))
         offer(Reloading, self.reloading)
         replays = Replays(self.assembly, self.services, self.database, self.eventlog, self.hub, self.clock)
         offer(Replays, replays)
         offer(Services, self.services)
         offer(Settings, self.settings)
         offer(Subscriptions, self.subscriptions)
+        offer(Tasks, self.tasks)  # type: ignore[type-abstract]
         health = Health(self.database, self.subscriptions, self.catalog, self.settings, self.clock)
         offer(Health, health)
         offer(HealthChecks, health)  # type: ignore[type-abstract]
@@ -230,11 +239,17 @@ class Daemon:
         self.catalog.declare(TimerFailed)
 
     def _compose(self) -> None:
-        errors = Errors(self.catalog.blame, strict=self.settings.strict)
+        errors = Errors(self.catalog.blame, strict=self.settings.strict, culprit=self.catalog.charge_file)
         deadline = Deadline(self.settings.limits.handler_s)
+        self.assembly.table.complete(self.database, self._explain)
+        self.assembly.table.arrange()
         self.dispatch = self._chain(errors, deadline)
-        direct = Direct(errors, self.observation, deadline, self.database)
-        self.direct = None if self.assembly.middleware else direct
+        self.direct = Direct(errors, self.observation, deadline, self.database)
+
+    def _explain(self, envelope: EventEnvelope, error: BaseException, plugin: str) -> KSIError:
+        """Give the error of one of several handlers, which is that plugin's own."""
+        charged = Errors(partial(self._charge, plugin), strict=self.settings.strict)
+        return charged.answer(envelope, error)
 
     def _chain(self, errors: Errors, deadline: Deadline) -> Endpoint:
         layers: Sequence[Middleware] = (
@@ -244,9 +259,10 @@ class Daemon:
             deadline,
             permissions,
             self.idempotency,
-            *self.assembly.middleware,
         )
-        return compose(layers, Router(self.catalog.routes, self._unrouted))
+        table = self.assembly.table
+        router = Router(self.catalog.routes, self._unrouted, table.unrouted, self.catalog.gone)
+        return compose(layers, router)
 
     async def _unrouted(self, envelope: EventEnvelope) -> Mapping[str, Any] | None:
         if not self.relay.handles_unrouted:
