@@ -1,5 +1,6 @@
 """From loaded plugins to one table: what of a plugin does not fit refuses that plugin, and no other."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,6 +28,7 @@ from ksi_daemon.services import Service, Services
 from ksi_daemon.settings import Settings
 from ksi_daemon.supervisor import attempt, attempt_async
 from ksi_daemon.table import Table
+from ksi_daemon.threads import Threads
 from ksi_daemon.upcasting import Data, UpcasterError, missing_upcasters, upcaster_of
 
 log = structlog.get_logger()
@@ -59,6 +61,8 @@ class Assembly:
     rebuilders: list[Declaration] = field(default_factory=list)
     upcasters: dict[tuple[str, int], Callable[[Data], Data]] = field(default_factory=dict)
     """By the name of the event, and the version that they take."""
+    listening: dict[str, list[asyncio.Task[None]]] = field(default_factory=dict)
+    """What gives the subscribers of each plugin their events."""
     table: Table = field(init=False)
     _observers: dict[str, Sequence[Observer]] = field(default_factory=dict)
 
@@ -108,7 +112,7 @@ class Assembly:
             else:
                 offered[plugin.name] = several
                 plugin.services = [service.interface.__name__ for service in several]
-        for name, error in (await services.open(offered)).items():
+        for name, error in (await services.open(offered, self.breadcrumb.awaiting)).items():
             self._refuse(self.catalog.plugins[name], error)
 
     def compile(self, compiler: Compiler) -> None:
@@ -123,7 +127,23 @@ class Assembly:
             done = await attempt_async(lambda p=plugin: self.relay.startup(p.name, **arguments))  # type: ignore[misc]
             self._refuse_if_failed(plugin, done)
 
+    def switch_off(self, name: str, reason: str) -> None:
+        """Quarantine a plugin that runs: nothing of it is called again."""
+        plugin = self.catalog.plugins[name]
+        plugin.status, plugin.error = "quarantined", reason
+        self.table.switch_off(name, reason)
+        for observer in self._observers.pop(name, ()):
+            self.observers.remove(observer)
+        for task in self.listening.pop(name, ()):
+            task.cancel()
+        log.error("plugin.quarantined", plugin=name, error=reason)
+
     def _compile(self, plugin: Plugin, compiler: Compiler) -> None:
+        if not plugin.builtin:
+            # Threads of its own: those that it does not give back are no other's.
+            compiler = replace(
+                compiler, threads=Threads(around=partial(self.breadcrumb.in_thread, plugin.name))
+            )
         made = self.relay.handlers(plugin.name)
         heard = [function for function in made if getattr(function, SUBSCRIBER, False)]
         routes: dict[str, Route] = {}
@@ -139,6 +159,8 @@ class Assembly:
         subscribers = []
         for function in dict.fromkeys((*declared(plugin.module, SUBSCRIBER), *heard)):
             event, call = compiler.subscriber(function)
+            if not plugin.builtin:
+                call = self.breadcrumb.around_call(plugin.name, call)
             durable: Durable | None = getattr(function, DURABLE, None)
             if durable is not None and spec_of(event).ephemeral:
                 raise HandlerError(
@@ -148,7 +170,7 @@ class Assembly:
         projections = self._projections(plugin)
         rebuilders = [rebuilder_of(made, plugin.name) for made in declared(plugin.module, REBUILDER)]
         upcasters = _upcasters(plugin, routes)
-        layers = self.relay.middleware(plugin.name)
+        layers = [self._marked_layer(plugin, each) for each in self.relay.middleware(plugin.name)]
         self._take_in(plugin, routes, subscribers, layers)
         self.projections.extend(projections)
         self.rebuilders.extend(rebuilders)
@@ -178,6 +200,13 @@ class Assembly:
     def _marked(self, plugin: str, route: Route) -> Route:
         begin = self.breadcrumb.before(plugin, route.begin) if route.begin is not None else None
         return replace(route, handle=self.breadcrumb.around(plugin, route.handle), begin=begin)
+
+    def _marked_layer(self, plugin: Plugin, given: Layer) -> Layer:
+        if plugin.builtin:
+            return given
+        call = self.breadcrumb.around_call(plugin.name, given.call)
+        setattr(call, "__name__", name_of(given.call))  # noqa: B010 -- what people are told it is called
+        return replace(given, call=call)
 
     def _check_free(self, route: Route, own: dict[str, Route]) -> None:
         if route.spec.name in own:

@@ -25,6 +25,7 @@ from ksi_common.events.system import (
     ListHooks,
     ListPlugins,
     PluginDetails,
+    PluginFigures,
     PluginList,
     PluginSummary,
     Shutdown,
@@ -37,6 +38,7 @@ from ksi_daemon.eventlog import EventLog
 from ksi_daemon.health import Health as HealthMonitor
 from ksi_daemon.hooks import Relay
 from ksi_daemon.lifecycle import Lifecycle
+from ksi_daemon.middleware.observation import Observation
 from ksi_daemon.plugin import handler
 from ksi_daemon.plugin_handlers import (
     dependencies,
@@ -168,7 +170,9 @@ async def list_plugins(_: ListPlugins, catalog: Catalog) -> PluginList:
 
 
 @handler
-async def inspect_plugin(request: InspectPlugin, catalog: Catalog, relay: Relay) -> PluginDetails:
+async def inspect_plugin(
+    request: InspectPlugin, catalog: Catalog, relay: Relay, observation: Observation
+) -> PluginDetails:
     """Tell what one plugin contributes."""
     plugin = catalog.plugins.get(request.plugin_name)
     if plugin is None:
@@ -181,6 +185,7 @@ async def inspect_plugin(request: InspectPlugin, catalog: Catalog, relay: Relay)
         services=plugin.services,
         middleware=plugin.middleware,
         hooks=list(relay.hooks_of(plugin.name)),
+        figures=_figures(plugin, observation),
         requires=list(plugin.requires),
         wants=list(plugin.wants),
         pipelines={
@@ -199,6 +204,21 @@ async def list_hooks(_: ListHooks, relay: Relay) -> Hooks:
         for hook in relay.hooks()
     ]
     return Hooks(hooks=hooks, count=len(hooks))
+
+
+def _figures(plugin: Plugin, observation: Observation) -> PluginFigures:
+    known = observation.statistics
+    handled = [known[event] for event in plugin.handled if event in known]
+    return PluginFigures(
+        handled=sum(each.handled for each in handled),
+        failed=sum(each.failed for each in handled),
+        seconds=round(sum(each.seconds for each in handled), 6),
+        slow=plugin.slow,
+        held=plugin.held,
+        held_s=plugin.held_s,
+        stuck=plugin.stuck,
+        tasks=plugin.tasks,
+    )
 
 
 def _summary(plugin: Plugin) -> dict[str, object]:
