@@ -46,6 +46,7 @@ from ksi_daemon.middleware.direct import Direct
 from ksi_daemon.middleware.errors import Errors
 from ksi_daemon.middleware.idempotency import Idempotency
 from ksi_daemon.middleware.observation import Observation
+from ksi_daemon.middleware.only_reading import only_reading
 from ksi_daemon.middleware.permissions import permissions
 from ksi_daemon.outcomes import Endpoint, Middleware
 from ksi_daemon.plugins import GROUP, Loader, explain
@@ -54,6 +55,7 @@ from ksi_daemon.processes import Processes
 from ksi_daemon.projections import Aggregates, Projections
 from ksi_daemon.referrers import Referrers
 from ksi_daemon.replay import Replays
+from ksi_daemon.replay.sandboxes import Sandboxes
 from ksi_daemon.retention import Retention
 from ksi_daemon.router import Router
 from ksi_daemon.services import Services
@@ -78,10 +80,16 @@ SHUTDOWN_S: Final = 5.0
 
 
 class Daemon:
-    """Everything of one home. ``serve`` runs it from start to stop; the home's lock must be held."""
+    """Everything of one home. ``serve`` runs it from start to stop; the home's lock must be held.
 
-    def __init__(self, paths: Paths, settings: Settings, *, clock: Clock | None = None) -> None:
+    ``sandbox``: it was made of the log of another one. It answers what is safe, and does nothing else.
+    """
+
+    def __init__(
+        self, paths: Paths, settings: Settings, *, clock: Clock | None = None, sandbox: bool = False
+    ) -> None:
         self.paths = paths
+        self.sandbox = sandbox
         self.settings = settings
         self.clock: Clock = clock or SystemClock()
         self.catalog = Catalog()
@@ -112,18 +120,21 @@ class Daemon:
             self.tasks = await stack.enter_async_context(Children())
             await self._open_database(stack)
             await self._assemble(stack)
-            await self._start_children()
+            if not self.sandbox:
+                await self._start_children()
             server = await stack.enter_async_context(self._server())
             self.lifecycle.connections = lambda: len(server.connections)
-            await self.bus.notify(
-                Started(version=self.lifecycle.version, pid=os.getpid(), recovered=recovered)
-            )
             self.tasks.create_task(Presence(self.paths.socket).watch(self._unreachable))
-            await tell_lost_tail(self.database)
+            if not self.sandbox:
+                await self._announce(recovered=recovered)
             ready(self)
             stop = await self.lifecycle.stopping
             await self._drain(server, stop)
         return stop
+
+    async def _announce(self, *, recovered: bool) -> None:
+        await self.bus.notify(Started(version=self.lifecycle.version, pid=os.getpid(), recovered=recovered))
+        await tell_lost_tail(self.database)
 
     async def _open_database(self, stack: AsyncExitStack) -> None:
         self.database = await stack.enter_async_context(
@@ -167,7 +178,9 @@ class Daemon:
         )
         self.idempotency = Idempotency(self.database, self.clock)
         self._compose()
-        await self.assembly.start(bus=self.bus, services=self.services)
+        if not self.sandbox:
+            await self.assembly.start(bus=self.bus, services=self.services)
+        self.sandboxes.plugins = [plugin.name for plugin in self.assembly.loaded]
         self.projections.take(self.assembly.projections)
         self.eventlog.upcast = Upcasting(self.catalog.notifications, self.assembly.upcasters)
         self._compose()  # without the layers of plugins that could not start
@@ -187,8 +200,6 @@ class Daemon:
         offer(Projections, self.projections)
         offer(Aggregates, Aggregates(self.database, self.eventlog))
         offer(Relay, self.relay)
-        replays = Replays(self.assembly, self.services, self.database, self.eventlog, self.hub, self.clock)
-        offer(Replays, replays)
         offer(Services, self.services)
         offer(Settings, self.settings)
         offer(Subscriptions, self.subscriptions)
@@ -220,6 +231,11 @@ class Daemon:
         offer(Retention, self.retention)
         offer(Verifier, Verifier(self.database, blobs, referrers))
         offer(Processes, processes)
+        self.sandboxes = Sandboxes(self.database, processes, self.paths, self.settings)
+        offer(
+            Replays,
+            Replays(self.assembly, self.services, self.database, self.eventlog, self.hub, self.sandboxes),
+        )
         offer(Consumers, self.consumers)
         offer(DatabaseDeadLetters, letters)
         offer(DeadLetters, letters)  # type: ignore[type-abstract]
@@ -230,7 +246,7 @@ class Daemon:
         deadline = Deadline(self.settings.limits.handler_s)
         self.dispatch = self._chain(errors, deadline)
         direct = Direct(errors, self.observation, deadline, self.database)
-        self.direct = None if self.assembly.middleware else direct
+        self.direct = None if self.assembly.middleware or self.sandbox else direct
 
     def _chain(self, errors: Errors, deadline: Deadline) -> Endpoint:
         layers: Sequence[Middleware] = (
@@ -239,6 +255,7 @@ class Daemon:
             self.observation,
             deadline,
             permissions,
+            *((only_reading,) if self.sandbox else ()),
             self.idempotency,
             *self.assembly.middleware,
         )
@@ -321,7 +338,8 @@ class Daemon:
 
     async def _drain(self, server: UnixServer, stop: Stop) -> None:
         log.info("daemon.stopping", reason=stop.reason, grace_s=stop.grace_s)
-        await self.bus.notify(Stopping(reason=stop.reason, grace_s=stop.grace_s))
+        if not self.sandbox:
+            await self.bus.notify(Stopping(reason=stop.reason, grace_s=stop.grace_s))
         async with asyncio.TaskGroup() as finishing:
             for plugin in self.assembly.loaded:
                 finishing.create_task(self._finish(plugin.name, stop.grace_s))

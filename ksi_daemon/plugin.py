@@ -70,12 +70,13 @@ from ksi_daemon.projections import (
     Projection,
     Projections,
     Rows,
+    Tables,
     projection,
     rebuilder,
     table_projection,
 )
 from ksi_daemon.referrers import Referrers
-from ksi_daemon.replay import Replays
+from ksi_daemon.replay import Replays, ReplayStep
 from ksi_daemon.retention import Retention
 from ksi_daemon.services import Service, Services
 from ksi_daemon.settings import Settings
@@ -209,6 +210,7 @@ __all__ = [
     "Refusal",
     "RemovedEvent",
     "Rendered",
+    "ReplayStep",
     "Replays",
     "Replied",
     "Request",
@@ -223,6 +225,7 @@ __all__ = [
     "StoredEvent",
     "Stream",
     "Subscriptions",
+    "Tables",
     "Timer",
     "Timers",
     "Transaction",
