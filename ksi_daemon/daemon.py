@@ -181,6 +181,7 @@ class Daemon:
         if not self.sandbox:
             await self.assembly.start(bus=self.bus, services=self.services)
         self.sandboxes.plugins = [plugin.name for plugin in self.assembly.loaded]
+        self.sandboxes.needed = {name for each in self.assembly.rebuilders for name in each.classes}
         self.projections.take(self.assembly.projections)
         self.eventlog.upcast = Upcasting(self.catalog.notifications, self.assembly.upcasters)
         self._compose()  # without the layers of plugins that could not start
@@ -224,14 +225,17 @@ class Daemon:
         offer(Timers, self.timers)  # type: ignore[type-abstract]  # an interface is its own key
         offer(Leases, DatabaseLeases(self.database, self.clock))  # type: ignore[type-abstract]
         offer(Blobs, blobs)  # type: ignore[type-abstract]
+        self.sandboxes = Sandboxes(self.database, processes, self.paths, self.settings)
+        await self.sandboxes.clear()
         referrers = Referrers(self.database)
         referrers.add("dead_letters", REFERRED)
         offer(Referrers, referrers)
-        self.retention = Retention(self.database, referrers, self.clock, self.settings.retention)
+        self.retention = Retention(
+            self.database, referrers, self.clock, self.settings.retention, self.sandboxes
+        )
         offer(Retention, self.retention)
         offer(Verifier, Verifier(self.database, blobs, referrers))
         offer(Processes, processes)
-        self.sandboxes = Sandboxes(self.database, processes, self.paths, self.settings)
         offer(
             Replays,
             Replays(self.assembly, self.services, self.database, self.eventlog, self.hub, self.sandboxes),

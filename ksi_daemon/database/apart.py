@@ -58,19 +58,17 @@ def copy_table(connection: sqlite3.Connection, schema: str, table: str) -> None:
     """Have the rows of a table, and the last number it gave, be those of the table in another schema."""
     connection.execute(f"DELETE FROM main.{table}")  # noqa: S608 -- tables of ours, here and below
     connection.execute(f"INSERT INTO main.{table} SELECT * FROM {schema}.{table}")  # noqa: S608
-    if last_number(connection, schema, table) is not None:
+    number = last_number(connection, schema, table)
+    if number or last_number(connection, "main", table):
         connection.execute("DELETE FROM main.sqlite_sequence WHERE name = ?", (table,))
-        connection.execute(
-            f"INSERT INTO main.sqlite_sequence SELECT * FROM {schema}.sqlite_sequence WHERE name = ?",  # noqa: S608
-            (table,),
-        )
+        connection.execute("INSERT INTO main.sqlite_sequence VALUES (?, ?)", (table, number))
 
 
-def last_number(connection: sqlite3.Connection, schema: str, table: str) -> int | None:
-    """Give the last number that a table gave which uses none twice; None: it has given none."""
+def last_number(connection: sqlite3.Connection, schema: str, table: str) -> int:
+    """Give the last number that a table gave which uses none twice; 0: none."""
     master = f"SELECT 1 FROM {schema}.sqlite_master WHERE name = 'sqlite_sequence'"  # noqa: S608
     if connection.execute(master).fetchone() is None:
-        return None
+        return 0
     sql = f"SELECT seq FROM {schema}.sqlite_sequence WHERE name = ?"  # noqa: S608
     row = connection.execute(sql, (table,)).fetchone()
-    return int(row[0]) if row else None
+    return int(row[0]) if row else 0

@@ -1,8 +1,8 @@
 """Run a sandbox: ``python -m ksi_daemon.replay``, as `Sandboxes` starts it; an Order comes on stdin.
 
 It makes a home of the log of another one, holds it against that, and comes to life in it as a daemon whose
-effects are off. It says how far it is, and in the end what came of it, as JSON lines on stdout. It ends when
-it has said so; or, where it is to be kept, when stdin ends.
+effects are off (unless only a snapshot is wanted). It says how far it is, and in the end what came of it, as
+JSON lines on stdout. It ends when it has said so; or, where it is to be kept, when stdin ends.
 """
 
 import asyncio
@@ -39,8 +39,12 @@ def main() -> int:
             daemon.load()
             plan = _plan(order, daemon)
             made = make(plan, _progress)
-            with asyncio.Runner(loop_factory=loop_factory()) as runner:
-                runner.run(_serve(daemon, _result(plan, made), keep=order.keep_running))
+            result = _result(plan, made)
+            if plan.keep:
+                _say(result)
+            else:
+                with asyncio.Runner(loop_factory=loop_factory()) as runner:
+                    runner.run(_serve(daemon, result, keep=order.keep_running))
     except KSIError as error:
         _say({"error": error.to_wire()})
         return 1
@@ -58,6 +62,7 @@ def _plan(order: Order, daemon: Daemon) -> Plan:
         upcast,
         order.snapshot_from,
         order.keep_snapshot,
+        order.trust_live,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Final
 from ksi_common.envelope import StoredEvent
 from ksi_common.paths import Paths
 from ksi_daemon.database import Connection
-from ksi_daemon.database.apart import apart, attach
+from ksi_daemon.database.apart import apart, attach, copy_table
 from ksi_daemon.projections.rebuilders import Rebuilder
 from ksi_daemon.replay.comparing import Compared, compare
 from ksi_daemon.replay.rebuilding import PAGE, Rebuilding
@@ -35,7 +35,9 @@ class Plan:
     snapshot: Snapshot | None = None
     """What the tables begin with."""
     keep: bool = False
-    """Keep the tables as the next snapshot, where they are what is live."""
+    """Keep the tables as the next snapshot, where they are what is live; and nothing else: no log."""
+    trust_live: bool = False
+    """Then: where tables differ, keep those that are live."""
 
 
 @dataclass(slots=True)
@@ -55,6 +57,9 @@ def make(plan: Plan, progress: Progress) -> Made:
     begin = begin_with(plan.snapshot, plan.live, plan.sandbox) if plan.snapshot else 0
     with apart(plan.sandbox.database, plan.migrations) as connection:
         attach(connection, plan.live.database, "live")
+        if plan.keep:
+            for table in ("log", "meta"):  # named so, they are the live ones from here on
+                connection.execute(f"DROP TABLE main.{table}")
         work = Rebuilding(
             connection,
             plan.live.home,
@@ -69,14 +74,19 @@ def make(plan: Plan, progress: Progress) -> Made:
         connection.execute("BEGIN")
         head = _head(connection)
         copying.advance(head)
-        _copy_facts(connection)
         compared = [
             compare(connection, each.plugin, table) for each in plan.rebuilders for table in each.tables
         ]
+        if not plan.keep:
+            _copy_facts(connection)
+        elif plan.trust_live:
+            for found in compared:
+                if found.difference:
+                    copy_table(connection, "live", found.table)
         connection.execute("COMMIT")
         connection.execute("DETACH live")
     made = Made(work.applied, work.position, work.missing, compared)
-    if plan.keep and not any(found.difference for found in compared):
+    if plan.keep and (plan.trust_live or not any(found.difference for found in compared)):
         tables = [table for each in plan.rebuilders for table in each.tables]
         made.snapshot = keep(plan.live, plan.sandbox, plan.migrations, tables, made.position)
     return made
@@ -97,14 +107,16 @@ class _Copying:
         more = self._copied < until
         while more:
             with _transaction(self._connection):
-                self._copy(min(until, self._copied + PAGE))
+                self._copied, before = min(until, self._copied + PAGE), self._copied
+                if not self._plan.keep:
+                    self._copy(before, self._copied)
                 if self._copied > self._work.position:
                     self._work.advance(self._copied)
             self._progress(self._work, until)
             more = self._copied < until
 
-    def _copy(self, until: int) -> None:
-        span = (self._copied, until)
+    def _copy(self, after: int, until: int) -> None:
+        span = (after, until)
         self._connection.execute("INSERT INTO log SELECT * FROM live.log WHERE seq > ? AND seq <= ?", span)
         references = self._connection.execute(
             "SELECT json_extract(reference, '$.path') FROM log "
@@ -114,7 +126,6 @@ class _Copying:
         for (path,) in references:
             if path is not None:
                 _link(self._plan.live.home / path, self._plan.sandbox.home / path)
-        self._copied = until
 
 
 @contextmanager

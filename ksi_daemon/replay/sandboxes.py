@@ -4,7 +4,7 @@ import asyncio
 import os
 import shutil
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Container, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,8 +37,9 @@ class Order:
     sandbox: str
     settings: Mapping[str, Any]
     snapshot: Mapping[str, Any] | None
-    keep_snapshot: bool
-    keep_running: bool
+    keep_snapshot: bool = False
+    trust_live: bool = False
+    keep_running: bool = False
 
     @property
     def live_path(self) -> Path:
@@ -62,6 +63,8 @@ class Sandboxes:
     def __init__(self, database: Database, processes: Processes, paths: Paths, settings: Settings) -> None:
         self.plugins: Sequence[str] = ()
         """Those that are loaded here, and there."""
+        self.needed: Container[str] = ()
+        """Names of the events that tables are made of."""
         self.turn = asyncio.Lock()
         """Held while a sandbox is made, and while retention takes what one may need."""
         self._database = database
@@ -74,12 +77,12 @@ class Sandboxes:
         rows = await self._database.read("SELECT value FROM meta WHERE name = ?", (_SNAPSHOT,))
         return Snapshot(**orjson.loads(rows[0][0])) if rows else None
 
-    async def keep_snapshot(self) -> Sequence[str]:
+    async def keep_snapshot(self, *, trust_live: bool = False) -> Sequence[str]:
         """Make a snapshot of what the log makes; give the differences from what is live, if there are any.
 
-        Nothing is kept where there are. The turn is the caller's.
+        Where there are, nothing is kept, or what is live. The turn is the caller's.
         """
-        async with self.start(keep_snapshot=True) as said:
+        async with self.start(keep_snapshot=True, trust_live=trust_live) as said:
             last = [step async for step in said][-1]
         made = last.get("snapshot")
         if made is not None:
@@ -91,9 +94,15 @@ class Sandboxes:
             await asyncio.to_thread(remove_others, self._paths.home, snapshot)
         return [table["difference"] for table in last["compared"] if table["difference"]]
 
+    async def clear(self) -> None:
+        """Remove what a daemon that was killed has left."""
+        folder = self._paths.run / FOLDER
+        if folder.exists():
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
     @asynccontextmanager
     async def start(
-        self, *, keep_snapshot: bool = False, keep_running: bool = False
+        self, *, keep_snapshot: bool = False, trust_live: bool = False, keep_running: bool = False
     ) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
         """Start one; give what it says. At the end of the block nothing of it is left."""
         folder = self._paths.run / FOLDER
@@ -105,6 +114,7 @@ class Sandboxes:
             self._settings_there(),
             asdict(snapshot) if snapshot else None,
             keep_snapshot,
+            trust_live,
             keep_running,
         )
         await asyncio.to_thread(home.mkdir, parents=True, mode=0o700)

@@ -10,6 +10,7 @@ import pytest
 
 from ksi_daemon.testing import RunningDaemon, Wire, running_daemon
 from tests.integration.conftest import WritePlugin
+from tests.support.waiting import eventually
 
 POPULARITY = Path(__file__).resolve().parents[2] / "examples" / "plugins" / "popularity.py"
 
@@ -167,9 +168,11 @@ async def test_a_sandbox_that_is_kept_answers_what_is_safe_and_does_nothing(ksi:
         assert (await wire.receive())["type"] == "error"
         assert await reader.read() == b""  # it is gone with who asked for it
         writer.close()
-    async with asyncio.timeout(10):
-        while any(sandboxes.iterdir()):
-            await asyncio.sleep(0)
+
+    async def nothing_left() -> bool:
+        return not any(sandboxes.iterdir())
+
+    await eventually(nothing_left)
 
 
 async def test_it_says_how_far_it_is_and_leaves_nothing(ksi: RunningDaemon, tmp_path: Path) -> None:
