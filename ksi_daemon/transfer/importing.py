@@ -2,7 +2,7 @@
 
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
@@ -12,7 +12,7 @@ from typing import Final
 import orjson
 
 from ksi_common.clock import Clock
-from ksi_common.errors import AlreadyExists
+from ksi_common.errors import AlreadyExists, InvalidArgument
 from ksi_common.paths import Paths
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.database import Connection, Database, Transaction
@@ -136,9 +136,10 @@ def _rebuild(connection: Connection, home: Path, export: Export, daemon: Daemon)
     for table in (*sorted(tables), SEQUENCE):
         connection.execute(f"DELETE FROM {table}")  # noqa: S608 -- tables of plugins
     for table, columns in export.kept.rows:
+        if table == SEQUENCE:  # rows have left another number there
+            connection.execute("DELETE FROM sqlite_sequence WHERE name = ?", (columns.get("name"),))
         if table in tables or (table == SEQUENCE and columns.get("name") in tables):
-            names, marks = ", ".join(f'"{name}"' for name in columns), ", ".join("?" * len(columns))
-            connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", tuple(columns.values()))  # noqa: S608
+            _put(connection, table, columns)
     work = Rebuilding(connection, home, rebuilders, upcast, begin=export.kept.seq, horizon=export.after)
     while work.position < export.head:
         work.advance(export.head)
@@ -146,6 +147,15 @@ def _rebuild(connection: Connection, home: Path, export: Export, daemon: Daemon)
         connection.execute("BEGIN")
     connection.execute("COMMIT")
     return work
+
+
+def _put(connection: Connection, table: str, columns: Mapping[str, object]) -> None:
+    known = {row[0] for row in connection.execute("SELECT name FROM pragma_table_info(?)", (table,))}
+    if not columns.keys() <= known:
+        unknown = sorted(columns.keys() - known)
+        raise InvalidArgument(f"table {table} has no {', '.join(unknown)} here", reason="other_schema")
+    names, marks = ", ".join(columns), ", ".join("?" * len(columns))
+    connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", tuple(columns.values()))  # noqa: S608
 
 
 def _lines(file: Path) -> Iterator[tuple[Line | None, Export | None]]:
