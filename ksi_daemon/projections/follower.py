@@ -21,7 +21,7 @@ log = structlog.get_logger()
 UNSTORED: Final = 20_000
 """Positions that a projection may pass over, as nothing there is for it, before it stores how far it is."""
 PAGE: Final = 3000
-"""Rows that are looked at in one go: what is far behind needs a third of the commits that it would otherwise."""
+"""Rows that are looked at in one go: what is far behind needs few commits."""
 RETRY_S: Final = 1.0
 """After the database refused, as it does when the disk is full."""
 
