@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "plugins"
 SETTINGS = {"limits": {"handler_s": 3600}, "strict": True}
-UNIT = 200
+UNIT = 100
 KEYS = 5_000
 ARRIVING = 5_000
 """Events a second, while projections are built again."""
