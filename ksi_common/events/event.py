@@ -284,6 +284,13 @@ class Subscribe(Stream[Subscribed], event="event:subscribe", safe=True, raises=(
     max_attempts: Annotated[int, Field(ge=1, le=1000)] | None = Field(
         None, description="Of a named consumer: failures that make an event a dead letter; default 5."
     )
+    ack_wait_s: Annotated[float, Field(ge=0.1, le=86_400)] | None = Field(
+        None,
+        description=(
+            "Of a named consumer: when this member has events and has acknowledged none, nor given one back, "
+            "for so long, they are taken back and given again, to others first; default: it has all the time."
+        ),
+    )
 
 
 class Verified(Message):

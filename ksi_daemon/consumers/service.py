@@ -105,7 +105,7 @@ class Consumers:
         running = await self._open(wish)
         name = wish.consumer or new_id()
         member = Member(name, wish.max_inflight or MAX_INFLIGHT)
-        seat = Seat(member, sink, wish.automatic)
+        seat = Seat(member, sink, wish.automatic, ack_wait_s=wish.ack_wait_s)
         running.join(seat)
         try:
             await _keep_going(running, seat)
