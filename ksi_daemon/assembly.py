@@ -22,7 +22,8 @@ from ksi_daemon.middleware.observation import Observer
 from ksi_daemon.needs import NeedError, nobody_called
 from ksi_daemon.plugin_settings import read_table
 from ksi_daemon.plugins import declared, modules_of, notifications_of, refuse
-from ksi_daemon.projections.declaration import Declaration, declaration_of, rebuilder_of
+from ksi_daemon.projections.declaration import Declaration, declaration_of
+from ksi_daemon.projections.rebuilders import Rebuilder, rebuilder_of
 from ksi_daemon.router import Route
 from ksi_daemon.services import Service, Services
 from ksi_daemon.settings import Settings
@@ -58,7 +59,7 @@ class Assembly:
     observers: list[Observer] = field(default_factory=list)
     subscribers: list[Subscriber] = field(default_factory=list)
     projections: list[Declaration] = field(default_factory=list)
-    rebuilders: list[Declaration] = field(default_factory=list)
+    rebuilders: list[Rebuilder] = field(default_factory=list)
     upcasters: dict[tuple[str, int], Callable[[Data], Data]] = field(default_factory=dict)
     """By the name of the event, and the version that they take."""
     listening: dict[str, list[asyncio.Task[None]]] = field(default_factory=dict)

@@ -72,6 +72,7 @@ from ksi_daemon.projections import (
     Projection,
     Projections,
     Rows,
+    Tables,
     projection,
     rebuilder,
     table_projection,
@@ -88,7 +89,7 @@ from ksi_daemon.ready_layers import (
     when,
 )
 from ksi_daemon.referrers import Referrers
-from ksi_daemon.replay import Replays
+from ksi_daemon.replay import Replays, ReplayStep
 from ksi_daemon.retention import Retention
 from ksi_daemon.services import Service, Services
 from ksi_daemon.settings import Settings
@@ -222,6 +223,7 @@ __all__ = [
     "Refusal",
     "RemovedEvent",
     "Rendered",
+    "ReplayStep",
     "Replays",
     "Replied",
     "Request",
@@ -236,6 +238,7 @@ __all__ = [
     "StoredEvent",
     "Stream",
     "Subscriptions",
+    "Tables",
     "Timer",
     "Timers",
     "Transaction",

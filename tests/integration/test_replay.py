@@ -1,5 +1,6 @@
 """The log is replayed: into a sandbox that is compared with what is live, a projection, or a subscriber."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -7,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from ksi_daemon.testing import RunningDaemon, running_daemon
+from ksi_daemon.testing import RunningDaemon, Wire, running_daemon
 from tests.integration.conftest import WritePlugin
+from tests.support.waiting import eventually
 
 POPULARITY = Path(__file__).resolve().parents[2] / "examples" / "plugins" / "popularity.py"
 
@@ -90,6 +92,87 @@ async def test_twin_what_nobody_told_is_named(ksi: RunningDaemon, meddle: str, d
     *_, last = await replay(ksi, {"into": "sandbox"})
     (found,) = (table["difference"] for table in last["tables"] if table["table"] == "state")
     assert difference in found
+
+
+async def test_everything_relational_is_made_again(ksi: RunningDaemon) -> None:
+    await live(ksi)
+    await relate(ksi)
+    *_, last = await replay(ksi, {})
+    rows = {table["table"]: table["rows"] for table in last["tables"] if table["difference"] is None}
+    expected = {
+        "state": 6, "entities": 2, "entity_properties": 3, "relationships": 1,
+        "relationship_properties": 1, "queue_items": 2,
+    }  # fmt: skip
+    assert rows == expected, last
+    left_out = {table["plugin"] for table in last["not_compared"]}
+    assert left_out.isdisjoint({"state", "graph", "queues"})
+
+
+async def relate(ksi: RunningDaemon) -> None:
+    """Let there be a graph and queues, of which something has gone."""
+    for ident, properties in (("a", {"n": 1, "x": -0.0}), ("gone", {}), ("b", {"t": "é"})):
+        new = {"type": "t", "id": ident, "properties": properties}
+        await ksi.call_raw("state:entity:create", new)
+    await ksi.call_raw("state:entity:delete", {"id": "gone"})
+    await ksi.call_raw("state:entity:update", {"id": "a", "properties": {"x": None}})
+    edge = {"type": "r", "from": "a", "to": "b", "properties": {"w": 0.5}}
+    await ksi.call_raw("state:relationship:create", edge)
+    for number in range(4):
+        await ksi.call_raw("async_state:push", {"key": "q", "data": number, "ttl_seconds": 900})
+    await ksi.call_raw("async_state:expire_queue", {"key": "q", "ttl_seconds": 600})
+    for _ in range(2):
+        await ksi.call_raw("async_state:pop", {"key": "q"})
+
+
+@pytest.mark.parametrize(
+    ("meddle", "difference"),
+    [
+        ("UPDATE entity_properties SET value = 2 WHERE name = 'n'", "value is 2 live and 1 replayed"),
+        ("UPDATE entities SET version = 7 WHERE id = 'a'", "version is 7 live and 2 replayed"),
+        ("UPDATE sqlite_sequence SET seq = 9 WHERE name = 'entities'", "last number given is 9 live and 3"),
+        ("DELETE FROM queue_items WHERE number = 4", "it is replayed, and not live"),
+    ],
+)
+async def test_twin_what_nobody_told_of_the_graph_and_the_queues_is_named(
+    ksi: RunningDaemon, meddle: str, difference: str
+) -> None:
+    await relate(ksi)
+    await ksi.daemon.database.write(lambda tx: tx.execute(meddle).rowcount)
+    *_, last = await replay(ksi, {})
+    (found,) = (table["difference"] for table in last["tables"] if table["difference"])
+    assert difference in found
+
+
+async def test_a_sandbox_that_is_kept_answers_what_is_safe_and_does_nothing(ksi: RunningDaemon) -> None:
+    await live(ksi)
+    await ksi.call_raw("event:publish", {"event": "demo:large", "data": {"text": "x" * 100_000}})
+    sandboxes = ksi.paths.run / "sandboxes"
+    async with ksi.connect() as wire:
+        wire.send({"event": "event:replay", "data": {"keep": True}, "id": "r"})
+        while not (item := (await wire.receive())["data"])["done"]:
+            pass
+        reader, writer = await asyncio.open_unix_connection(item["socket"], limit=4 * 1024 * 1024)
+        sandbox = Wire(reader, writer)
+        found = await sandbox.call("state:get", {"namespace": "b", "key": "a:b"})
+        assert found["data"]["value"] == 1.0
+        large = await sandbox.call("event:query", {"patterns": ["demo:large"]})
+        assert len(large["data"]["events"][0]["data"]["text"]) == 100_000
+        refused = await sandbox.call("state:set", {"key": "k", "value": 1})
+        assert refused["error"]["details"]["reason"] == "sandbox"
+        there = await sandbox.call("event:query", {"patterns": ["*"], "limit": 1000})
+        here = await ksi.call_raw("event:query", {"patterns": ["*"], "limit": 1000})
+        ended = {event["event_id"] for event in there["data"]["events"]}
+        assert ended <= {event["event_id"] for event in here["events"]}
+        assert not [name for name in (event["event"] for event in there["data"]["events"]) if "stop" in name]
+        wire.send({"type": "cancel", "id": "r"})
+        assert (await wire.receive())["type"] == "error"
+        assert await reader.read() == b""  # it is gone with who asked for it
+        writer.close()
+
+    async def nothing_left() -> bool:
+        return not any(sandboxes.iterdir())
+
+    await eventually(nothing_left)
 
 
 async def test_it_says_how_far_it_is_and_leaves_nothing(ksi: RunningDaemon, tmp_path: Path) -> None:
