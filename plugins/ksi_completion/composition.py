@@ -16,6 +16,7 @@ from ksi_completion.ending import Ending
 from ksi_completion.prompts import Prompts, with_history
 from ksi_completion.provider_manager import ProviderManager
 from ksi_completion.providers.embedded import EmbeddedProvider
+from ksi_completion.providers.mock import MockProvider
 from ksi_completion.recovery import Recovery
 from ksi_completion.responses import Responses
 from ksi_completion.retry_manager import RetryManager
@@ -46,7 +47,8 @@ async def _providers(
     processes: Processes, paths: Paths, settings: CompletionSettings, health: HealthChecks
 ) -> AsyncIterator[ProviderManager]:
     embedded = EmbeddedProvider(processes, paths.run, idle_s=settings.worker_idle_s, worker=settings.worker)
-    providers = ProviderManager([embedded])
+    mocked = MockProvider(settings.mocking)
+    providers = ProviderManager([embedded, mocked], default=settings.provider, on_request=[mocked.name])
     health.watch_providers(providers.health)
     try:
         yield providers

@@ -2,7 +2,7 @@
 
 import difflib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from ksi_common.events.system import Check
 from ksi_completion.providers.interface import CompletionProvider
@@ -10,10 +10,23 @@ from ksi_daemon.plugin import FailedPrecondition, JsonValue, NotFound
 
 
 class ProviderManager:
-    """The providers in order of preference, and what each has at work."""
+    """The providers in order of preference, and what each has at work.
 
-    def __init__(self, providers: Sequence[CompletionProvider]) -> None:
-        self._providers: Mapping[str, CompletionProvider] = {item.name: item for item in providers}
+    ``default``: who answers what names no provider, and nobody else, where it has the model. ``on_request``:
+    those that answer only what names them.
+    """
+
+    def __init__(
+        self,
+        providers: Sequence[CompletionProvider],
+        *,
+        default: str | None = None,
+        on_request: Collection[str] = (),
+    ) -> None:
+        ordered = sorted(providers, key=lambda item: item.name != default)
+        self._providers: Mapping[str, CompletionProvider] = {item.name: item for item in ordered}
+        self._default = default
+        self._on_request = frozenset(on_request) - {default}
         self._working: Counter[str] = Counter()
 
     def choose(self, provider: str | None, model: str | None) -> tuple[str, str]:
@@ -21,7 +34,7 @@ class ProviderManager:
 
         Raises NotFound for a name that nobody has, FailedPrecondition for a provider that is not installed.
         """
-        chosen = self._first_usable(model) if provider is None else self.get(provider)
+        chosen = self._automatic(model) if provider is None else self.get(provider)
         reason = chosen.missing()
         if reason is not None:
             raise FailedPrecondition(
@@ -52,8 +65,12 @@ class ProviderManager:
         self._working[name] -= 1
 
     def missing(self) -> Mapping[str, str | None]:
-        """Say of each provider why it cannot be used, or None."""
-        return {name: provider.missing() for name, provider in self._providers.items()}
+        """Say why a provider cannot be used, or None, of each that one need not ask for by name."""
+        return {
+            name: provider.missing()
+            for name, provider in self._providers.items()
+            if name not in self._on_request
+        }
 
     def health(self) -> Check:
         """Tell which providers can be used; without any, no completion is accepted."""
@@ -68,12 +85,17 @@ class ProviderManager:
         for provider in self._providers.values():
             await provider.close()
 
-    def _first_usable(self, model: str | None) -> CompletionProvider:
-        having = [one for one in self._providers.values() if model is None or model in one.models]
+    def _automatic(self, model: str | None) -> CompletionProvider:
+        if self._default is not None:
+            default = self.get(self._default)
+            if model is None or model in default.models:
+                return default
+        candidates = [one for name, one in self._providers.items() if name not in self._on_request]
+        having = [one for one in candidates if model is None or model in one.models]
         usable = [one for one in having if one.missing() is None]
         if usable or having:
             return (usable or having)[0]
-        raise self._unknown_model(model or "", list(self._providers.values()))
+        raise self._unknown_model(model or "", candidates)
 
     def _model(self, provider: CompletionProvider, model: str) -> str:
         if model not in provider.models:

@@ -1,13 +1,18 @@
 """What can be set of completions: the table ``[plugins.completion]`` of ksi.toml."""
 
+import os
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Final, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from ksi_completion.providers.mock import NAME as MOCK
+from ksi_completion.providers.mock import MockSettings
 from ksi_daemon.plugin import InvalidArgument, Settings
 
 NAME = "completion"
+PROVIDER: Final = "KSI_PROVIDER"
+"""The environment variable that chooses a provider for a whole run."""
 
 
 def _whole(path: Path) -> Path:
@@ -21,6 +26,11 @@ class CompletionSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    provider: str | None = Field(
+        None,
+        description="Who answers what names no provider; default: the first that can. "
+        "The environment's KSI_PROVIDER goes before it.",
+    )
     concurrency: int = Field(
         4,
         ge=1,
@@ -41,11 +51,22 @@ class CompletionSettings(BaseModel):
         600.0, gt=0, description="The embedded model leaves memory after this long without work."
     )
 
+    mock: MockSettings | None = Field(
+        None,
+        description="How the provider mock answers; without the table, or provider, it does not.",
+    )
+
+    @property
+    def mocking(self) -> MockSettings | None:
+        """How the mock provider answers, where it may."""
+        return self.mock or (MockSettings() if self.provider == MOCK else None)
+
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """Read the plugin's table; raise InvalidArgument that names the key."""
+        chosen = {"provider": provider} if (provider := os.environ.get(PROVIDER)) else {}
         try:
-            return cls.model_validate(settings.plugins.get(NAME, {}))
+            return cls.model_validate(settings.plugins.get(NAME, {}) | chosen)
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
             key = ".".join(("plugins", NAME, *map(str, problem["loc"])))
