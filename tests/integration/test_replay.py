@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from ksi_daemon.testing import RunningDaemon, running_daemon
-from tests.integration.conftest import LogFile
+
+from .conftest import LogFile
 
 
 def table(**settings: Any) -> dict[str, Any]:
