@@ -10,6 +10,7 @@ from ksi_completion.handlers import (
     ksi_services,
     ksi_startup,
     list_,
+    provider_status,
     status,
     stream,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "ksi_services",
     "ksi_startup",
     "list_",
+    "provider_status",
     "status",
     "stream",
 ]

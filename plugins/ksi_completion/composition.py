@@ -10,6 +10,7 @@ from ksi_common.events.completion import (
 )
 from ksi_common.paths import Paths
 from ksi_completion.acceptance import Acceptance
+from ksi_completion.circuit_breakers import CircuitBreakers
 from ksi_completion.completion_service import CompletionService
 from ksi_completion.conversations import Conversations
 from ksi_completion.ending import Ending
@@ -46,16 +47,33 @@ async def _settings(settings: Settings) -> AsyncIterator[CompletionSettings]:
 
 
 @asynccontextmanager
+async def _breakers(
+    database: Database, clock: Clock, settings: CompletionSettings
+) -> AsyncIterator[CircuitBreakers]:
+    yield CircuitBreakers(database, clock, failures=settings.breaker_failures, open_s=settings.breaker_open_s)
+
+
+@asynccontextmanager
 async def _providers(
-    processes: Processes, paths: Paths, settings: CompletionSettings, health: HealthChecks
+    processes: Processes,
+    paths: Paths,
+    settings: CompletionSettings,
+    health: HealthChecks,
+    breakers: CircuitBreakers,
 ) -> AsyncIterator[ProviderManager]:
     embedded = EmbeddedProvider(processes, paths.run, idle_s=settings.worker_idle_s, worker=settings.worker)
     mocked = MockProvider(settings.mocking)
     asked: Sequence[CompletionProvider] = [embedded, mocked]
     replaying = ReplayProvider(settings.replay, _recorded(settings, asked))
     await replaying.open()
+    _check_aliases(settings, [*asked, replaying])
     providers = ProviderManager(
-        [*asked, replaying], default=settings.provider, on_request=[mocked.name, replaying.name]
+        [*asked, replaying],
+        breakers,
+        default=settings.provider,
+        default_model=settings.model,
+        on_request=[mocked.name, replaying.name],
+        aliases=settings.aliases,
     )
     health.watch_providers(providers.health)
     try:
@@ -73,10 +91,21 @@ def _recorded(
     for provider in providers:
         if provider.name == settings.replay.record:
             return provider
-    known = ", ".join(provider.name for provider in providers)
-    raise InvalidArgument(
-        f'setting plugins.completion.replay.record: there is no provider "{settings.replay.record}"',
-        hint=f"there are: {known}",
+    raise _no_provider("replay.record", settings.replay.record, providers)
+
+
+def _check_aliases(settings: CompletionSettings, providers: Sequence[CompletionProvider]) -> None:
+    names = {provider.name for provider in providers}
+    for alias, candidates in settings.aliases.items():
+        for candidate in candidates:
+            if candidate.provider not in names:
+                raise _no_provider(f"models.{alias}", candidate.provider, providers)
+
+
+def _no_provider(setting: str, name: str, providers: Sequence[CompletionProvider]) -> InvalidArgument:
+    return InvalidArgument(
+        f'setting plugins.completion.{setting}: there is no provider "{name}"',
+        hint=f"there are: {', '.join(provider.name for provider in providers)}",
         reason="bad_setting",
     )
 
@@ -164,6 +193,7 @@ async def _service(
 
 PARTS: Final[Sequence[Service[Any]]] = (
     Service(CompletionSettings, _settings),
+    Service(CircuitBreakers, _breakers),
     Service(ProviderManager, _providers),
     Service(Responses, _responses),
     Service(Conversations, _conversations),

@@ -1,10 +1,13 @@
 """What can be set of completions: the table ``[plugins.completion]`` of ksi.toml."""
 
 import os
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from ksi_common.events.completion import ModelName
+from ksi_completion.circuit_breakers import Candidate
 from ksi_completion.providers.mock import NAME as MOCK
 from ksi_completion.providers.mock import MockSettings
 from ksi_completion.providers.replay import ReplaySettings
@@ -12,6 +15,8 @@ from ksi_completion.whole_path import WholePath
 from ksi_daemon.plugin import InvalidArgument, Settings
 
 NAME = "completion"
+CandidateName = Annotated[str, StringConstraints(pattern=r"^[^/\s]+/\S+$", max_length=256)]
+"""``provider/model``."""
 PROVIDER: Final = "KSI_PROVIDER"
 """The environment variable that chooses a provider for a whole run."""
 
@@ -25,6 +30,20 @@ class CompletionSettings(BaseModel):
         None,
         description="Who answers what names no provider; default: the first that can. "
         "The environment's KSI_PROVIDER goes before it.",
+    )
+    model: str | None = Field(
+        None, description="The model, or alias, that answers what names neither a model nor a provider."
+    )
+    models: dict[ModelName, Annotated[list[CandidateName], Field(min_length=1)]] = Field(
+        default_factory=dict,
+        description="Aliases: a name for models of providers, the first choice first, as in "
+        'sonnet = ["claude-cli/sonnet", "litellm/sonnet"]; where one fails, the next is asked.',
+    )
+    breaker_failures: int = Field(
+        5, ge=1, description="A model that fails so often in a row is left alone for a while."
+    )
+    breaker_open_s: float = Field(
+        10.0, gt=0, description="For how long; twice as long each time that it fails again, up to 5 minutes."
     )
     concurrency: int = Field(
         4,
@@ -54,6 +73,13 @@ class CompletionSettings(BaseModel):
     replay: ReplaySettings | None = Field(
         None, description="Where the provider replay has its answers from; without the table it has none."
     )
+
+    @property
+    def aliases(self) -> Mapping[str, Sequence[Candidate]]:
+        """What names of models stand for."""
+        return {
+            alias: [Candidate(*name.split("/", 1)) for name in names] for alias, names in self.models.items()
+        }
 
     @property
     def mocking(self) -> MockSettings | None:
