@@ -10,22 +10,34 @@ from ksi_completion.handlers import (
     ksi_services,
     ksi_startup,
     list_,
-    provider_status,
     status,
     stream,
+)
+from ksi_completion.manager_handlers import (
+    get_budget,
+    list_budgets,
+    provider_status,
+    remove_budget,
+    set_budget,
+    token_usage,
 )
 
 __all__ = [
     "async_",
     "cancel",
     "get",
+    "get_budget",
     "ksi_drain",
     "ksi_migrations",
     "ksi_serve",
     "ksi_services",
     "ksi_startup",
     "list_",
+    "list_budgets",
     "provider_status",
+    "remove_budget",
+    "set_budget",
     "status",
     "stream",
+    "token_usage",
 ]

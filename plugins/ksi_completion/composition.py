@@ -10,6 +10,7 @@ from ksi_common.events.completion import (
 )
 from ksi_common.paths import Paths
 from ksi_completion.acceptance import Acceptance
+from ksi_completion.budgets import Budgets
 from ksi_completion.circuit_breakers import CircuitBreakers
 from ksi_completion.completion_service import CompletionService
 from ksi_completion.conversations import Conversations
@@ -129,12 +130,24 @@ async def _sessions(database: Database, settings: CompletionSettings) -> AsyncIt
 
 
 @asynccontextmanager
+async def _budgets(database: Database, clock: Clock, settings: CompletionSettings) -> AsyncIterator[Budgets]:
+    yield Budgets(database, clock, [budget.limit for budget in settings.budgets])
+
+
+@asynccontextmanager
+async def _tokens(database: Database, budgets: Budgets) -> AsyncIterator[TokenTracker]:
+    yield TokenTracker(database, budgets.accounted)
+
+
+@asynccontextmanager
 async def _ending(
-    database: Database, clock: Clock, responses: Responses, sessions: SessionManager
+    database: Database,
+    clock: Clock,
+    responses: Responses,
+    sessions: SessionManager,
+    tokens: TokenTracker,
 ) -> AsyncIterator[Ending]:
-    yield Ending(
-        database=database, clock=clock, responses=responses, sessions=sessions, tokens=TokenTracker()
-    )
+    yield Ending(database=database, clock=clock, responses=responses, sessions=sessions, tokens=tokens)
 
 
 @asynccontextmanager
@@ -198,6 +211,8 @@ PARTS: Final[Sequence[Service[Any]]] = (
     Service(Responses, _responses),
     Service(Conversations, _conversations),
     Service(SessionManager, _sessions),
+    Service(Budgets, _budgets),
+    Service(TokenTracker, _tokens),
     Service(Ending, _ending),
     Service(Recovery, _recovery),
     Service(CompletionService, _service),

@@ -10,18 +10,16 @@ from ksi_common.events.completion import (
     Cancel,
     CancelReply,
     Overview,
-    ProvidersOf,
-    ProvidersStatus,
     Status,
     Step,
     StreamCompletion,
 )
 from ksi_common.events.conversation import Get, List, Listed, Messages
+from ksi_completion.budgets import Budgets
 from ksi_completion.circuit_breakers import CircuitBreakers
 from ksi_completion.completion_service import CompletionService
 from ksi_completion.composition import PARTS
 from ksi_completion.conversations import Conversations
-from ksi_completion.provider_manager import ProviderManager
 from ksi_completion.recovery import Recovery
 from ksi_completion.rows import REFERRED
 from ksi_daemon.plugin import (
@@ -51,6 +49,7 @@ async def ksi_startup(services: Services) -> None:
     """Say which files rows name, and take up what an earlier daemon left open."""
     services.get(Referrers).add("completion", REFERRED)
     await services.get(CircuitBreakers).load()
+    await services.get(Budgets).load()
     await services.get(Recovery).recover(services.get(CompletionService).open)
 
 
@@ -90,12 +89,6 @@ async def cancel(request: Cancel, service: CompletionService) -> CancelReply:
 async def status(request: Status, service: CompletionService) -> Overview:
     """Describe one completion, or the queue."""
     return await service.status(request.request_id, include_response=request.include_response)
-
-
-@handler
-async def provider_status(request: ProvidersOf, providers: ProviderManager) -> ProvidersStatus:
-    """Describe the providers."""
-    return providers.status(request.provider)
 
 
 @handler

@@ -6,11 +6,13 @@ from typing import Annotated, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from ksi_common.events.budget import BudgetKey, Limits
 from ksi_common.events.completion import ModelName
 from ksi_completion.circuit_breakers import Candidate
 from ksi_completion.providers.mock import NAME as MOCK
 from ksi_completion.providers.mock import MockSettings
 from ksi_completion.providers.replay import ReplaySettings
+from ksi_completion.reservations import Limit
 from ksi_completion.whole_path import WholePath
 from ksi_daemon.plugin import InvalidArgument, Settings
 
@@ -19,6 +21,18 @@ CandidateName = Annotated[str, StringConstraints(pattern=r"^[^/\s]+/\S+$", max_l
 """``provider/model``."""
 PROVIDER: Final = "KSI_PROVIDER"
 """The environment variable that chooses a provider for a whole run."""
+
+
+class BudgetSettings(BudgetKey, Limits):
+    """A table ``[[plugins.completion.budgets]]``: scope, subject and per, tokens and cost_usd."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @property
+    def limit(self) -> Limit:
+        """It, as a budget."""
+        key = BudgetKey(scope=self.scope, subject=self.subject, per=self.per)
+        return Limit(key, self.tokens, self.cost_usd, by="settings")
 
 
 class CompletionSettings(BaseModel):
@@ -65,6 +79,11 @@ class CompletionSettings(BaseModel):
         600.0, gt=0, description="The embedded model leaves memory after this long without work."
     )
 
+    budgets: list[BudgetSettings] = Field(
+        default_factory=list,
+        description='What may be used: tables of scope (session, agent, all), subject ("*": each), '
+        "per (ever, day), tokens, cost_usd.",
+    )
     mock: MockSettings | None = Field(
         None,
         description="How the provider mock answers; without the table, or provider, it does not.",

@@ -13,12 +13,13 @@ CREATE TABLE completion_breakers (
 
 ALTER TABLE completions ADD COLUMN alias TEXT;  -- the name that stands for several models, where one was asked for
 
--- Of the calls that this table begins with no price is known, nor when in their day they ended.
+-- Of the calls that were there before no price is known, nor when in their day they ended.
 ALTER TABLE token_usage ADD COLUMN time_us INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE token_usage ADD COLUMN outcome TEXT NOT NULL DEFAULT 'answered'
     CHECK (outcome IN ('answered', 'failed', 'stopped'));
 ALTER TABLE token_usage ADD COLUMN cache_creation_tokens INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE token_usage ADD COLUMN cost_usd REAL;
+UPDATE token_usage SET time_us = unixepoch(day) * 1000000;
 CREATE INDEX token_usage_by_session ON token_usage (session_id, day);
 CREATE INDEX token_usage_by_agent ON token_usage (agent_id, day) WHERE agent_id IS NOT NULL;
 CREATE INDEX token_usage_by_day ON token_usage (day);
