@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from ksi_common.errors import FailedPrecondition, NotFound
 from ksi_common.events.completion import Tokens
@@ -72,6 +72,8 @@ class Budget(Message):
 
 class SetBudget(BudgetKey, Limits, Request[Budget], event="budget:set", idempotent=True):
     """Set a budget, or change it. What it had stopped goes on where it was, if there is enough now."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"subject": "s1", "tokens": 100_000}]})
 
 
 class GetBudget(BudgetKey, Request[Budget], event="budget:get", safe=True, raises=(NotFound,)):

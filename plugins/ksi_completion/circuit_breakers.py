@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import structlog
 
 from ksi_common.clock import Clock
-from ksi_common.events.completion import BreakerState, CompletionBreakerChanged
+from ksi_common.events.completion_providers import BreakerState, CompletionBreakerChanged
 from ksi_completion.providers.interface import FailureClass, ProviderFailure
 from ksi_daemon.plugin import Database, OperationalError, Transaction
 

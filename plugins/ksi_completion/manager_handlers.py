@@ -9,7 +9,7 @@ from ksi_common.events.budget import (
     Removed,
     SetBudget,
 )
-from ksi_common.events.completion import ProvidersOf, ProvidersStatus
+from ksi_common.events.completion_providers import ProvidersOf, ProvidersStatus
 from ksi_common.events.token_usage import TokenUsage, UsageReport
 from ksi_completion import budgets as budgeting
 from ksi_completion.provider_manager import ProviderManager

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from ksi_common.events.completion import BreakerStatus, ProvidersStatus, ProviderStatus
+from ksi_common.events.completion_providers import BreakerStatus, ProvidersStatus, ProviderStatus
 from ksi_common.events.system import Check
 from ksi_completion.circuit_breakers import Candidate, CircuitBreakers
 from ksi_completion.providers.interface import ANY_MODEL, CompletionProvider
