@@ -20,8 +20,8 @@ SHORT_BYTES: Final = 512
 
 _INSERT: Final = (
     "INSERT INTO completions (request_id, session_id, state, digest, provider, model, max_tokens, timeout_s, "
-    "agent_id, originator_agent_id, purpose, event_id, correlation_id, actor, hop, accepted_us, alias) "
-    "VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "agent_id, originator_agent_id, purpose, event_id, correlation_id, actor, hop, accepted_us) "
+    "VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 
 
@@ -55,7 +55,7 @@ class Acceptance:
         ``opened`` is called for a new one, in the order of acceptance, before anyone hears of it. Raises what
         the parts raise, and AlreadyExists where that request_id asked something else.
         """
-        provider, model, alias = self._providers.choose(asked.provider, asked.model)
+        provider, model = self._providers.choose(asked.provider, asked.model)
         messages = await self._prompts.messages(asked)
         if not messages[-1].content.strip():
             raise InvalidArgument("the last message is empty", reason="empty_prompt")
@@ -97,7 +97,6 @@ class Acceptance:
                     told.actor,
                     envelope.hop if envelope else told.hop,
                     now,
-                    alias,
                 ),
             )
             for position, message in enumerate(stored):

@@ -221,7 +221,7 @@ class CompletionService:
         try:
             with event_context(row.envelope()):
                 outcome = await run.outcome()
-                last = await self._ending.end(run.row, outcome)
+                last = await self._ending.end(row, outcome)
         finally:
             del self._runs[row.request_id]
         self._unwanted.discard(row.request_id)

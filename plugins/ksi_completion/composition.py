@@ -10,11 +10,11 @@ from ksi_common.events.completion import (
 )
 from ksi_common.paths import Paths
 from ksi_completion.acceptance import Acceptance
-from ksi_completion.budgets import Budgets
 from ksi_completion.circuit_breakers import CircuitBreakers
 from ksi_completion.completion_service import CompletionService
 from ksi_completion.conversations import Conversations
 from ksi_completion.ending import Ending
+from ksi_completion.managers import MANAGERS
 from ksi_completion.prompts import Prompts, with_history
 from ksi_completion.provider_manager import ProviderManager
 from ksi_completion.providers.embedded import EmbeddedProvider
@@ -45,13 +45,6 @@ from ksi_daemon.plugin import (
 @asynccontextmanager
 async def _settings(settings: Settings) -> AsyncIterator[CompletionSettings]:
     yield CompletionSettings.of(settings)
-
-
-@asynccontextmanager
-async def _breakers(
-    database: Database, clock: Clock, settings: CompletionSettings
-) -> AsyncIterator[CircuitBreakers]:
-    yield CircuitBreakers(database, clock, failures=settings.breaker_failures, open_s=settings.breaker_open_s)
 
 
 @asynccontextmanager
@@ -130,16 +123,6 @@ async def _sessions(database: Database, settings: CompletionSettings) -> AsyncIt
 
 
 @asynccontextmanager
-async def _budgets(database: Database, clock: Clock, settings: CompletionSettings) -> AsyncIterator[Budgets]:
-    yield Budgets(database, clock, [budget.limit for budget in settings.budgets])
-
-
-@asynccontextmanager
-async def _tokens(database: Database, budgets: Budgets) -> AsyncIterator[TokenTracker]:
-    yield TokenTracker(database, budgets.accounted)
-
-
-@asynccontextmanager
 async def _ending(
     database: Database,
     clock: Clock,
@@ -206,13 +189,11 @@ async def _service(
 
 PARTS: Final[Sequence[Service[Any]]] = (
     Service(CompletionSettings, _settings),
-    Service(CircuitBreakers, _breakers),
+    *MANAGERS,
     Service(ProviderManager, _providers),
     Service(Responses, _responses),
     Service(Conversations, _conversations),
     Service(SessionManager, _sessions),
-    Service(Budgets, _budgets),
-    Service(TokenTracker, _tokens),
     Service(Ending, _ending),
     Service(Recovery, _recovery),
     Service(CompletionService, _service),

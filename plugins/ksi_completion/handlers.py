@@ -15,11 +15,10 @@ from ksi_common.events.completion import (
     StreamCompletion,
 )
 from ksi_common.events.conversation import Get, List, Listed, Messages
-from ksi_completion.budgets import Budgets
-from ksi_completion.circuit_breakers import CircuitBreakers
 from ksi_completion.completion_service import CompletionService
 from ksi_completion.composition import PARTS
 from ksi_completion.conversations import Conversations
+from ksi_completion.managers import take_up
 from ksi_completion.recovery import Recovery
 from ksi_completion.rows import REFERRED
 from ksi_daemon.plugin import (
@@ -48,8 +47,7 @@ def ksi_services() -> Sequence[Service[Any]]:
 async def ksi_startup(services: Services) -> None:
     """Say which files rows name, and take up what an earlier daemon left open."""
     services.get(Referrers).add("completion", REFERRED)
-    await services.get(CircuitBreakers).load()
-    await services.get(Budgets).load()
+    await take_up(services)
     await services.get(Recovery).recover(services.get(CompletionService).open)
 
 

@@ -1,26 +1,15 @@
 """Which provider makes an answer, which one instead, and how many each makes at once."""
 
-import asyncio
 import difflib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
 
 from ksi_common.events.completion_providers import BreakerStatus, ProvidersStatus, ProviderStatus
 from ksi_common.events.system import Check
 from ksi_completion.circuit_breakers import Candidate, CircuitBreakers
 from ksi_completion.providers.interface import ANY_MODEL, CompletionProvider
-from ksi_completion.routes import Route
-from ksi_completion.rows import Row
+from ksi_completion.routes import Routes
 from ksi_daemon.plugin import FailedPrecondition, JsonValue, NotFound
-
-
-class Choice(NamedTuple):
-    """Who is to answer. ``alias``: the name that was asked for, where that stands for several."""
-
-    provider: str
-    model: str
-    alias: str | None = None
 
 
 class ProviderManager:
@@ -48,30 +37,32 @@ class ProviderManager:
         self._on_request = frozenset(on_request) - {default}
         self._aliases = aliases or {}
         self._working: Counter[str] = Counter()
-        self._left = asyncio.Event()
+        self.routes = Routes(self._aliases, breakers, self._is_usable)
+        """From one model to another, where an alias stands for several."""
 
-    def choose(self, provider: str | None, model: str | None) -> Choice:
+    def choose(self, provider: str | None, model: str | None) -> Candidate:
         """Give the names of a provider that can be used and of a model that it has.
 
         Raises NotFound for a name that nobody has, FailedPrecondition for a provider that is not installed.
         """
         if provider is None and model is None:
             model = self._default_model
-        if provider is None and model is not None and model in self._aliases and not self._default_takes_all:
-            return Choice(*self._first_of(model), alias=model)
+        if (alias := self.alias_of(provider, model)) is not None:
+            return self._first_of(alias)
         chosen = self._automatic(model) if provider is None else self.get(provider)
         reason = chosen.missing()
         if reason is not None:
             raise FailedPrecondition(
                 f"provider {chosen.name} cannot be used: {reason}", reason="provider_missing"
             )
-        return Choice(chosen.name, chosen.models[0] if model is None else self._model(chosen, model))
+        return Candidate(chosen.name, chosen.models[0] if model is None else self._model(chosen, model))
 
-    def route(self, row: Row) -> Route:
-        """Give the way of a completion through those that may answer it."""
-        current = Candidate(row.provider, row.model)
-        candidates = self._aliases.get(row.alias or "", ())
-        return Route(self, self._breakers, candidates or [current], current)
+    def alias_of(self, provider: str | None, model: str | None) -> str | None:
+        """Give the name that stands for several models, where one is asked for, or is the default."""
+        if provider is not None or self._default_takes_all:
+            return None
+        name = self._default_model if model is None else model
+        return name if name in self._aliases else None
 
     def get(self, name: str) -> CompletionProvider:
         """Give a provider by name; raise NotFound with those that there are."""
@@ -87,12 +78,6 @@ class ProviderManager:
         """Tell whether a provider can begin another answer now."""
         return self._working[name] < self._providers[name].concurrency if name in self._providers else True
 
-    async def wait_room(self, name: str) -> None:
-        """Wait until a provider can begin another answer."""
-        while not self.has_room(name):
-            self._left.clear()
-            await self._left.wait()
-
     def begin(self, name: str) -> None:
         """Count an answer that is being made."""
         self._working[name] += 1
@@ -100,7 +85,6 @@ class ProviderManager:
     def end(self, name: str) -> None:
         """Count it no more."""
         self._working[name] -= 1
-        self._left.set()
 
     def missing(self) -> Mapping[str, str | None]:
         """Say why a provider cannot be used, or None, of each that one need not ask for by name."""
@@ -159,6 +143,9 @@ class ProviderManager:
     @property
     def _default_takes_all(self) -> bool:
         return self._default is not None and ANY_MODEL in self.get(self._default).models
+
+    def _is_usable(self, name: str) -> bool:
+        return name in self._providers and self._providers[name].missing() is None
 
     def _first_of(self, alias: str) -> Candidate:
         """Give the first candidate of an alias that can be used; the first one's reason where none can."""

@@ -64,7 +64,6 @@ class Row:
     offset: int | None
     length: int | None
     sha256: str | None
-    alias: str | None
 
     @classmethod
     def of(cls, row: Sequence[Any]) -> Self:

@@ -2,8 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
-from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -12,7 +10,6 @@ from ksi_common.clock import Clock
 from ksi_common.events.completion import (
     ChatMessage,
     CompletionDelta,
-    CompletionFailover,
     CompletionProgress,
     CompletionRetrying,
     CompletionStarted,
@@ -20,13 +17,11 @@ from ksi_common.events.completion import (
     Proof,
     Step,
 )
-from ksi_completion.circuit_breakers import Candidate
 from ksi_completion.live import Live
 from ksi_completion.outcomes import Outcome
 from ksi_completion.provider_manager import ProviderManager
 from ksi_completion.providers.interface import Answer, Generation, Job, ProviderFailure
 from ksi_completion.retry_manager import RETRIED, RetryManager
-from ksi_completion.routes import Route
 from ksi_completion.rows import Row
 from ksi_completion.storing import stored
 from ksi_daemon.plugin import Bus, Database, KSIError, Transaction
@@ -37,13 +32,10 @@ PROGRESS_S: Final = 5.0
 """Between words of an attempt that is at work and says nothing."""
 
 _BEGIN: Final = (
-    "UPDATE completions SET state = 'running', attempts = ?, started_us = coalesce(started_us, ?), "
-    "provider = ?, model = ? WHERE request_id = ?"
+    "UPDATE completions SET state = 'running', attempts = ?, started_us = coalesce(started_us, ?) "
+    "WHERE request_id = ?"
 )
 _FAIL: Final = "UPDATE completions SET failures = ? WHERE request_id = ?"
-
-_WITH_PROVIDER: Final = frozenset(("started", "failover"))
-"""Steps that say who works on it."""
 
 Conversation = Callable[[Row], Awaitable[Sequence[ChatMessage]]]
 """Give what a completion's provider is to be told: the session's turns, then the prompt."""
@@ -136,42 +128,29 @@ class Run:
             return self._end(failure=Failure(reason="bug", message=f"{type(error).__name__}: see the log"))
 
     async def _answer(self) -> Answer:
+        provider = self._providers.get(self.row.provider)
         messages = await self._conversation(self.row)
         failures = self.row.failures
-        route = self._providers.route(self.row)
-        try:
-            while True:
-                try:
-                    provider = await route.enter()
-                    await self._begin(route)
-                    answer = await self._generate(await provider.start(self._job(messages)))
-                except ProviderFailure as failure:
-                    self._generation = None
-                    failures += 1
-                    if await route.failed(failure):
-                        await self._write(partial(self._fail_in, failures=failures))
-                        continue
-                    retry = self._retries.decide(failure, failures=failures)
-                    if retry is None:
-                        raise
-                    await self._tell_retry(failure, failures, retry.delay_s)
-                    await asyncio.sleep(retry.delay_s)
-                else:
-                    await route.succeeded()
-                    return answer
-        finally:
-            route.leave()
-
-    def _job(self, messages: Sequence[ChatMessage]) -> Job:
-        row = self.row
-        return Job(
-            row.request_id,
-            row.session_id,
-            row.model,
-            messages,
-            attempt=self._attempt,
-            max_tokens=row.max_tokens,
-        )
+        while True:
+            await self._begin()
+            job = Job(
+                self.row.request_id,
+                self.row.session_id,
+                self.row.model,
+                messages,
+                attempt=self._attempt,
+                max_tokens=self.row.max_tokens,
+            )
+            try:
+                return await self._generate(await provider.start(job))
+            except ProviderFailure as failure:
+                self._generation = None
+                failures += 1
+                retry = self._retries.decide(failure, failures=failures)
+                if retry is None:
+                    raise
+                await self._tell_retry(failure, failures, retry.delay_s)
+            await asyncio.sleep(retry.delay_s)
 
     async def _generate(self, generation: Generation) -> Answer:
         loop = asyncio.get_running_loop()
@@ -189,36 +168,15 @@ class Run:
             raise ProviderFailure(message, reason="stalled", kind="stalled") from None
         return generation.answer
 
-    async def _begin(self, route: Route) -> None:
+    async def _begin(self) -> None:
         self._attempt += 1
-        asked, reason = Candidate(self.row.provider, self.row.model), route.reason
-        self.row = replace(self.row, provider=route.current.provider, model=route.current.model)
-        moved = None
-        if route.current != asked:
-            moved = CompletionFailover(
-                **self._named(),
-                from_provider=asked.provider,
-                from_model=asked.model,
-                reason=reason.reason if reason else "preferred",
-                message=reason.message if reason else f"{route.current} comes before {asked}",
-            )
 
         def begin(tx: Transaction) -> None:
-            row = self.row
-            tx.execute(
-                _BEGIN, (self._attempt, self._clock.time_us(), row.provider, row.model, row.request_id)
-            )
-            if moved is not None:
-                tx.tell(moved, stream=f"completion/{row.request_id}")
-            tx.tell(CompletionStarted(**self._named()), stream=f"completion/{row.request_id}")
+            tx.execute(_BEGIN, (self._attempt, self._clock.time_us(), self.row.request_id))
+            tx.tell(CompletionStarted(**self._named()), stream=f"completion/{self.row.request_id}")
 
         await self._write(begin)
-        if moved is not None:
-            self._show("failover", reason=moved.reason, message=moved.message)
         self._show("started")
-
-    def _fail_in(self, tx: Transaction, *, failures: int) -> None:
-        tx.execute(_FAIL, (failures, self.row.request_id))
 
     async def _tell_retry(self, failure: ProviderFailure, failures: int, delay_s: float) -> None:
         told = CompletionRetrying(
@@ -229,11 +187,11 @@ class Run:
         )
 
         def note(tx: Transaction) -> None:
-            self._fail_in(tx, failures=failures)
+            tx.execute(_FAIL, (failures, self.row.request_id))
             tx.tell(told, stream=f"completion/{self.row.request_id}")
 
         await self._write(note)
-        self._show("retrying", delay_s=delay_s, reason=failure.reason, message=failure.message)
+        self._show("retrying", delay_s=delay_s, reason=failure.reason)
 
     async def _write(self, unit: Callable[[Transaction], None]) -> None:
         """Write, as soon as the disk takes it: a full one is no fault of the completion."""
@@ -257,7 +215,7 @@ class Run:
             )
 
     def _show(self, kind: Any, **fields: Any) -> None:
-        self._live.step(Step(type=kind, **self._named(with_provider=kind in _WITH_PROVIDER), **fields))
+        self._live.step(Step(type=kind, **self._named(with_provider=kind == "started"), **fields))
 
     def _named(self, *, with_provider: bool = True) -> dict[str, Any]:
         row = self.row

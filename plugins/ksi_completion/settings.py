@@ -13,6 +13,7 @@ from ksi_completion.providers.mock import NAME as MOCK
 from ksi_completion.providers.mock import MockSettings
 from ksi_completion.providers.replay import ReplaySettings
 from ksi_completion.reservations import Limit
+from ksi_completion.response_cache import CacheSettings
 from ksi_completion.whole_path import WholePath
 from ksi_daemon.plugin import InvalidArgument, Settings
 
@@ -83,6 +84,9 @@ class CompletionSettings(BaseModel):
         default_factory=list,
         description='What may be used: tables of scope (session, agent, all), subject ("*": each), '
         "per (ever, day), tokens, cost_usd.",
+    )
+    cache: CacheSettings | None = Field(
+        None, description="Answers are given again to the same request; without the table they are not."
     )
     mock: MockSettings | None = Field(
         None,

@@ -1,7 +1,7 @@
 """Answers that are to fit a JSON schema.
 
-The validator is compiled code of another project, and heavy: it is imported, in a thread, with the first schema.
-It fetches nothing, and its patterns take no longer than what they look at is long.
+The validator is compiled code of another project, and heavy: it is imported with the first schema, in a
+thread. It fetches nothing, and its patterns take no longer than what they look at is long.
 """
 
 import asyncio
