@@ -60,6 +60,21 @@ class ProvidersOf(
     provider: Name | None = Field(None, description="Which one; default: all.", examples=["embedded"])
 
 
+class CompletionFailover(Notification, event="completion:failover"):
+    """Another provider or model is asked from now on, of those that an alias names."""
+
+    request_id: str
+    session_id: str
+    attempt: int
+    """The last one of the model before."""
+    provider: str
+    model: str
+    from_provider: str
+    from_model: str
+    reason: str
+    message: str
+
+
 class CompletionBreakerChanged(Notification, event="completion:breaker_changed"):
     """A model of a provider is left alone for ``open_s`` seconds, or may be asked again."""
 

@@ -3,7 +3,8 @@
 No other module knows the format:
 
     {"ksi": {"request_id": …, "session_id": …, "provider": …, "model": …, "timestamp": …, "duration_ms": …,
-             "attempt": …, "outcome": "result" | "failed" | "cancelled", "client_id": …},
+             "attempt": …, "outcome": "result" | "failed" | "cancelled", "client_id": …,
+             "provider_session": …, "resume_at": …},
      "response": {…} | null, "error": {…}, "proof": {…}}
 
 A row names a line by a reference. A line is written and synced before the commit of its row; what follows the
@@ -32,6 +33,7 @@ from ksi_daemon.plugin import (
     DataLoss,
     InvalidArgument,
     JsonValue,
+    KSIError,
     Reference,
     Unavailable,
     is_name,
@@ -64,6 +66,9 @@ class Line:
     outcome: Literal["result", "failed", "cancelled"] = "result"
     client_id: str | None = None
     """The agent that it is for."""
+    provider_session: str | None = None
+    """The provider's own id of the session, and, in ``resume_at``, of this turn."""
+    resume_at: str | None = None
     response: Mapping[str, JsonValue] | None = None
     error: Failure | None = None
     proof: Proof | None = None
@@ -82,8 +87,9 @@ class Line:
     def to_bytes(self) -> bytes:
         """Give the line with its end; raise InvalidArgument (``not_json``). NaN becomes null."""
         about = {name: getattr(self, name) for name in self.__slots__ if name not in _BESIDE}
-        if self.client_id is None:
-            del about["client_id"]
+        for name in ("client_id", "provider_session", "resume_at"):
+            if about[name] is None:
+                del about[name]
         line = {"ksi": about, "response": None if self.response is None else dict(self.response)}
         line |= {"error": self.error.model_dump()} if self.error else {}
         line |= {"proof": self.proof.model_dump()} if self.proof else {}
@@ -150,16 +156,28 @@ class Recovered:
     """How many bytes that rows name are not there any more."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Storing:
+    """A line that is to be stored, and who waits for that."""
+
+    session_id: str
+    line: Line
+    at: int
+    future: "asyncio.Future[Written]"
+
+
 class Responses:
     """Write, read and recover answers; used with ``async with``.
 
     The files are written in one thread, in the order asked: what a cancelled call has begun is done before
-    the next call begins.
+    the next call begins. What is to be stored while the thread is busy is its next piece of work, all of it.
     """
 
     def __init__(self, home: Path, blobs: Blobs) -> None:
         self._folder = ResponseFolder(home)
         self._blobs = blobs
+        self._waiting: list[_Storing] = []
+        self._is_storing = False
 
     async def __aenter__(self) -> Self:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ksi-responses")
@@ -178,20 +196,22 @@ class Responses:
         take it, InvalidArgument (``not_json``, ``too_large``) where no disk would.
         Cancelled, it leaves a line that no row names, or none.
         """
-        path, data = path_of(session_id), line.to_bytes()
-        if len(data) > MAX_LINE_BYTES:
-            raise InvalidArgument(
-                f"the answer to {line.request_id} has {len(data)} bytes",
-                reason="too_large",
-                limit=MAX_LINE_BYTES,
-            )
         try:
-            return await self._run(partial(self._append, path, data, at))
+            return await self._run(partial(self._append, session_id, line, at))
         except OSError as error:
-            hint = "free space on the disk of the answers" if error.errno == ENOSPC else None
-            raise Unavailable(
-                f"cannot store an answer: {error}", reason="store_unavailable", hint=hint
-            ) from error
+            raise _unavailable(error) from error
+
+    def store(self, session_id: str, line: Line, *, at: int) -> "asyncio.Future[Written]":
+        """Append a line, as ``append`` does, and have it on disk, together with what else is to be stored.
+
+        Raises as ``append`` does, each for its own line.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Written] = loop.create_future()
+        if not self._waiting and not self._is_storing:
+            loop.call_soon(self._store_waiting)  # with what this turn of the loop still brings
+        self._waiting.append(_Storing(session_id, line, at, future))
+        return future
 
     async def read(self, reference: Reference) -> Line:
         """Give a line; raise DataLoss (``reference_missing``, ``reference_corrupt``)."""
@@ -209,7 +229,43 @@ class Responses:
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    def _append(self, path: str, data: bytes, at: int) -> Written:
+    def _store_waiting(self) -> None:
+        batch, self._waiting = self._waiting, []
+        self._is_storing = True
+        work = asyncio.get_running_loop().run_in_executor(self._thread, self._store_all, batch)
+        work.add_done_callback(partial(self._stored, batch))
+
+    def _stored(
+        self, batch: "Sequence[_Storing]", work: "asyncio.Future[Sequence[Written | Exception]]"
+    ) -> None:
+        self._is_storing = False
+        if self._waiting:
+            self._store_waiting()
+        if work.cancelled() or (bug := work.exception()) is None:
+            outcomes = () if work.cancelled() else work.result()
+        else:
+            outcomes = [bug] * len(batch) if isinstance(bug, Exception) else ()
+        for storing, outcome in zip(batch, outcomes, strict=False):
+            if storing.future.done():
+                continue
+            if isinstance(outcome, Exception):
+                storing.future.set_exception(outcome)
+            else:
+                storing.future.set_result(outcome)
+
+    def _store_all(self, batch: "Sequence[_Storing]") -> "Sequence[Written | Exception]":
+        """Append all lines, then sync their files; what goes wrong is the matter of its line."""
+        outcomes = [_attempt(partial(self._append, item.session_id, item.line, item.at)) for item in batch]
+        return [outcome if isinstance(outcome, Exception) else _synced(outcome) for outcome in outcomes]
+
+    def _append(self, session_id: str, line: Line, at: int) -> Written:
+        path, data = path_of(session_id), line.to_bytes()
+        if len(data) > MAX_LINE_BYTES:
+            raise InvalidArgument(
+                f"the answer to {line.request_id} has {len(data)} bytes",
+                reason="too_large",
+                limit=MAX_LINE_BYTES,
+            )
         name = _name(path)
         file = self._folder.open(name, make=True)
         offset, torn_bytes = file.settle(at, data)
@@ -256,6 +312,31 @@ def text_of(response: Mapping[str, JsonValue] | None) -> str:
         case {"result": str(text)} | {"choices": [{"message": {"content": str(text)}}, *_]}:
             return text
     return ""
+
+
+def _attempt(work: Callable[[], T]) -> T | Exception:
+    """Do a part of a batch; what goes wrong with it is no matter of the others."""
+    try:
+        return work()
+    except OSError as error:
+        return _unavailable(error)
+    except (KSIError, ValueError, TypeError) as error:
+        return error
+
+
+def _synced(written: Written) -> Written | Exception:
+    try:
+        written.sync()
+    except OSError as error:
+        return _unavailable(error)
+    return written
+
+
+def _unavailable(error: OSError) -> Unavailable:
+    hint = "free space on the disk of the answers" if error.errno == ENOSPC else None
+    unavailable = Unavailable(f"cannot store an answer: {error}", reason="store_unavailable", hint=hint)
+    unavailable.__cause__ = error
+    return unavailable
 
 
 def _name(path: str) -> str:
