@@ -1,9 +1,9 @@
 """One attempt at a completion: from its turn to an answer, a failure, or the proof that it was stopped."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import structlog
 
@@ -38,8 +38,16 @@ _BEGIN: Final = (
 PROGRESS_S: Final = 5.0
 """Between words of an attempt that is at work and says nothing."""
 
-MakeJob = Callable[[Row, Session, bool, float], Awaitable[Job]]
-"""Give what a provider is asked; whether it keeps its sessions itself, and the seconds that it may take."""
+
+class MakeJob(Protocol):
+    """Give what a provider is asked."""
+
+    def __call__(
+        self, row: Row, session: Session, *, attempt: int, keeps_sessions: bool, left_s: float
+    ) -> Awaitable[Job]:
+        """``keeps_sessions``: the provider does so itself; ``left_s``: the seconds that it may take."""
+        ...
+
 
 _Came = Answer | ProviderFailure | Failure | None
 """What came of the work; None: it was stopped by wish."""
@@ -178,8 +186,14 @@ class Attempt:
         self._limit = asyncio.get_running_loop().time() + left_s
         scope.reschedule(self._limit)
         provider = self._providers.get(self.row.provider)
-        job = await self._make_job(self.row, self._session, provider.keeps_sessions, left_s)
-        self._generation = generation = await provider.start(replace(job, attempt=self._attempt))
+        job = await self._make_job(
+            self.row,
+            self._session,
+            attempt=self._attempt,
+            keeps_sessions=provider.keeps_sessions,
+            left_s=left_s,
+        )
+        self._generation = generation = await provider.start(job)
         self._hear(scope)
         index = 0
         async for text in generation.deltas():
