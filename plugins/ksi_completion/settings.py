@@ -75,7 +75,12 @@ class CompletionSettings(BaseModel):
         le=60,
         description="Before the second try at most; before each next one twice as long, a minute at most.",
     )
-    stall_s: float = Field(120.0, gt=0, description="A provider that says nothing for this long has stalled.")
+    first_s: float = Field(
+        120.0, gt=0, description="A provider that says nothing of an answer for this long has stalled."
+    )
+    stall_s: float = Field(
+        120.0, gt=0, description="So has one that has begun, and says nothing more for this long."
+    )
     prompt_roots: list[WholePath] = Field(
         default_factory=list, description="Folders that a prompt_file may be in, besides $KSI_HOME/lib."
     )
