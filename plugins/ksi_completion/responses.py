@@ -44,6 +44,8 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 LINES: Final = "application/jsonl"
+SYNCS: Final = 16
+"""Files of answers that are synced at once."""
 MAX_LINE_BYTES: Final = 16 * 1024 * 1024
 
 _BESIDE: Final = ("response", "error", "proof")
@@ -181,10 +183,13 @@ class Responses:
 
     async def __aenter__(self) -> Self:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ksi-responses")
+        self._syncing = ThreadPoolExecutor(SYNCS, thread_name_prefix="ksi-sync")
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self._thread.shutdown)
+        await loop.run_in_executor(None, self._syncing.shutdown)
 
     async def append(self, session_id: str, line: Line, *, at: int) -> Written:
         """Write a line after the last one of the session that a row names, which ends ``at``.
@@ -197,7 +202,7 @@ class Responses:
         Cancelled, it leaves a line that no row names, or none.
         """
         try:
-            return await self._run(partial(self._append, session_id, line, at))
+            return await self._run(partial(self._append_one, session_id, line, at))
         except OSError as error:
             raise _unavailable(error) from error
 
@@ -256,7 +261,18 @@ class Responses:
     def _store_all(self, batch: "Sequence[_Storing]") -> "Sequence[Written | Exception]":
         """Append all lines, then sync their files; what goes wrong is the matter of its line."""
         outcomes = [_attempt(partial(self._append, item.session_id, item.line, item.at)) for item in batch]
-        return [outcome if isinstance(outcome, Exception) else _synced(outcome) for outcome in outcomes]
+        if len(batch) > 1:
+            # Beside each other: what a file system has to do for one it does for all that wait with it.
+            outcomes = list(self._syncing.map(_synced, outcomes))
+        else:
+            outcomes = [_synced(outcome) for outcome in outcomes]
+        self._folder.point_to(_name(path_of(batch[-1].session_id)))
+        return outcomes
+
+    def _append_one(self, session_id: str, line: Line, at: int) -> Written:
+        written = self._append(session_id, line, at)
+        self._folder.point_to(_name(written.reference.path))
+        return written
 
     def _append(self, session_id: str, line: Line, at: int) -> Written:
         path, data = path_of(session_id), line.to_bytes()
@@ -270,7 +286,6 @@ class Responses:
         file = self._folder.open(name, make=True)
         offset, torn_bytes = file.settle(at, data)
         file.append(data)
-        self._folder.point_to(name)
         written = Written(_reference(path, offset, data), file, at - offset)
         _report(path, torn_bytes, written.lost_bytes)
         return written
@@ -324,7 +339,9 @@ def _attempt(work: Callable[[], T]) -> T | Exception:
         return error
 
 
-def _synced(written: Written) -> Written | Exception:
+def _synced(written: Written | Exception) -> Written | Exception:
+    if isinstance(written, Exception):
+        return written
     try:
         written.sync()
     except OSError as error:
@@ -349,6 +366,8 @@ def _reference(path: str, offset: int, data: bytes) -> Reference:
 
 
 def _parse_or_none(data: bytes) -> Line | None:
+    if not data.startswith(b"{"):  # what is before the line is none of ours
+        return None
     try:
         return Line.parse(data)
     except DataLoss:
