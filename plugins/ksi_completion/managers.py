@@ -9,6 +9,7 @@ from ksi_completion.budgets import Budgets
 from ksi_completion.child_registry import ChildRegistry
 from ksi_completion.circuit_breakers import CircuitBreakers
 from ksi_completion.completion_service import CompletionService
+from ksi_completion.process_registry import ProcessRegistry
 from ksi_completion.response_cache import ResponseCache
 from ksi_completion.settings import CompletionSettings
 from ksi_completion.token_tracker import TokenTracker
@@ -51,6 +52,11 @@ async def _children(database: Database, clock: Clock, processes: Processes) -> A
     yield registry
 
 
+@asynccontextmanager
+async def _registry(database: Database, settings: CompletionSettings) -> AsyncIterator[ProcessRegistry]:
+    yield ProcessRegistry(database, attempts=settings.attempts)
+
+
 async def take_up(services: Services) -> None:
     """Read what an earlier daemon knew, before anything begins."""
     await services.get(ChildRegistry).bury(services.get(Processes).reaped)
@@ -66,4 +72,5 @@ MANAGERS: Final[Sequence[Service[Any]]] = (
     Service(ResponseCache, _cache),
     Service(ChildRegistry, _children),
     Service(BudgetHolds, _holds),
+    Service(ProcessRegistry, _registry),
 )
