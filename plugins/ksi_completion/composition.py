@@ -16,7 +16,9 @@ from ksi_completion.ending import Ending
 from ksi_completion.prompts import Prompts, with_history
 from ksi_completion.provider_manager import ProviderManager
 from ksi_completion.providers.embedded import EmbeddedProvider
+from ksi_completion.providers.interface import CompletionProvider
 from ksi_completion.providers.mock import MockProvider
+from ksi_completion.providers.replay import ReplayProvider
 from ksi_completion.recovery import Recovery
 from ksi_completion.responses import Responses
 from ksi_completion.retry_manager import RetryManager
@@ -31,6 +33,7 @@ from ksi_daemon.plugin import (
     Clock,
     Database,
     HealthChecks,
+    InvalidArgument,
     Processes,
     Service,
     Settings,
@@ -48,12 +51,34 @@ async def _providers(
 ) -> AsyncIterator[ProviderManager]:
     embedded = EmbeddedProvider(processes, paths.run, idle_s=settings.worker_idle_s, worker=settings.worker)
     mocked = MockProvider(settings.mocking)
-    providers = ProviderManager([embedded, mocked], default=settings.provider, on_request=[mocked.name])
+    asked: Sequence[CompletionProvider] = [embedded, mocked]
+    replaying = ReplayProvider(settings.replay, _recorded(settings, asked))
+    await replaying.open()
+    providers = ProviderManager(
+        [*asked, replaying], default=settings.provider, on_request=[mocked.name, replaying.name]
+    )
     health.watch_providers(providers.health)
     try:
         yield providers
     finally:
         await providers.close()
+
+
+def _recorded(
+    settings: CompletionSettings, providers: Sequence[CompletionProvider]
+) -> CompletionProvider | None:
+    """Find the provider whose answers are to be recorded; raise InvalidArgument where there is none."""
+    if settings.replay is None or settings.replay.record is None:
+        return None
+    for provider in providers:
+        if provider.name == settings.replay.record:
+            return provider
+    known = ", ".join(provider.name for provider in providers)
+    raise InvalidArgument(
+        f'setting plugins.completion.replay.record: there is no provider "{settings.replay.record}"',
+        hint=f"there are: {known}",
+        reason="bad_setting",
+    )
 
 
 @asynccontextmanager

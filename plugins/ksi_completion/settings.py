@@ -1,24 +1,19 @@
 """What can be set of completions: the table ``[plugins.completion]`` of ksi.toml."""
 
 import os
-from pathlib import Path
 from typing import Annotated, Final, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ksi_completion.providers.mock import NAME as MOCK
 from ksi_completion.providers.mock import MockSettings
+from ksi_completion.providers.replay import ReplaySettings
+from ksi_completion.whole_path import WholePath
 from ksi_daemon.plugin import InvalidArgument, Settings
 
 NAME = "completion"
 PROVIDER: Final = "KSI_PROVIDER"
 """The environment variable that chooses a provider for a whole run."""
-
-
-def _whole(path: Path) -> Path:
-    if not path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"{path} is not a whole path: one from / that has no ..")
-    return path
 
 
 class CompletionSettings(BaseModel):
@@ -41,7 +36,7 @@ class CompletionSettings(BaseModel):
     queue: int = Field(10_000, ge=1, description="Open completions altogether; one more is refused.")
     attempts: int = Field(3, ge=1, le=10, description="Tries of one completion that a provider fails.")
     stall_s: float = Field(120.0, gt=0, description="A provider that says nothing for this long has stalled.")
-    prompt_roots: list[Annotated[Path, AfterValidator(_whole)]] = Field(
+    prompt_roots: list[WholePath] = Field(
         default_factory=list, description="Folders that a prompt_file may be in, besides $KSI_HOME/lib."
     )
     worker: Annotated[list[str], Field(min_length=1)] | None = Field(
@@ -54,6 +49,10 @@ class CompletionSettings(BaseModel):
     mock: MockSettings | None = Field(
         None,
         description="How the provider mock answers; without the table, or provider, it does not.",
+    )
+
+    replay: ReplaySettings | None = Field(
+        None, description="Where the provider replay has its answers from; without the table it has none."
     )
 
     @property
