@@ -3,8 +3,8 @@
     .venv/bin/python requirements/compile.py              # after pyproject.toml or an .in file was changed
     .venv/bin/python requirements/compile.py --upgrade    # to the newest versions
 
-uv resolves once, for all platforms and Pythons that KSI runs on; run.lock is a part of dev.lock. providers.lock
-has a part for each extra of requirements/install.py.
+uv resolves once, for all platforms and Pythons that KSI runs on; run.lock is a part of dev.lock.
+providers.lock has a part for each extra of requirements/install.py.
 """
 
 import subprocess

@@ -15,6 +15,7 @@ from ksi_completion.conversations import Conversations
 from ksi_completion.ending import Ending
 from ksi_completion.prompts import Prompts, with_history
 from ksi_completion.provider_manager import ProviderManager
+from ksi_completion.providers.configured import configured
 from ksi_completion.providers.embedded import EmbeddedProvider
 from ksi_completion.providers.interface import CompletionProvider
 from ksi_completion.providers.mock import MockProvider
@@ -51,7 +52,7 @@ async def _providers(
 ) -> AsyncIterator[ProviderManager]:
     embedded = EmbeddedProvider(processes, paths.run, idle_s=settings.worker_idle_s, worker=settings.worker)
     mocked = MockProvider(settings.mocking)
-    asked: Sequence[CompletionProvider] = [embedded, mocked]
+    asked = [embedded, *configured(processes, paths, settings.providers), mocked]
     replaying = ReplayProvider(settings.replay, _recorded(settings, asked))
     await replaying.open()
     providers = ProviderManager(

@@ -29,7 +29,9 @@ class Exchange:
     def reply(self, status: int, body: object, headers: Mapping[str, str] | None = None) -> None:
         """Answer with JSON, or with a text as it is."""
         data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
-        self._head(status, {"content-type": "application/json", "content-length": str(len(data)), **(headers or {})})
+        self._head(
+            status, {"content-type": "application/json", "content-length": str(len(data)), **(headers or {})}
+        )
         self._writer.write(data)
 
     def begin_stream(self) -> None:

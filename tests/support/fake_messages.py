@@ -15,7 +15,7 @@ INPUT_TOKENS, CACHED_TOKENS, CREATED_TOKENS, OUTPUT_TOKENS = 11, 3, 2, 5
 
 
 class FakeMessages:
-    """``requests``: what it was asked; ``plan``: how it answers, one for each; after that ``says("Hello")``."""
+    """``requests``: what it was asked; ``plan``: how it answers each; after that, ``says("Hello")``."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -45,7 +45,9 @@ def said(received: Received) -> list[tuple[str, list[str]]]:
     texts = []
     for message in received.body["messages"]:
         content = message["content"]
-        parts = [content] if isinstance(content, str) else [part.get("text", part["type"]) for part in content]
+        parts = (
+            [content] if isinstance(content, str) else [part.get("text", part["type"]) for part in content]
+        )
         texts.append((message["role"], parts))
     return texts
 
@@ -75,7 +77,11 @@ def says(*pieces: str, stop_reason: str = "end_turn") -> Answer:
             exchange.reply(200, whole | {"usage": _usage(OUTPUT_TOKENS)})
             return
         _begin(exchange)
-        _block(exchange, {"type": "text", "text": ""}, [{"type": "text_delta", "text": piece} for piece in pieces])
+        _block(
+            exchange,
+            {"type": "text", "text": ""},
+            [{"type": "text_delta", "text": piece} for piece in pieces],
+        )
         _end(exchange, stop_reason)
 
     return answer
@@ -101,7 +107,9 @@ def begins(*pieces: str) -> Answer:
             _begin(exchange)
             _begin_block(exchange, {"type": "text", "text": ""})
             for piece in pieces:
-                _event(exchange, type="content_block_delta", index=0, delta={"type": "text_delta", "text": piece})
+                _event(
+                    exchange, type="content_block_delta", index=0, delta={"type": "text_delta", "text": piece}
+                )
         await exchange.gone.wait()
 
     return answer

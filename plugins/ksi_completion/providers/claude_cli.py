@@ -12,7 +12,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Final
 
-from ksi_common.events.completion import ChatMessage
+from ksi_completion.providers.asking import asked, told
 from ksi_completion.providers.claude_reading import ClaudeReading
 from ksi_completion.providers.claude_settings import ClaudeCliSettings
 from ksi_completion.providers.command import CommandGeneration, Commands, Invocation
@@ -50,12 +50,17 @@ _SWITCHES: Final = {
 _FLAGS: Final = (
     *("--print", "--output-format=stream-json", "--input-format=stream-json"),
     *("--verbose", "--include-partial-messages"),
-    *("--system-prompt-snapshot=off", "--setting-sources=", "--strict-mcp-config", "--permission-prompts=none"),
+    *(
+        "--system-prompt-snapshot=off",
+        "--setting-sources=",
+        "--strict-mcp-config",
+        "--permission-prompts=none",
+    ),
 )
 
 
 class ClaudeCliProvider:
-    """A CompletionProvider. Its sessions, and what it is to read, are kept in ``state_dir`` and ``run_dir``."""
+    """A CompletionProvider. ``state_dir`` keeps its sessions, ``run_dir`` what a run is to read."""
 
     name = NAME
     keeps_sessions = True
@@ -97,9 +102,11 @@ class ClaudeCliProvider:
             cwd=self._work,
             purpose=NAME,
             stdin=_prompt(job),
-            files={path: content for path, content in files.values()},
+            files=dict(files.values()),
         )
-        return await self._commands.start(invocation, ClaudeReading(max_tokens=job.max_tokens, servers=servers))
+        return await self._commands.start(
+            invocation, ClaudeReading(max_tokens=job.max_tokens, servers=servers)
+        )
 
     async def close(self) -> None:
         """End its runs."""
@@ -125,9 +132,8 @@ class ClaudeCliProvider:
     def _files(self, job: Job, servers: Sequence[str]) -> Mapping[str, tuple[Path, bytes]]:
         """Give what is no other user's to see, as arguments are, by the flag that names its file."""
         run = uuid.uuid4().hex
-        system = "\n\n".join([job.system or self._settings.system, *_said_by(job.messages, "system")])
         flag = "append-system-prompt-file" if self._settings.own_system else "system-prompt-file"
-        files = {flag: (self._run_dir / f"{run}.txt", system.encode())}
+        files = {flag: (self._run_dir / f"{run}.txt", told(job, self._settings.system).encode())}
         if servers:
             rendered = {name: self._settings.mcp_servers[name].rendered() for name in servers}
             content = json.dumps({"mcpServers": rendered}).encode()
@@ -208,34 +214,18 @@ def _schema(job: Job) -> str | None:
         return None
     schema = json.dumps(job.response_schema, separators=(",", ":"))
     if len(schema) >= MAX_ARGUMENT_BYTES - 100:
-        message = f"the response_schema has {len(schema)} bytes, and the Claude CLI takes {MAX_ARGUMENT_BYTES}"
+        message = (
+            f"the response_schema has {len(schema)} bytes, and the Claude CLI takes {MAX_ARGUMENT_BYTES}"
+        )
         raise ProviderFailure(message, reason="too_large", kind="invalid")
     return schema
 
 
 def _prompt(job: Job) -> bytes:
     line = json.dumps(
-        {"type": "user", "message": {"role": "user", "content": _asked(job)}, "client_composed": True}
+        {"type": "user", "message": {"role": "user", "content": asked(job)}, "client_composed": True}
     ).encode()
     if len(line) > MAX_PROMPT_BYTES:
         message = f"the prompt has {len(line)} bytes, and the Claude CLI reads {MAX_PROMPT_BYTES}"
         raise ProviderFailure(message, reason="too_large", kind="invalid")
     return line + b"\n"
-
-
-def _asked(job: Job) -> str:
-    """Say what is new; to one who does not know the conversation, all of it."""
-    turns = [message for message in job.messages if message.role != "system"]
-    answered = max((at + 1 for at, message in enumerate(turns) if message.role == "assistant"), default=0)
-    new = "\n\n".join(message.content for message in turns[answered:])
-    if not new.strip():
-        raise ProviderFailure("the prompt is empty", reason="empty_prompt", kind="invalid")
-    if not answered or job.provider_session is not None:
-        return new
-    # In JSON, where no text of a message can end it.
-    lines = [json.dumps({message.role: message.content}, ensure_ascii=False) for message in turns[:answered]]
-    return "\n".join(["This is our conversation so far:", "", *lines, "", "Go on with it. I now say:", "", new])
-
-
-def _said_by(messages: Sequence[ChatMessage], role: str) -> Sequence[str]:
-    return [message.content for message in messages if message.role == role]

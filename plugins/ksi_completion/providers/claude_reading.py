@@ -151,7 +151,9 @@ class ClaudeReading:
             case {"subtype": "api_retry"}:
                 # It would wait here by itself, unseen; ended, the wait is KSI's, told and durable.
                 status, delay_ms = line.get("error_status"), line.get("retry_delay_ms")
-                kind, reason = classified(status) if isinstance(status, int) else ("transient", "no_connection")
+                kind, reason = (
+                    classified(status) if isinstance(status, int) else ("transient", "no_connection")
+                )
                 raise ProviderFailure(
                     f"the service failed: {line.get('error') or 'unknown'} (status {status})",
                     reason=reason,

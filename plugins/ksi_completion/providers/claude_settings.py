@@ -1,12 +1,13 @@
 """What can be set of the Claude CLI: the table ``[plugins.completion.providers.claude-cli]``."""
 
 import re
-from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from ksi_common.events.completion import ModelName
+from ksi_completion.providers.section import Section
+from ksi_completion.whole_path import WholePath
 
 _TOOL: Final = re.compile(r"^[A-Za-z][\w-]*(\([^\n,]*\))?$")
 
@@ -19,21 +20,7 @@ def _tool(name: str) -> str:
     return name
 
 
-def whole(path: Path) -> Path:
-    """Give a path that means the same wherever it is read; raise ValueError for another."""
-    if not path.is_absolute():
-        raise ValueError(f"{path} does not begin with /")
-    return path
-
-
 Tool = Annotated[str, AfterValidator(_tool)]
-WholePath = Annotated[Path, AfterValidator(whole)]
-
-
-class Section(BaseModel):
-    """A table of the file; unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class McpServer(Section):
@@ -78,7 +65,8 @@ class ClaudeCliSettings(Section):
     )
     env: dict[str, str] = Field(default_factory=dict, description="Variables for it, nothing secret.")
     config_dir: WholePath | None = Field(
-        None, description="Where it keeps sessions and a login; default: state/claude-cli/config in $KSI_HOME."
+        None,
+        description="Where it keeps sessions and a login; default: state/claude-cli/config in $KSI_HOME.",
     )
     work_dir: WholePath | None = Field(
         None, description="Where its tools work; default: state/claude-cli/work in $KSI_HOME."
@@ -101,7 +89,12 @@ class ClaudeCliSettings(Section):
         Literal["acceptEdits", "auto", "bypassPermissions", "dontAsk", "manual", "plan"] | None
     ) = Field(None, description="The CLI's own mode of permissions.")
     mcp_servers: dict[ServerName, McpServer] = Field(
-        default_factory=dict, description="Servers of tools, by name; one runs where a tool of it may be used."
+        default_factory=dict,
+        description="Servers of tools, by name; one runs where a tool of it may be used.",
     )
-    max_budget_usd: float | None = Field(None, gt=0, description="Of one run; the CLI stops when it is spent.")
-    api_timeout_s: float = Field(300.0, gt=0, le=3600, description="Of one request of the CLI to its service.")
+    max_budget_usd: float | None = Field(
+        None, gt=0, description="Of one run; the CLI stops when it is spent."
+    )
+    api_timeout_s: float = Field(
+        300.0, gt=0, le=3600, description="Of one request of the CLI to its service."
+    )

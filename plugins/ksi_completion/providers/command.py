@@ -177,7 +177,7 @@ class _Run:
     """One process from its first line to the proof of its end."""
 
     def __init__(self, process: Process, invocation: Invocation, reading: Reading) -> None:
-        self.generation = CommandGeneration(lambda _: self._stop())
+        self.generation = CommandGeneration(self._stop)
         self._process = process
         self._invocation = invocation
         self._reading = reading

@@ -27,13 +27,13 @@ def key_of(env: str | None, file: Path | None) -> str | None:
     """Read a key from where the settings say; None where they say nothing. Raises ProviderFailure."""
     if file is not None:
         try:
-            key = file.read_text(encoding="utf-8").strip()
+            text = file.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "no text"
             raise _no_key(f"cannot read {file}: {reason}") from None
-        if not key:
+        if not text:
             raise _no_key(f"{file} is empty")
-        return key
+        return text
     if env is not None:
         if not (key := os.environ.get(env)):
             raise _no_key(f"{env} is not set in the daemon's environment")

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Final, Self
+from typing import Final
 
 from ksi_common.events.completion import Proof
 from ksi_completion.providers.interface import Answer, ProviderFailure
@@ -17,7 +17,7 @@ class FedGeneration:
     ``stop``: return when nothing works on it any more, within 3 s.
     """
 
-    def __init__(self, stop: Callable[[Self], Awaitable[None]]) -> None:
+    def __init__(self, stop: Callable[[], Awaitable[None]]) -> None:
         self.ended = asyncio.Event()
         self._stop = stop
         self._pieces: list[str] = []
@@ -56,7 +56,7 @@ class FedGeneration:
         """
         loop = asyncio.get_running_loop()
         began = loop.time()
-        await self._stop(self)
+        await self._stop()
         elapsed_s = round(loop.time() - began, 3)
         if self._pids_gone is None:
             return Proof(how="confirmed", elapsed_s=elapsed_s)

@@ -5,7 +5,8 @@ from typing import Annotated
 from pydantic import Field, JsonValue
 
 from ksi_common.events.completion import ModelName
-from ksi_completion.providers.claude_settings import Section, WholePath
+from ksi_completion.providers.section import Section
+from ksi_completion.whole_path import WholePath
 
 
 class LitellmModel(Section):

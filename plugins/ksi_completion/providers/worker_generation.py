@@ -37,6 +37,8 @@ def _answer(report: Done) -> Answer:
     }
     if report.dropped_messages:
         response["dropped_messages"] = report.dropped_messages
+    if report.tool_calls:
+        response["tool_calls"] = report.tool_calls
     return Answer(
         text=report.text,
         model=report.model,
