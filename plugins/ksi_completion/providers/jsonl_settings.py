@@ -109,7 +109,7 @@ class JsonlCliSettings(Section):
     @model_validator(mode="before")
     @classmethod
     def _with_file(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping) or not isinstance(path := given.get("file"), str):
+        if not isinstance(given, Mapping) or not isinstance(path := given.get("file"), str | Path):
             return given
         return {**_read(Path(path)), **given}
 
