@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
+from uuid import uuid4
 
 from tests.support.fake_http import Exchange, Received, http_server
 
@@ -91,7 +92,7 @@ def uses(tool: str, **arguments: Any) -> Answer:
     """Ask for a tool."""
 
     async def answer(exchange: Exchange) -> None:
-        block = {"type": "tool_use", "id": "toolu_1", "name": tool, "input": {}}
+        block = {"type": "tool_use", "id": f"toolu_{uuid4().hex}", "name": tool, "input": {}}
         _begin(exchange)
         _block(exchange, block, [{"type": "input_json_delta", "partial_json": json.dumps(arguments)}])
         _end(exchange, "tool_use")
@@ -139,7 +140,7 @@ def _begin(exchange: Exchange) -> None:
 
 def _message(exchange: Exchange) -> dict[str, Any]:
     return {
-        "id": "msg_1",
+        "id": f"msg_{uuid4().hex}",  # those of one id are one message to the CLI
         "type": "message",
         "role": "assistant",
         "model": exchange.received.body["model"],

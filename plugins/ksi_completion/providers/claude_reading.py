@@ -26,16 +26,22 @@ _FINISH: Final = {"end_turn": "stop", "stop_sequence": "stop", "tool_use": "stop
 _LOST: Final = re.compile(r"No (?:conversation found with session ID|message found with message\.uuid)")
 
 _WORDS: Final[Sequence[tuple[str, FailureClass, str]]] = (
-    (r"Not logged in|run /login|Invalid API key|authentication_failed", "auth", "unauthenticated"),
-    (r"billing_error|[Cc]redit balance is too low", "auth", "billing"),
+    (r"[Cc]redit balance is too low", "auth", "billing"),
     (r"prompt_too_long|[Pp]rompt is too long", "invalid", "context_exceeded"),
     (r"max_output_tokens|output token maximum", "invalid", "max_tokens"),
     (r"error_max_turns", "invalid", "max_turns"),
     (r"error_max_budget_usd|budget_exhausted", "invalid", "budget_exhausted"),
     (r"image_error", "invalid", "too_large"),
-    (r"Request timed out", "transient", "timed_out"),
 )
-"""What says more than a status, or where there is none."""
+"""What says more than a status."""
+
+_WITHOUT_STATUS: Final[Sequence[tuple[str, FailureClass, str]]] = (
+    (r"Not logged in|run /login|Invalid API key|authentication_failed", "auth", "unauthenticated"),
+    (r"billing_error", "auth", "billing"),
+    (r"Request timed out", "transient", "timed_out"),
+    (r"aborted_", "transient", "interrupted"),
+    (r"", "transient", "api_error"),
+)
 
 
 class ClaudeReading:
@@ -179,14 +185,12 @@ class ClaudeReading:
         if _LOST.search(said):
             return "invalid", "session_lost"
         telling = f"{self._error} {result.get('subtype')} {result.get('terminal_reason')} {said}"
-        for pattern, kind, reason in _WORDS:
+        status = result.get("api_error_status")
+        words = _WORDS if isinstance(status, int) else (*_WORDS, *_WITHOUT_STATUS)
+        for pattern, kind, reason in words:
             if re.search(pattern, telling):
                 return kind, reason
-        status = result.get("api_error_status")
-        if isinstance(status, int):
-            return classified(status)
-        is_aborted = str(result.get("terminal_reason")).startswith("aborted")
-        return "transient", "interrupted" if is_aborted else "api_error"
+        return classified(int(status or 0))
 
 
 def _has_tool_result(line: Mapping[str, Any]) -> bool:
