@@ -171,13 +171,13 @@ async def test_a_conversation_that_the_cli_does_not_know_is_told_to_it(world: Wo
 async def test_a_session_that_is_lost_says_so(world: World, gone: str) -> None:
     first = await world.ask(asked("One?"))
     other = str(uuid.uuid4())
-    fields: dict[str, Any] = {
+    cases: dict[str, dict[str, Any]] = {
         "session": {"provider_session": other},
         "turn": {"provider_session": first.provider_session, "resume_at": other},
         "--version": {"provider_session": "--version"},
-    }[gone]
+    }
     with pytest.raises(ProviderFailure) as failed:
-        await text_of(await world.provider.start(asked("Two?", **fields)))
+        await text_of(await world.provider.start(asked("Two?", **cases[gone])))
     assert (failed.value.reason, failed.value.kind) == ("session_lost", "invalid")
     assert len(world.api.requests) == 1
 

@@ -17,6 +17,9 @@ from ksi_daemon.plugin import JsonValue, Processes
 NAME: Final = "litellm"
 INSTALL: Final = "./ksi install litellm"
 
+START_TIMEOUT_S: Final = 120.0
+"""Its import takes two seconds of a core, which others may be using."""
+
 _SCRIPT = Path(__file__).parents[1] / "workers" / "litellm.py"
 
 
@@ -71,7 +74,10 @@ class LitellmProvider:
         env = chosen((*ALWAYS, *NETWORK, *keys, *settings.pass_env))
         argv = (self._python.get() or "", "-I", str(_SCRIPT))
         return WorkerLink(
-            self._processes, WorkerSettings(argv=argv, env=env, purpose=NAME, idle_s=settings.idle_s)
+            self._processes,
+            WorkerSettings(
+                argv=argv, env=env, purpose=NAME, idle_s=settings.idle_s, start_timeout_s=START_TIMEOUT_S
+            ),
         )
 
     def _options(self, job: Job) -> Mapping[str, JsonValue]:

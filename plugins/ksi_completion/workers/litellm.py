@@ -128,6 +128,8 @@ def request(order: Order) -> dict[str, Any]:
         "stream_options": {"include_usage": True},
         "max_retries": 0,
         "num_retries": 0,
+        # Else it imports, where there are tools, a library for MCP that it does not bring.
+        "_skip_mcp_handler": True,
     }
 
 
