@@ -60,8 +60,9 @@ class JsonlReading:
     def conclude(self, how: Ended) -> Answer:
         """Give the answer. Raises ProviderFailure."""
         exits = self._settings.exits
-        default = exits.get(ANY, ExitMeaning()) if how.code != 0 else None
-        meaning = exits.get(str(how.code), None if self._has_ended and how.code == 0 else default)
+        meaning = exits.get(str(how.code))
+        if meaning is None and how.code != 0 and not self._has_ended:
+            meaning = exits.get(ANY, ExitMeaning())
         if meaning is not None:
             message = f"the program failed ({how})"
             raise ProviderFailure(message, reason=meaning.reason, kind=meaning.kind, usage=self.usage)
