@@ -14,6 +14,7 @@ from ksi_daemon.database import Database, Transaction
 _FIND: Final = "SELECT owner, token, expires FROM leases WHERE name = ?"
 _TAKE: Final = "REPLACE INTO leases (name, owner, token, expires) VALUES (?, ?, ?, ?)"
 _RENEW: Final = "UPDATE leases SET expires = ? WHERE name = ?"
+_REVOKE: Final = "UPDATE leases SET owner = NULL WHERE name = ? AND owner IS NOT NULL"
 _RELEASE: Final = "UPDATE leases SET owner = NULL WHERE name = ? AND token = ? AND owner IS NOT NULL"
 
 
@@ -77,6 +78,10 @@ class Leases(Protocol):
         """Give it back in a unit of work."""
         ...
 
+    def revoke_in(self, tx: Transaction, name: str) -> bool:
+        """Take a lease from its owner, for who knows that this one is gone; False where nobody had it."""
+        ...
+
     def check_in(self, tx: Transaction, lease: Lease) -> None:
         """Raise LeaseLost within the unit, so that it does not commit, unless the token is the last one."""
         ...
@@ -129,6 +134,10 @@ class DatabaseLeases:
         if released:
             tx.on_commit(self._count_released)
         return released
+
+    def revoke_in(self, tx: Transaction, name: str) -> bool:
+        """Take a lease from its owner, in a unit of work."""
+        return tx.execute(_REVOKE, (name,)).rowcount > 0
 
     def check_in(self, tx: Transaction, lease: Lease) -> None:
         """Raise LeaseLost unless the token is the last one."""

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, JsonValue, StringConstraints, model_validator
 
 from ksi_common.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
 from ksi_common.events.types import Name
@@ -15,6 +15,8 @@ DEFAULT_TIMEOUT_S = 300
 Text = Annotated[str, StringConstraints(max_length=1024 * 1024)]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
 
+ToolName = Annotated[str, StringConstraints(pattern=r"^[^\s]{1,256}$")]
+
 Tokens = Annotated[int, Field(ge=0, lt=2**53)]
 """What a provider counts, and a database and JSON can hold."""
 
@@ -24,6 +26,13 @@ State = Literal["queued", "running", "completed", "failed", "cancelled"]
 """Of a completion. The last three are final."""
 
 OPEN: tuple[State, ...] = ("queued", "running")
+
+ProcessState = Literal["pending", "running", "retry", "success", "completed", "failed", "dead"]
+"""Of a completion as a process: it waits; is at work; waits for its next try; has an answer that is not on
+disk yet; has one that is; ended without; was given up after all its tries, or put aside for a person."""
+
+Priority = Literal["critical", "high", "normal", "low", "background"]
+"""Between sessions. Within one it is first come, first served."""
 
 
 class ChatMessage(Message):
@@ -50,8 +59,9 @@ class Usage(Message):
 class Proof(Message):
     """Why nothing works on a cancelled completion any more."""
 
-    how: Literal["not_started", "confirmed", "killed", "recovered"]
-    """It had not begun; the worker said that it stopped; the worker is gone; found at a start."""
+    how: Literal["not_started", "between_attempts", "confirmed", "killed", "recovered"]
+    """It had not begun; it waited for its next try; the worker said that it stopped; the worker is gone;
+    found at a start."""
     elapsed_s: float
     """From the wish to the proof."""
     pids_gone: list[int] = Field(default_factory=list)
@@ -92,7 +102,20 @@ class Asked(Message):
     timeout_s: Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S)] = Field(
         DEFAULT_TIMEOUT_S, description="Seconds that the model may take, once it begins."
     )
+    priority: Priority = Field("normal", description="Before, or after, what waits in other sessions.")
+    tools: Annotated[list[dict[str, JsonValue]], Field(max_length=256)] = Field(
+        default_factory=list, description="Tools that the model may call, as the OpenAI API describes them."
+    )
+    allowed_tools: Annotated[list[ToolName], Field(max_length=256)] | None = Field(
+        None,
+        description="Names of the only tools that may be used, [] for none; a provider that cannot be held "
+        "to it refuses. Default: as the provider is set up.",
+    )
+    response_schema: dict[str, JsonValue] | None = Field(
+        None, description="A JSON schema that the answer is to fit."
+    )
     agent_id: Name | None = renamed_from("client_id", "agent_id", None, description="For whom.")
+    workflow_id: Name | None = Field(None, description="The workflow that it is a part of.")
     originator_agent_id: Name | None = Field(None, description="Who wanted it first.")
     purpose: Annotated[str, StringConstraints(max_length=256)] | None = renamed_from(
         "task", "purpose", None, description="What for; kept with it."
@@ -136,8 +159,11 @@ class Step(Message):
 
     ``accepted``: request_id, session_id, provider, model, position. ``started``: attempt; what came before
     of an earlier attempt is void. ``delta``: text. ``progress``: elapsed_s. ``retrying``: attempt, reason,
-    delay_s. At last one of ``result``: text (all of it), usage, finish_reason, duration_ms, reference;
+    delay_s. At last one of ``result``: text, usage, finish_reason, duration_ms, reference, provider_changed;
     ``failed``: failure; ``cancelled``: proof.
+
+    The text of a result is all of it; None where that is more than 1 MiB, for the deltas had it, and
+    ``blob:read`` of the reference gives its line.
     """
 
     type: Literal["accepted", "started", "delta", "progress", "retrying", "result", "failed", "cancelled"]
@@ -157,6 +183,7 @@ class Step(Message):
     reference: Reference | None = None
     failure: Failure | None = None
     proof: Proof | None = None
+    provider_changed: bool | None = None
 
 
 class StreamCompletion(Asked, Stream[Step], event="completion:stream", raises=_RAISES):
@@ -188,11 +215,20 @@ class Completion(Message):
     request_id: str
     session_id: str
     state: State
+    process_state: ProcessState
     position: int | None
     """How many of its session are before it; None once it runs."""
+    priority: Priority
     provider: str
     model: str
     attempts: int
+    """Calls that were begun, those that a crash ended too."""
+    failures: int
+    """Calls that the provider failed."""
+    next_try: str | None
+    """When it is tried again, while it waits for that."""
+    last_failure: Failure | None
+    """Of the try before."""
     accepted: str
     started: str | None
     ended: str | None
@@ -203,11 +239,14 @@ class Completion(Message):
     """Where its line of answer is, once it has one."""
     failure: Failure | None
     proof: Proof | None
+    provider_changed: bool | None
+    """Another provider or model gave the session's answer before; None where there is no answer yet."""
     agent_id: str | None
+    workflow_id: str | None
     originator_agent_id: str | None
     purpose: str | None
     response: str | None = None
-    """The answer, where include_response asked for it."""
+    """The answer, where include_response asked for it; one of more than 1 MiB is read by its reference."""
 
 
 class SessionQueue(Message):
@@ -219,11 +258,39 @@ class SessionQueue(Message):
     """The request that runs."""
 
 
+class Pause(Message):
+    """What begins nothing: the whole ``queue``, or the session or provider of that name."""
+
+    scope: Literal["queue", "session", "provider"]
+    name: str
+    """Empty for the queue."""
+    reason: str
+    """Why: ``asked``, or the word of what paused it."""
+    since: str
+
+
+class Unstored(Message):
+    """A completion whose end cannot be put on disk."""
+
+    request_id: str
+    session_id: str
+    error: str
+    tries: int
+    since: str
+
+
 class Overview(Message):
     """The queue as a whole, or one completion where request_id asked for it."""
 
     active_count: int
     queued_count: int
+    retrying_count: int
+    """Of the queued, those that wait for their next try."""
+    unstored: list[Unstored]
+    """Those that have ended, and that the disk does not take; tried again until it does."""
+    dead: list[str]
+    """Those that a bug kept from ending: dead letters, which a person tries again."""
+    paused: list[Pause]
     active_requests: list[str]
     session_queues: list[SessionQueue]
     """Of at most 1,000 sessions."""
@@ -280,7 +347,9 @@ class CompletionAccepted(_OfCompletion, event="completion:accepted"):
     messages: list[PromptMessage]
     max_tokens: int | None = None
     timeout_s: float
+    priority: Priority = "normal"
     agent_id: str | None = None
+    workflow_id: str | None = None
     originator_agent_id: str | None = None
     purpose: str | None = None
 
@@ -308,6 +377,10 @@ class CompletionRetrying(_OfAttempt, event="completion:retrying"):
     delay_s: float
     reason: str
     message: str
+    kind: str | None = None
+    """The class of the failure; None where it was none of the provider's."""
+    failures: int = 0
+    """Calls that the provider failed, this one too."""
 
 
 class CompletionResult(_Ended, event="completion:result"):
@@ -316,6 +389,8 @@ class CompletionResult(_Ended, event="completion:result"):
     duration_ms: int
     finish_reason: str
     usage: Usage
+    provider_changed: bool = False
+    """Another provider or model gave the session's answer before."""
 
 
 class CompletionFailed(_Ended, event="completion:failed", formerly=("completion:error",)):

@@ -3,6 +3,8 @@
 from ksi_completion.handlers import (
     async_,
     cancel,
+    clear_session,
+    fork,
     get,
     ksi_drain,
     ksi_migrations,
@@ -10,6 +12,10 @@ from ksi_completion.handlers import (
     ksi_services,
     ksi_startup,
     list_,
+    pause,
+    resume,
+    retry_status,
+    session_status,
     status,
     stream,
 )
@@ -17,6 +23,8 @@ from ksi_completion.handlers import (
 __all__ = [
     "async_",
     "cancel",
+    "clear_session",
+    "fork",
     "get",
     "ksi_drain",
     "ksi_migrations",
@@ -24,6 +32,10 @@ __all__ = [
     "ksi_services",
     "ksi_startup",
     "list_",
+    "pause",
+    "resume",
+    "retry_status",
+    "session_status",
     "status",
     "stream",
 ]

@@ -1,48 +1,52 @@
-"""One completion at work: from its turn, over its attempts, to its outcome."""
+"""One attempt at a completion: from its turn to an answer, a failure, or the proof that it was stopped."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any, Final, TypeVar
 
 import structlog
 
 from ksi_common.clock import Clock
 from ksi_common.events.completion import (
-    ChatMessage,
     CompletionDelta,
     CompletionProgress,
-    CompletionRetrying,
     CompletionStarted,
     Failure,
     Proof,
-    Step,
 )
-from ksi_completion.live import Live
-from ksi_completion.outcomes import Outcome
+from ksi_completion.live import PIECE, Live
+from ksi_completion.next_tries import NextTries, Setback
+from ksi_completion.outcomes import Again, Outcome
 from ksi_completion.provider_manager import ProviderManager
 from ksi_completion.providers.interface import Answer, Generation, Job, ProviderFailure
-from ksi_completion.retry_manager import RETRIED, RetryManager
+from ksi_completion.retry_manager import RETRIED, SESSION_LOST, RetryManager
 from ksi_completion.rows import Row
-from ksi_completion.storing import stored
-from ksi_daemon.plugin import Bus, Database, KSIError, Transaction
+from ksi_completion.session_manager import Session, SessionManager
+from ksi_completion.storing import Storing
+from ksi_daemon.plugin import Bus, Database, KSIError, Lease, LeaseHeld, Transaction
+
+T = TypeVar("T")
 
 log = structlog.get_logger()
+
+_BEGIN: Final = (
+    "UPDATE completions SET state = 'running', attempts = ?, started_us = coalesce(started_us, ?), "
+    "next_try_us = NULL WHERE request_id = ?"
+)
 
 PROGRESS_S: Final = 5.0
 """Between words of an attempt that is at work and says nothing."""
 
-_BEGIN: Final = (
-    "UPDATE completions SET state = 'running', attempts = ?, started_us = coalesce(started_us, ?) "
-    "WHERE request_id = ?"
-)
-_FAIL: Final = "UPDATE completions SET failures = ? WHERE request_id = ?"
+MakeJob = Callable[[Row, Session, bool, float], Awaitable[Job]]
+"""Give what a provider is asked; whether it keeps its sessions itself, and the seconds that it may take."""
 
-Conversation = Callable[[Row], Awaitable[Sequence[ChatMessage]]]
-"""Give what a completion's provider is to be told: the session's turns, then the prompt."""
+_Came = Answer | ProviderFailure | Failure | None
+"""What came of the work; None: it was stopped by wish."""
 
 
-class Run:
-    """Work on one completion. ``outcome`` is awaited once; ``cancel`` may be called at any time."""
+class Attempt:
+    """Work once on a completion. ``outcome`` is awaited once; ``cancel`` may be called at any time."""
 
     def __init__(
         self,
@@ -54,7 +58,10 @@ class Run:
         clock: Clock,
         providers: ProviderManager,
         retries: RetryManager,
-        conversation: Conversation,
+        sessions: SessionManager,
+        tries: NextTries,
+        storing: Storing,
+        make_job: MakeJob,
         stall_s: float,
     ) -> None:
         self.row = row
@@ -64,167 +71,232 @@ class Run:
         self._clock = clock
         self._providers = providers
         self._retries = retries
-        self._conversation = conversation
+        self._sessions = sessions
+        self._tries = tries
+        self._storing = storing
+        self._make_job = make_job
         self._stall_s = stall_s
         self._attempt = row.attempts
         self._began = self._wished = clock.monotonic()
         self._generation: Generation | None = None
-        """At work, or the last one that was."""
-        self._work: asyncio.Task[Outcome] | None = None
+        self._session = Session()
+        self._lease: Lease | None = None
+        self._scope: asyncio.Timeout | None = None
+        """What the work is broken off by: a wish, silence, or the end of its time."""
+        self._limit = 0.0
+        """When its time ends, by the loop's clock."""
         self._is_unwanted = False
-        self._is_silent = True
+        self._is_silent = False
+
+    @property
+    def lease(self) -> Lease | None:
+        """The right to the session, where it is held, and nothing may be at work any more."""
+        return self._lease
 
     def cancel(self) -> None:
         """Stop the work, if there is any left."""
         if not self._is_unwanted:
             self._is_unwanted = True
             self._wished = self._clock.monotonic()
-            if self._work is not None:
-                self._work.cancel()
+            if self._scope is not None:
+                self._scope.reschedule(asyncio.get_running_loop().time())
 
-    async def outcome(self) -> Outcome:
-        """Work until there is an answer, a failure that is final, or the proof that it was stopped."""
-        stopped: Proof | Failure = Proof(how="not_started", elapsed_s=0.0)
-        if not self._is_unwanted:
-            try:
-                async with asyncio.TaskGroup() as group:
-                    progress = group.create_task(self._tell_progress())
-                    self._work = group.create_task(self._attempts())
-                    self._work.add_done_callback(lambda _: progress.cancel())
-            finally:
-                # Not in the task of the work: there the time limit, or a wish, would break it off.
-                stopped = await self._stop()
-            if isinstance(stopped, Proof) and not self._work.cancelled():
-                return self._work.result()
+    async def outcome(self) -> Outcome | Again:
+        """Work until there is an answer, a failure, or the proof that it was stopped."""
+        came: _Came = None
+        try:
+            if not self._is_unwanted:
+                came = await self._work()
+        finally:
+            # Not where the work is: there its time, or a wish, would break it off.
+            stopped = await self._stop()
         if isinstance(stopped, Failure):
+            # Something may be at work yet: the session stays its own until that cannot be any more.
+            self._lease = None
             return self._end(failure=stopped)
-        elapsed_s = round(self._clock.monotonic() - self._wished, 3)
-        return self._end(proof=stopped.model_copy(update={"elapsed_s": elapsed_s}))
+        if came is None or (self._is_unwanted and isinstance(came, ProviderFailure)):
+            elapsed_s = round(self._clock.monotonic() - self._wished, 3)
+            return self._end(proof=stopped.model_copy(update={"elapsed_s": elapsed_s}))
+        if isinstance(came, Answer):
+            return self._end(answer=came)
+        if isinstance(came, Failure):
+            return self._end(failure=came)
+        return await self._after_failure(came)
+
+    async def tell_progress(self) -> None:
+        """Tell that it is at work, where nothing came since this was called before."""
+        was_silent, self._is_silent = self._is_silent, True
+        if was_silent:
+            elapsed_s = self._clock.monotonic() - self._began
+            self._live.tell("progress", self._named() | {"elapsed_s": elapsed_s})
+            await self._bus.notify(CompletionProgress(**self._named(), elapsed_s=elapsed_s))
 
     async def _stop(self) -> Proof | Failure:
         """Return when nothing works on it any more, or where that cannot be had."""
         if self._generation is None:
-            return Proof(how="not_started", elapsed_s=0.0)
+            return Proof(how="between_attempts" if self.row.attempts else "not_started", elapsed_s=0.0)
         try:
             return await self._generation.cancel()
         except ProviderFailure as error:
             return _failure(error)
 
-    async def _attempts(self) -> Outcome:
+    async def _work(self) -> _Came:
         try:
-            async with asyncio.timeout(self.row.timeout_s):
-                return self._end(answer=await self._answer())
+            # Not broken off by anything: who has begun must know it.
+            self._session = await self._sessions.find(self.row.session_id)
+            await self._begin()
+            if self._is_unwanted:
+                return None
+            async with asyncio.timeout(None) as scope:
+                self._scope = scope
+                return await self._answer(scope)
         except TimeoutError:
-            message = f"no answer within {self.row.timeout_s:g} s"
-            return self._end(failure=Failure(reason="timed_out", message=message, retryable=True))
+            return self._broken_off()
         except ProviderFailure as error:
-            return self._end(failure=_failure(error))
+            return error
         except KSIError as error:
             reason = str(error.details.get("reason", error.code.lower()))
-            return self._end(failure=Failure(reason=reason, message=error.message, retryable=error.retryable))
+            return Failure(reason=reason, message=error.message, retryable=error.retryable)
         except Exception as error:
             # A bug of a provider ends the completion that met it, and no other.
             log.exception("completion.bug", request_id=self.row.request_id, provider=self.row.provider)
-            return self._end(failure=Failure(reason="bug", message=f"{type(error).__name__}: see the log"))
+            return Failure(reason="bug", message=f"{type(error).__name__}: see the log")
+        finally:
+            self._scope = None
 
-    async def _answer(self) -> Answer:
+    def _broken_off(self) -> _Came:
+        if self._is_unwanted:
+            return None
+        if asyncio.get_running_loop().time() >= self._limit:
+            message = f"no answer within {self.row.timeout_s:g} s"
+            return Failure(reason="timed_out", message=message, retryable=True)
+        message = f"{self.row.provider} gave no output for {self._stall_s:g} s and was ended"
+        return ProviderFailure(message, reason="stalled", kind="stalled")
+
+    async def _answer(self, scope: asyncio.Timeout) -> Answer:
+        left_s = self._left_s()
+        self._limit = asyncio.get_running_loop().time() + left_s
+        scope.reschedule(self._limit)
         provider = self._providers.get(self.row.provider)
-        messages = await self._conversation(self.row)
-        failures = self.row.failures
-        while True:
-            await self._begin()
-            job = Job(
-                self.row.request_id,
-                self.row.session_id,
-                self.row.model,
-                messages,
-                attempt=self._attempt,
-                max_tokens=self.row.max_tokens,
-            )
-            try:
-                return await self._generate(await provider.start(job))
-            except ProviderFailure as failure:
-                self._generation = None
-                failures += 1
-                retry = self._retries.decide(failure, failures=failures)
-                if retry is None:
-                    raise
-                await self._tell_retry(failure, failures, retry.delay_s)
-            await asyncio.sleep(retry.delay_s)
-
-    async def _generate(self, generation: Generation) -> Answer:
-        loop = asyncio.get_running_loop()
+        job = await self._make_job(self.row, self._session, provider.keeps_sessions, left_s)
+        self._generation = generation = await provider.start(replace(job, attempt=self._attempt))
+        self._hear(scope)
         index = 0
-        self._generation = generation
-        try:
-            async with asyncio.timeout(self._stall_s) as stall:
-                async for text in generation.deltas():
-                    stall.reschedule(loop.time() + self._stall_s)
-                    await self._tell_delta(index, text)
-                    index += 1
-        except TimeoutError:
-            await generation.cancel()
-            message = f"{self.row.provider} gave no output for {self._stall_s:g} s and was ended"
-            raise ProviderFailure(message, reason="stalled", kind="stalled") from None
+        async for text in generation.deltas():
+            self._hear(scope)
+            for begin in range(0, len(text), PIECE):
+                await self._tell_delta(index, text[begin : begin + PIECE])
+                index += 1
         return generation.answer
 
+    def _hear(self, scope: asyncio.Timeout) -> None:
+        """Take a sign of life: from now on it may be silent for as long as it ever may."""
+        if not self._is_unwanted:
+            scope.reschedule(min(self._limit, asyncio.get_running_loop().time() + self._stall_s))
+
     async def _begin(self) -> None:
-        self._attempt += 1
-
-        def begin(tx: Transaction) -> None:
-            tx.execute(_BEGIN, (self._attempt, self._clock.time_us(), self.row.request_id))
-            tx.tell(CompletionStarted(**self._named()), stream=f"completion/{self.row.request_id}")
-
-        await self._write(begin)
-        self._show("started")
-
-    async def _tell_retry(self, failure: ProviderFailure, failures: int, delay_s: float) -> None:
-        told = CompletionRetrying(
-            **self._named(with_provider=False),
-            delay_s=delay_s,
-            reason=failure.reason,
-            message=failure.message,
+        row, attempt = self.row, self._attempt + 1
+        told = CompletionStarted(
+            request_id=row.request_id,
+            session_id=row.session_id,
+            attempt=attempt,
+            provider=row.provider,
+            model=row.model,
         )
 
-        def note(tx: Transaction) -> None:
-            tx.execute(_FAIL, (failures, self.row.request_id))
-            tx.tell(told, stream=f"completion/{self.row.request_id}")
+        def begin(tx: Transaction) -> Lease | LeaseHeld:
+            try:
+                lease = self._sessions.take_in(tx, row.session_id, row.request_id, work_s=self._left_s())
+            except LeaseHeld as held:
+                return held
+            tx.execute(_BEGIN, (attempt, self._clock.time_us(), row.request_id))
+            tx.tell(told, stream=f"completion/{row.request_id}")
+            return lease
 
-        await self._write(note)
-        self._show("retrying", delay_s=delay_s, reason=failure.reason)
+        lease = await self._storing.stored(
+            lambda: self._database.write(begin), request_id=row.request_id, session_id=row.session_id
+        )
+        if isinstance(lease, LeaseHeld):
+            # Whoever has it could not be ended: two at work on a session would spoil it.
+            retry_after_s = min(60.0, float(lease.details["retry_after_s"]))
+            raise ProviderFailure(
+                lease.message, reason="session_busy", kind="transient", retry_after_s=retry_after_s
+            )
+        self._attempt, self._lease = attempt, lease
+        self._live.started(self._named() | {"provider": row.provider, "model": row.model})
 
-    async def _write(self, unit: Callable[[Transaction], None]) -> None:
-        """Write, as soon as the disk takes it: a full one is no fault of the completion."""
-        await stored(lambda: self._database.write(unit), request_id=self.row.request_id)
+    async def _after_failure(self, failure: ProviderFailure) -> Outcome | Again:
+        """Have it tried again, if that may help."""
+        row = replace(
+            self.row,
+            attempts=self._attempt,
+            failures=self.row.failures + 1,
+            worked_ms=self.row.worked_ms + self._elapsed_ms(),
+        )
+        is_lost = failure.reason == SESSION_LOST and self._session.provider_session is not None
+        if is_lost:  # no fault of the prompt: the provider is told the whole conversation at once
+            row, delay_s = replace(row, failures=self.row.failures), 0.0
+        else:
+            retry = self._retries.decide(failure, failures=row.failures)
+            if retry is None:
+                return self._end(failure=_failure(failure), failures=row.failures, usage=failure.usage)
+            delay_s = retry.delay_s
+        setback = Setback(
+            reason=failure.reason,
+            message=failure.message,
+            delay_s=delay_s,
+            kind=failure.kind,
+            usage=failure.usage,
+            lease=self._lease,
+            is_session_lost=is_lost,
+        )
+        row = await self._tries.note(row, setback)
+        self._live.tell("retrying", self._named() | {"delay_s": delay_s, "reason": failure.reason})
+        return Again(row=row, delay_s=delay_s)
 
     async def _tell_delta(self, index: int, text: str) -> None:
         self._is_silent = False
-        self._show("delta", text=text)
-        await self._bus.notify(CompletionDelta(**self._named(with_provider=False), index=index, text=text))
-
-    async def _tell_progress(self) -> None:
-        while True:
-            self._is_silent = True
-            await asyncio.sleep(PROGRESS_S)
-            if not self._is_silent:
-                continue
-            elapsed_s = self._clock.monotonic() - self._began
-            self._show("progress", elapsed_s=elapsed_s)
-            await self._bus.notify(
-                CompletionProgress(**self._named(with_provider=False), elapsed_s=elapsed_s)
-            )
-
-    def _show(self, kind: Any, **fields: Any) -> None:
-        self._live.step(Step(type=kind, **self._named(with_provider=kind == "started"), **fields))
-
-    def _named(self, *, with_provider: bool = True) -> dict[str, Any]:
+        self._live.said(text)
         row = self.row
-        names = {"request_id": row.request_id, "session_id": row.session_id, "attempt": self._attempt}
-        return names | {"provider": row.provider, "model": row.model} if with_provider else names
+        await self._bus.notify(
+            CompletionDelta(
+                request_id=row.request_id,
+                session_id=row.session_id,
+                attempt=self._attempt,
+                index=index,
+                text=text,
+            )
+        )
 
-    def _end(self, **how: Any) -> Outcome:
-        duration_ms = round((self._clock.monotonic() - self._began) * 1000)
-        return Outcome(attempt=self._attempt, duration_ms=duration_ms, **how)
+    def _named(self) -> dict[str, Any]:
+        return {
+            "request_id": self.row.request_id,
+            "session_id": self.row.session_id,
+            "attempt": self._attempt,
+        }
+
+    def _left_s(self) -> float:
+        return max(0.0, self.row.timeout_s - self.row.worked_ms / 1000)
+
+    def _elapsed_ms(self) -> int:
+        return round((self._clock.monotonic() - self._began) * 1000)
+
+    def _end(self, *, failures: int | None = None, **how: Any) -> Outcome:
+        return Outcome(
+            attempt=self._attempt,
+            duration_ms=self.row.worked_ms + self._elapsed_ms(),
+            failures=self.row.failures if failures is None else failures,
+            lease=self._lease,
+            **how,
+        )
+
+
+async def guarded(work: Awaitable[T]) -> T | Exception:
+    """Await what may have a bug; give what it raised, which is to cost no other completion anything."""
+    try:
+        return await work
+    except Exception as error:
+        return error
 
 
 def _failure(error: ProviderFailure) -> Failure:

@@ -31,12 +31,18 @@ class CompletionSettings(BaseModel):
     concurrency: int = Field(
         4,
         ge=1,
-        le=64,
+        le=1024,
         description="At work at once, over all sessions; of the embedded model, two.",
     )
     session_queue: int = Field(100, ge=1, description="Open completions of one session; one more is refused.")
     queue: int = Field(10_000, ge=1, description="Open completions altogether; one more is refused.")
     attempts: int = Field(3, ge=1, le=10, description="Tries of one completion that a provider fails.")
+    retry_delay_s: float = Field(
+        1.0,
+        gt=0,
+        le=60,
+        description="Before the second try at most; before each next one twice as long, a minute at most.",
+    )
     stall_s: float = Field(120.0, gt=0, description="A provider that says nothing for this long has stalled.")
     prompt_roots: list[WholePath] = Field(
         default_factory=list, description="Folders that a prompt_file may be in, besides $KSI_HOME/lib."
