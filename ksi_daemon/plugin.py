@@ -63,7 +63,7 @@ from ksi_daemon.hub import Hub
 from ksi_daemon.leases import Lease, LeaseHeld, LeaseLost, Leases
 from ksi_daemon.marks import DURABLE, HANDLER, SUBSCRIBER, Durable
 from ksi_daemon.outcomes import Ended, Endpoint, Failed, Middleware, Outcome, Rendered, Replied, Send, Yielded
-from ksi_daemon.processes import Process, Processes
+from ksi_daemon.processes import Child, ChildWatcher, Exit, Process, Processes, Reaped
 from ksi_daemon.projections import (
     Aggregates,
     Loaded,
@@ -161,6 +161,8 @@ __all__ = [
     "Bus",
     "Cancelled",
     "Catalog",
+    "Child",
+    "ChildWatcher",
     "Clock",
     "ConsumerState",
     "Consumers",
@@ -177,6 +179,7 @@ __all__ = [
     "EventEnvelope",
     "EventLog",
     "EventMetadata",
+    "Exit",
     "Failed",
     "FailedPrecondition",
     "Field",
@@ -204,6 +207,7 @@ __all__ = [
     "Processes",
     "Projection",
     "Projections",
+    "Reaped",
     "Reference",
     "Referrers",
     "Refusal",

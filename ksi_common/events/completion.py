@@ -159,14 +159,17 @@ class Step(Message):
 
     ``accepted``: request_id, session_id, provider, model, position. ``started``: attempt; what came before
     of an earlier attempt is void. ``delta``: text. ``progress``: elapsed_s. ``retrying``: attempt, reason,
-    delay_s. At last one of ``result``: text, usage, finish_reason, duration_ms, reference, provider_changed;
+    message, delay_s. ``failover``: provider and model that are asked instead of the one before them, reason,
+    message. At last one of ``result``: text, usage, finish_reason, duration_ms, reference, provider_changed;
     ``failed``: failure; ``cancelled``: proof.
 
     The text of a result is all of it; None where that is more than 1 MiB, for the deltas had it, and
     ``blob:read`` of the reference gives its line.
     """
 
-    type: Literal["accepted", "started", "delta", "progress", "retrying", "result", "failed", "cancelled"]
+    type: Literal[
+        "accepted", "started", "delta", "progress", "retrying", "failover", "result", "failed", "cancelled"
+    ]
     request_id: str
     session_id: str
     provider: str | None = None
@@ -177,6 +180,7 @@ class Step(Message):
     elapsed_s: float | None = None
     delay_s: float | None = None
     reason: str | None = None
+    message: str | None = None
     finish_reason: str | None = None
     usage: Usage | None = None
     duration_ms: int | None = None

@@ -19,6 +19,14 @@ from ksi_completion.handlers import (
     status,
     stream,
 )
+from ksi_completion.manager_handlers import (
+    get_budget,
+    list_budgets,
+    provider_status,
+    remove_budget,
+    set_budget,
+    token_usage,
+)
 
 __all__ = [
     "async_",
@@ -26,16 +34,22 @@ __all__ = [
     "clear_session",
     "fork",
     "get",
+    "get_budget",
     "ksi_drain",
     "ksi_migrations",
     "ksi_serve",
     "ksi_services",
     "ksi_startup",
     "list_",
+    "list_budgets",
     "pause",
+    "provider_status",
+    "remove_budget",
     "resume",
     "retry_status",
     "session_status",
+    "set_budget",
     "status",
     "stream",
+    "token_usage",
 ]

@@ -7,12 +7,14 @@ from typing import Any, Final
 
 from ksi_common.paths import Paths
 from ksi_completion.acceptance import Acceptance
+from ksi_completion.circuit_breakers import CircuitBreakers
 from ksi_completion.completion_service import CompletionService
 from ksi_completion.conductor import Conductor
 from ksi_completion.conversations import Conversations
 from ksi_completion.dead_completions import DeadCompletions
 from ksi_completion.ending import Ending
 from ksi_completion.jobs import Jobs
+from ksi_completion.managers import MANAGERS
 from ksi_completion.next_tries import NextTries
 from ksi_completion.prompts import Prompts
 from ksi_completion.provider_manager import ProviderManager
@@ -51,15 +53,21 @@ async def _settings(settings: Settings) -> AsyncIterator[CompletionSettings]:
 
 @asynccontextmanager
 async def _providers(
-    processes: Processes, paths: Paths, settings: CompletionSettings
+    processes: Processes, paths: Paths, settings: CompletionSettings, breakers: CircuitBreakers
 ) -> AsyncIterator[ProviderManager]:
     embedded = EmbeddedProvider(processes, paths.run, idle_s=settings.worker_idle_s, worker=settings.worker)
     mocked = MockProvider(settings.mocking)
     asked = [embedded, *configured(processes, paths, settings.providers), mocked]
     replaying = ReplayProvider(settings.replay, _recorded(settings, asked))
     await replaying.open()
+    _check_aliases(settings, [*asked, replaying])
     providers = ProviderManager(
-        [*asked, replaying], default=settings.provider, on_request=[mocked.name, replaying.name]
+        [*asked, replaying],
+        breakers,
+        default=settings.provider,
+        default_model=settings.model,
+        on_request=[mocked.name, replaying.name],
+        aliases=settings.aliases,
     )
     try:
         yield providers
@@ -76,10 +84,21 @@ def _recorded(
     for provider in providers:
         if provider.name == settings.replay.record:
             return provider
-    known = ", ".join(provider.name for provider in providers)
-    raise InvalidArgument(
-        f'setting plugins.completion.replay.record: there is no provider "{settings.replay.record}"',
-        hint=f"there are: {known}",
+    raise _no_provider("replay.record", settings.replay.record, providers)
+
+
+def _check_aliases(settings: CompletionSettings, providers: Sequence[CompletionProvider]) -> None:
+    names = {provider.name for provider in providers}
+    for alias, candidates in settings.aliases.items():
+        for candidate in candidates:
+            if candidate.provider not in names:
+                raise _no_provider(f"models.{alias}", candidate.provider, providers)
+
+
+def _no_provider(setting: str, name: str, providers: Sequence[CompletionProvider]) -> InvalidArgument:
+    return InvalidArgument(
+        f'setting plugins.completion.{setting}: there is no provider "{name}"',
+        hint=f"there are: {', '.join(provider.name for provider in providers)}",
         reason="bad_setting",
     )
 
@@ -113,14 +132,19 @@ async def _storing(clock: Clock, providers: ProviderManager, health: HealthCheck
 
 @asynccontextmanager
 async def _ending(
-    database: Database, clock: Clock, responses: Responses, sessions: SessionManager, storing: Storing
+    database: Database,
+    clock: Clock,
+    responses: Responses,
+    sessions: SessionManager,
+    storing: Storing,
+    tokens: TokenTracker,
 ) -> AsyncIterator[Ending]:
     yield Ending(
         database=database,
         clock=clock,
         responses=responses,
         sessions=sessions,
-        tokens=TokenTracker(),
+        tokens=tokens,
         storing=storing,
     )
 
@@ -131,13 +155,14 @@ async def _tries(
     clock: Clock,
     sessions: SessionManager,
     storing: Storing,
+    tokens: TokenTracker,
     settings: CompletionSettings,
 ) -> AsyncIterator[NextTries]:
     yield NextTries(
         database=database,
         clock=clock,
         sessions=sessions,
-        tokens=TokenTracker(),
+        tokens=tokens,
         storing=storing,
         attempts=settings.attempts,
     )
@@ -254,6 +279,7 @@ async def _service(
 
 PARTS: Final[Sequence[Service[Any]]] = (
     Service(CompletionSettings, _settings),
+    *MANAGERS,
     Service(ProviderManager, _providers),
     Service(Responses, _responses),
     Service(Conversations, _conversations),

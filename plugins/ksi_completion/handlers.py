@@ -29,6 +29,7 @@ from ksi_common.events.conversation import Fork, Forked, Get, List, Listed, Mess
 from ksi_completion.completion_service import CompletionService
 from ksi_completion.composition import PARTS
 from ksi_completion.conversations import Conversations
+from ksi_completion.managers import take_up
 from ksi_completion.rows import REFERRED
 from ksi_daemon.plugin import (
     Referrers,
@@ -56,6 +57,7 @@ def ksi_services() -> Sequence[Service[Any]]:
 async def ksi_startup(services: Services) -> None:
     """Say which files rows name, and take up what an earlier daemon left open."""
     services.get(Referrers).add("completion", REFERRED)
+    await take_up(services)
     await services.get(CompletionService).recover()
 
 

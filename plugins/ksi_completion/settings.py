@@ -1,21 +1,41 @@
 """What can be set of completions: the table ``[plugins.completion]`` of ksi.toml."""
 
 import os
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Final, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from ksi_common.events.budget import BudgetKey, Limits
+from ksi_common.events.completion import ModelName
+from ksi_completion.circuit_breakers import Candidate
 from ksi_completion.providers.configured import ProvidersSettings
 from ksi_completion.providers.mock import NAME as MOCK
 from ksi_completion.providers.mock import MockSettings
 from ksi_completion.providers.replay import ReplaySettings
+from ksi_completion.reservations import Limit
+from ksi_completion.response_cache import CacheSettings
 from ksi_completion.whole_path import WholePath
 from ksi_daemon.plugin import InvalidArgument, Settings
 
 NAME = "completion"
+CandidateName = Annotated[str, StringConstraints(pattern=r"^[^/\s]+/\S+$", max_length=256)]
+"""``provider/model``."""
 PROVIDER: Final = "KSI_PROVIDER"
 """The environment variable that chooses a provider for a whole run."""
+
+
+class BudgetSettings(BudgetKey, Limits):
+    """A table ``[[plugins.completion.budgets]]``: scope, subject and per, tokens and cost_usd."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @property
+    def limit(self) -> Limit:
+        """It, as a budget."""
+        key = BudgetKey(scope=self.scope, subject=self.subject, per=self.per)
+        return Limit(key, self.tokens, self.cost_usd, by="settings")
 
 
 class CompletionSettings(BaseModel):
@@ -27,6 +47,20 @@ class CompletionSettings(BaseModel):
         None,
         description="Who answers what names no provider; default: the first that can. "
         "The environment's KSI_PROVIDER goes before it.",
+    )
+    model: str | None = Field(
+        None, description="The model, or alias, that answers what names neither a model nor a provider."
+    )
+    models: dict[ModelName, Annotated[list[CandidateName], Field(min_length=1)]] = Field(
+        default_factory=dict,
+        description="Aliases: a name for models of providers, the first choice first, as in "
+        'sonnet = ["claude-cli/sonnet", "litellm/sonnet"]; where one fails, the next is asked.',
+    )
+    breaker_failures: int = Field(
+        5, ge=1, description="A model that fails so often in a row is left alone for a while."
+    )
+    breaker_open_s: float = Field(
+        10.0, gt=0, description="For how long; twice as long each time that it fails again, up to 5 minutes."
     )
     concurrency: int = Field(
         4,
@@ -54,6 +88,14 @@ class CompletionSettings(BaseModel):
         600.0, gt=0, description="The embedded model leaves memory after this long without work."
     )
 
+    budgets: list[BudgetSettings] = Field(
+        default_factory=list,
+        description='What may be used: tables of scope (session, agent, all), subject ("*": each), '
+        "per (ever, day), tokens, cost_usd.",
+    )
+    cache: CacheSettings | None = Field(
+        None, description="Answers are given again to the same request; without the table they are not."
+    )
     mock: MockSettings | None = Field(
         None,
         description="How the provider mock answers; without the table, or provider, it does not.",
@@ -66,6 +108,13 @@ class CompletionSettings(BaseModel):
     providers: ProvidersSettings = Field(
         ProvidersSettings(), description="Tables of the providers litellm, claude-cli and jsonl-cli."
     )
+
+    @property
+    def aliases(self) -> Mapping[str, Sequence[Candidate]]:
+        """What names of models stand for."""
+        return {
+            alias: [Candidate(*name.split("/", 1)) for name in names] for alias, names in self.models.items()
+        }
 
     @property
     def mocking(self) -> MockSettings | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from pydantic import JsonValue
 
@@ -12,6 +12,9 @@ FailureClass = Literal[
     "transient", "rate_limited", "stalled", "invalid", "auth", "unknown_outcome", "not_deployed"
 ]
 """What a failure means for another try: the first three may be tried again, the others may not."""
+
+ANY_MODEL: Final = "*"
+"""Among a provider's models: it takes any other name, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,7 @@ class CompletionProvider(Protocol):
 
     name: str
     models: Sequence[str]
-    """Names of the models that it has; the first is the default."""
+    """Names of the models that it has; the first is the default, and ``ANY_MODEL`` stands for any other."""
     concurrency: int
     """Answers that it makes at once."""
     keeps_sessions: bool

@@ -13,7 +13,7 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ksi_common.events.completion import Proof, Usage
-from ksi_completion.providers.interface import Answer, FailureClass, Job, ProviderFailure
+from ksi_completion.providers.interface import ANY_MODEL, Answer, FailureClass, Job, ProviderFailure
 
 NAME: Final = "mock"
 CHARACTERS_PER_TOKEN: Final = 4
@@ -26,7 +26,9 @@ class MockSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = Field(0, description="Another one is another course of latencies and failures.")
-    models: list[str] = Field(["mock"], min_length=1, description="Names that it has models by.")
+    models: list[str] = Field(
+        ["mock"], min_length=1, description="Names of its models, the default first; it takes any other, too."
+    )
     concurrency: int = Field(64, ge=1, le=1024, description="Answers at once.")
     answers: dict[str, str] = Field(
         default_factory=dict, description="The answer to a prompt, which must be the same to the letter."
@@ -114,7 +116,7 @@ class MockProvider:
         self._is_allowed = settings is not None
         self._settings = settings or MockSettings()
         self._calls: Counter[str] = Counter()
-        self.models: Sequence[str] = self._settings.models
+        self.models: Sequence[str] = (*self._settings.models, ANY_MODEL)
         self.concurrency = self._settings.concurrency
 
     def missing(self) -> str | None:

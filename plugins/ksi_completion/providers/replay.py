@@ -8,13 +8,21 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ksi_common.events.completion import Proof
 from ksi_completion.providers.cassette import Cassette, Episode, RecordedFailure, key_of, request_of
-from ksi_completion.providers.interface import Answer, CompletionProvider, Generation, Job, ProviderFailure
+from ksi_completion.providers.interface import (
+    ANY_MODEL,
+    Answer,
+    CompletionProvider,
+    Generation,
+    Job,
+    ProviderFailure,
+)
 from ksi_completion.whole_path import WholePath
 from ksi_daemon.plugin import DataLoss
 
 NAME: Final = "replay"
-ANY_MODEL: Final = "recorded"
 CONCURRENCY: Final = 64
+UNKNOWN: Final = "recorded"
+"""Its model, where nothing is recorded."""
 
 
 class ReplaySettings(BaseModel):
@@ -102,7 +110,7 @@ class ReplayProvider:
         self._cassette = None if settings is None else Cassette(settings.cassette)
         self._recorded = recorded
         self._reason: str | None = "no cassette is set: put [plugins.completion.replay] into ksi.toml"
-        self.models: Sequence[str] = (ANY_MODEL,)
+        self.models: Sequence[str] = (UNKNOWN, ANY_MODEL)
         self.keeps_sessions = recorded is not None and recorded.keeps_sessions
         self.restricts_tools = recorded is None or recorded.restricts_tools
 
@@ -119,7 +127,7 @@ class ReplayProvider:
         except (DataLoss, OSError) as error:
             self._reason = str(error)
         others = self._recorded.models if self._recorded else ()
-        self.models = list(dict.fromkeys((*self._cassette.models, *others))) or (ANY_MODEL,)
+        self.models = list(dict.fromkeys((*(self._cassette.models or others or (UNKNOWN,)), ANY_MODEL)))
 
     def missing(self) -> str | None:
         """Say what is wrong with the cassette, or with who is to be recorded."""
