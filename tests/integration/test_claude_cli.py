@@ -270,7 +270,7 @@ async def test_a_tool_that_a_request_may_not_use_is_not_there(world: World) -> N
 
 async def test_a_tool_that_the_settings_do_not_have_is_refused(world: World) -> None:
     world.provide(tools=["Bash(git log:*)", "mcp__weather"], mcp_servers=WEATHER)
-    for wanted in ("Bash", "Bash(rm:*)", "Write", "mcp__other__tool"):
+    for wanted in ("Bash", "Bash(rm:*)", "Write", "mcp__other__tool", "mcp__weather__a,Write"):
         with pytest.raises(ProviderFailure) as refused:
             await world.provider.start(asked("Hi", allowed_tools=[wanted]))
         assert (refused.value.kind, refused.value.reason) == ("invalid", "tool_not_allowed")

@@ -53,8 +53,11 @@ async def test_an_answer_is_its_deltas_and_says_what_it_cost(subject: Subject) -
     answer = generation.answer
     assert answer.text == text
     assert text == subject.text if subject.text else text
-    assert (answer.finish_reason, answer.response["result"]) == ("stop", text)
+    assert answer.finish_reason == "stop"
     assert answer.model
+    said = {name: answer.response[name] for name in ("result", "model", "finish_reason", "usage")}
+    usage = answer.usage.model_dump(exclude_none=True)
+    assert said == {"result": text, "model": answer.model, "finish_reason": "stop", "usage": usage}
     assert answer.usage.prompt_tokens > 0
     assert answer.usage.completion_tokens > 0
     assert answer.usage.cached_tokens <= answer.usage.prompt_tokens

@@ -14,7 +14,7 @@ from typing import Final
 
 from ksi_completion.providers.asking import asked, told
 from ksi_completion.providers.claude_reading import ClaudeReading
-from ksi_completion.providers.claude_settings import ClaudeCliSettings
+from ksi_completion.providers.claude_settings import TOOL, ClaudeCliSettings
 from ksi_completion.providers.command import CommandGeneration, Commands, Invocation
 from ksi_completion.providers.environment import ALWAYS, NETWORK, chosen, key_of
 from ksi_completion.providers.installed import Found, on_path, packaged
@@ -120,7 +120,7 @@ class ClaudeCliProvider:
         if job.allowed_tools is None:
             return self._settings.tools
         for wanted in job.allowed_tools:
-            if not any(_covers(tool, wanted) for tool in self._settings.tools):
+            if not TOOL.fullmatch(wanted) or not any(_covers(tool, wanted) for tool in self._settings.tools):
                 message = (
                     f"tool {wanted!r} is not among those of claude-cli: "
                     f"{', '.join(self._settings.tools) or 'there are none'}; "

@@ -100,13 +100,21 @@ class ClaudeReading:
         if result.get("is_error") and not self.is_enough:
             raise self._failure(result)
         text = "".join(self._texts) or str(result.get("result") or "")
-        finish = self._finish or str(result.get("stop_reason") or "stop")
+        said = self._finish or str(result.get("stop_reason") or "stop")
+        finish, usage = _FINISH.get(said, said), _usage(result)
+        response = {
+            "result": text,
+            "model": self._model,
+            "finish_reason": finish,
+            "usage": usage.model_dump(exclude_none=True),
+            "provider_usage": result.get("usage"),
+        }
         return Answer(
             text=text,
             model=self._model,
-            finish_reason=_FINISH.get(finish, finish),
-            usage=_usage(result),
-            response={**result, "result": text, "model": self._model},
+            finish_reason=finish,
+            usage=usage,
+            response={**result, **response},
             provider_session=result.get("session_id"),
             resume_at=self._at,
             structured=result.get("structured_output"),

@@ -9,13 +9,14 @@ from ksi_common.events.completion import ModelName
 from ksi_completion.providers.section import Section
 from ksi_completion.whole_path import WholePath
 
-_TOOL: Final = re.compile(r"^[A-Za-z][\w-]*(\([^\n,]*\))?$")
+TOOL: Final = re.compile(r"[A-Za-z][\w-]*(\([^\n,]*\))?")
+"""What names a tool, whole: in a list of them nothing in it can name another."""
 
 ServerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
 def _tool(name: str) -> str:
-    if not _TOOL.match(name):
+    if not TOOL.fullmatch(name):
         raise ValueError(f"{name!r} names no tool: as Read, Bash(git log:*), mcp__server__tool")
     return name
 
