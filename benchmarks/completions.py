@@ -138,9 +138,7 @@ async def run(peer: peers.Peer, load: Load, seconds: float | None) -> Figures:
     transport.close()
     count = len(load.ended)
     took = sorted(load.took_ms)
-    return Figures(
-        count / took_s, cpu_s / count * 1e6, percentile(took, 0.5), percentile(took, 0.99), count
-    )
+    return Figures(count / took_s, cpu_s / count * 1e6, percentile(took, 0.5), percentile(took, 0.99), count)
 
 
 def check(home: Path, wanted: int) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import ConfigDict, Field, JsonValue, StringConstraints, model_validator
 
 from ksi_common.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
+from ksi_common.events.completion_parts import Pause, SessionQueue, Unstored
 from ksi_common.events.types import Name
 from ksi_common.messages import Message, Notification, Request, Stream, renamed_from
 from ksi_common.references import Reference
@@ -251,36 +252,6 @@ class Completion(Message):
     purpose: str | None
     response: str | None = None
     """The answer, where include_response asked for it; one of more than 1 MiB is read by its reference."""
-
-
-class SessionQueue(Message):
-    """What waits in one session."""
-
-    session_id: str
-    queued: int
-    running: str | None
-    """The request that runs."""
-
-
-class Pause(Message):
-    """What begins nothing: the whole ``queue``, or the session or provider of that name."""
-
-    scope: Literal["queue", "session", "provider"]
-    name: str
-    """Empty for the queue."""
-    reason: str
-    """Why: ``asked``, or the word of what paused it."""
-    since: str
-
-
-class Unstored(Message):
-    """A completion whose end cannot be put on disk."""
-
-    request_id: str
-    session_id: str
-    error: str
-    tries: int
-    since: str
 
 
 class Overview(Message):

@@ -5,7 +5,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from ksi_common.errors import NotFound
-from ksi_common.events.completion import Pause
+from ksi_common.events.completion_parts import Pause
 from ksi_common.events.types import Name
 from ksi_common.messages import Message, Notification, Request
 

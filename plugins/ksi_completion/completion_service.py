@@ -6,7 +6,8 @@ from contextlib import aclosing
 from typing import Final
 
 from ksi_common.clock import Clock
-from ksi_common.events.completion import Accepted, Asked, CancelReply, Overview, Pause, Step
+from ksi_common.events.completion import Accepted, Asked, CancelReply, Overview, Step
+from ksi_common.events.completion_parts import Pause
 from ksi_common.events.completion_queue import (
     Cleared,
     Paused,

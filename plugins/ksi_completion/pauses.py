@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from ksi_common.clock import Clock, format_time
-from ksi_common.events.completion import Pause
+from ksi_common.events.completion_parts import Pause
 from ksi_common.events.completion_queue import CompletionPaused, CompletionResumed, PauseQueue, ResumeQueue
 from ksi_completion.queue_manager import QueueManager, Scope
 from ksi_daemon.plugin import Database, Transaction

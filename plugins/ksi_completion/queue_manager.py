@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ksi_common.events.completion import SessionQueue
+from ksi_common.events.completion_parts import SessionQueue
 
 MAX_LISTED = 1000
 """Sessions in one overview, and completions in one session's."""

@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 import structlog
 
 from ksi_common.clock import Clock, format_time
-from ksi_common.events.completion import Unstored
+from ksi_common.events.completion_parts import Unstored
 from ksi_common.events.system import Check
 from ksi_daemon.plugin import JsonValue, OperationalError
 
