@@ -210,7 +210,7 @@ def _unsaid(how: Ended) -> ProviderFailure:
     """Say why a run ended without a result."""
     if _LOST.search(how.words):
         return ProviderFailure(how.words.strip(), reason="session_lost", kind="invalid")
-    if how.code:
+    if how.code and how.code < 128:
         # A flag that this CLI does not know, a configuration that it cannot read.
         return ProviderFailure(
             f"the Claude CLI did not start ({how})", reason="not_started", kind="not_deployed"
