@@ -19,6 +19,7 @@ from ksi_completion.managers import MANAGERS
 from ksi_completion.next_tries import NextTries
 from ksi_completion.prompts import Prompts
 from ksi_completion.provider_manager import ProviderManager
+from ksi_completion.providers.configured import configured
 from ksi_completion.providers.embedded import EmbeddedProvider
 from ksi_completion.providers.interface import CompletionProvider
 from ksi_completion.providers.mock import MockProvider
@@ -59,7 +60,7 @@ async def _providers(
 ) -> AsyncIterator[ProviderManager]:
     embedded = EmbeddedProvider(processes, paths.run, idle_s=settings.worker_idle_s, worker=settings.worker)
     mocked = MockProvider(settings.mocking)
-    asked: Sequence[CompletionProvider] = [embedded, mocked]
+    asked = [embedded, *configured(processes, paths, settings.providers), mocked]
     replaying = ReplayProvider(settings.replay, _recorded(settings, asked))
     await replaying.open()
     _check_aliases(settings, [*asked, replaying])
