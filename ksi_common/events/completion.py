@@ -5,7 +5,6 @@ from typing import Annotated, Literal, Self
 from pydantic import ConfigDict, Field, JsonValue, StringConstraints, model_validator
 
 from ksi_common.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
-from ksi_common.events.completion_parts import Pause, SessionQueue, Unstored
 from ksi_common.events.types import Name
 from ksi_common.messages import Message, Notification, Request, Stream, renamed_from
 from ksi_common.references import Reference
@@ -27,10 +26,6 @@ State = Literal["queued", "running", "completed", "failed", "cancelled"]
 """Of a completion. The last three are final."""
 
 OPEN: tuple[State, ...] = ("queued", "running")
-
-ProcessState = Literal["pending", "running", "retry", "success", "completed", "failed", "dead"]
-"""Of a completion as a process: it waits; is at work; waits for its next try; has an answer that is not on
-disk yet; has one that is; ended without; was given up after all its tries, or put aside for a person."""
 
 Priority = Literal["critical", "high", "normal", "low", "background"]
 """Between sessions. Within one it is first come, first served."""
@@ -161,7 +156,8 @@ class Step(Message):
     ``accepted``: request_id, session_id, provider, model, position. ``started``: attempt; what came before
     of an earlier attempt is void. ``delta``: text. ``progress``: elapsed_s. ``retrying``: attempt, reason,
     message, delay_s. ``failover``: provider and model that are asked instead of the one before them, reason,
-    message. At last one of ``result``: text, usage, finish_reason, duration_ms, reference, provider_changed;
+    message. ``paused``: it waits for more of a budget; reason, message. At last one of ``result``: text,
+    usage, finish_reason, duration_ms, reference, provider_changed, cached, structured;
     ``failed``: failure; ``cancelled``: proof.
 
     The text of a result is all of it; None where that is more than 1 MiB, for the deltas had it, and
@@ -169,7 +165,16 @@ class Step(Message):
     """
 
     type: Literal[
-        "accepted", "started", "delta", "progress", "retrying", "failover", "result", "failed", "cancelled"
+        "accepted",
+        "started",
+        "delta",
+        "progress",
+        "retrying",
+        "failover",
+        "paused",
+        "result",
+        "failed",
+        "cancelled",
     ]
     request_id: str
     session_id: str
@@ -189,6 +194,8 @@ class Step(Message):
     failure: Failure | None = None
     proof: Proof | None = None
     provider_changed: bool | None = None
+    cached: bool | None = None
+    structured: JsonValue = None
 
 
 class StreamCompletion(Asked, Stream[Step], event="completion:stream", raises=_RAISES):
@@ -212,71 +219,6 @@ class Cancel(Request[CancelReply], event="completion:cancel", idempotent=True, r
     """Stop a completion, wherever it is; answered when it has stopped."""
 
     request_id: Name = Field(description="Which one.", examples=["no-such-request"])
-
-
-class Completion(Message):
-    """Where a completion is. Times are RFC 3339."""
-
-    request_id: str
-    session_id: str
-    state: State
-    process_state: ProcessState
-    position: int | None
-    """How many of its session are before it; None once it runs."""
-    priority: Priority
-    provider: str
-    model: str
-    attempts: int
-    """Calls that were begun, those that a crash ended too."""
-    failures: int
-    """Calls that the provider failed."""
-    next_try: str | None
-    """When it is tried again, while it waits for that."""
-    last_failure: Failure | None
-    """Of the try before."""
-    accepted: str
-    started: str | None
-    ended: str | None
-    duration_ms: int | None
-    usage: Usage | None
-    finish_reason: str | None
-    reference: Reference | None
-    """Where its line of answer is, once it has one."""
-    failure: Failure | None
-    proof: Proof | None
-    provider_changed: bool | None
-    """Another provider or model gave the session's answer before; None where there is no answer yet."""
-    agent_id: str | None
-    workflow_id: str | None
-    originator_agent_id: str | None
-    purpose: str | None
-    response: str | None = None
-    """The answer, where include_response asked for it; one of more than 1 MiB is read by its reference."""
-
-
-class Overview(Message):
-    """The queue as a whole, or one completion where request_id asked for it."""
-
-    active_count: int
-    queued_count: int
-    retrying_count: int
-    """Of the queued, those that wait for their next try."""
-    unstored: list[Unstored]
-    """Those that have ended, and that the disk does not take; tried again until it does."""
-    dead: list[str]
-    """Those that a bug kept from ending: dead letters, which a person tries again."""
-    paused: list[Pause]
-    active_requests: list[str]
-    session_queues: list[SessionQueue]
-    """Of at most 1,000 sessions."""
-    completion: Completion | None = None
-
-
-class Status(Request[Overview], event="completion:status", safe=True, raises=(NotFound,)):
-    """Tell how a completion stands, or the whole queue."""
-
-    request_id: Name | None = Field(None, description="Which one; without it, the queue only.")
-    include_response: bool = Field(default=False, description="Read the answer, too.")
 
 
 class PromptMessage(Message):
@@ -366,6 +308,10 @@ class CompletionResult(_Ended, event="completion:result"):
     usage: Usage
     provider_changed: bool = False
     """Another provider or model gave the session's answer before."""
+    cached: bool = False
+    """The same request was answered before: this is that answer, and costs nothing."""
+    structured: JsonValue = None
+    """What response_schema asked for; None also where it is larger than an event may be: the line has it."""
 
 
 class CompletionFailed(_Ended, event="completion:failed", formerly=("completion:error",)):

@@ -21,7 +21,9 @@ from ksi_completion.handlers import (
 )
 from ksi_completion.manager_handlers import (
     get_budget,
+    get_process,
     list_budgets,
+    list_processes,
     provider_status,
     remove_budget,
     set_budget,
@@ -35,6 +37,7 @@ __all__ = [
     "fork",
     "get",
     "get_budget",
+    "get_process",
     "ksi_drain",
     "ksi_migrations",
     "ksi_serve",
@@ -42,6 +45,7 @@ __all__ = [
     "ksi_startup",
     "list_",
     "list_budgets",
+    "list_processes",
     "pause",
     "provider_status",
     "remove_budget",

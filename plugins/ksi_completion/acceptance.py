@@ -14,6 +14,7 @@ from ksi_completion.prompts import Prompts
 from ksi_completion.provider_manager import ProviderManager
 from ksi_completion.rows import ONE, PRIORITIES, TEXT, Row, StoredMessage
 from ksi_completion.session_manager import SessionManager
+from ksi_completion.structured import check_schema
 from ksi_daemon.plugin import (
     AlreadyExists,
     Blobs,
@@ -35,7 +36,8 @@ SHORT_BYTES: Final = 512
 _INSERT: Final = (
     "INSERT INTO completions (request_id, session_id, state, digest, provider, model, max_tokens, timeout_s, "
     "agent_id, originator_agent_id, purpose, event_id, correlation_id, actor, hop, accepted_us, priority, "
-    "workflow_id, has_tools) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "workflow_id, has_tools, alias) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 
 
@@ -77,6 +79,8 @@ class Acceptance:
             if (known := await self._known(asked.request_id)) is not None:
                 return known
             raise
+        if asked.response_schema is not None:
+            await check_schema(asked.response_schema)
         if not messages[-1].content.strip():
             raise InvalidArgument("the last message is empty", reason="empty_prompt")
         if sum(len(message.content) for message in messages) <= INLINE_BYTES:
@@ -84,7 +88,9 @@ class Acceptance:
         else:  # megabytes, for which the loop does not wait
             digest, contents = await asyncio.to_thread(_in_bytes, asked, messages)
         stored = await self._store(messages, contents)
-        entering = _Entering(asked, asked.request_id or new_id(), digest, provider, model, stored)
+        alias = self._providers.alias_of(asked.provider, asked.model)
+        request_id = asked.request_id or new_id()
+        entering = _Entering(asked, request_id, digest, provider, model, alias, stored)
         return partial(self._enter, entering, opened)
 
     def _enter(self, entering: "_Entering", opened: Opened, tx: Transaction) -> Accepted:
@@ -156,6 +162,7 @@ class _Entering:
     digest: str
     provider: str
     model: str
+    alias: str | None
     stored: Sequence[StoredMessage]
 
     def told(self, session_id: str) -> CompletionAccepted:
@@ -202,6 +209,7 @@ class _Entering:
             "priority": PRIORITIES[asked.priority],
             "workflow_id": asked.workflow_id,
             "has_tools": int(has_tools),
+            "alias": self.alias,
         }
         number = tx.execute(_INSERT, tuple(about.values())).lastrowid or 0
         for position, message in enumerate(self.stored):

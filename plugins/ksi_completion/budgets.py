@@ -4,14 +4,15 @@ A call is checked before it is made, with what its prompt will take and its answ
 is made, with what its answer has so far. What is used is what the ledger has.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, Protocol
 
 from ksi_common.clock import Clock, format_time
 from ksi_common.events.budget import (
     EACH,
     Budget,
     BudgetChanged,
+    BudgetExceeded,
     BudgetKey,
     BudgetRemoved,
     Removed,
@@ -34,6 +35,18 @@ _SET: Final = (
 _REMOVE: Final = "DELETE FROM budgets WHERE name = ?"
 
 
+class Holds(Protocol):
+    """Holds sessions, and lets them go."""
+
+    def hold_in(self, tx: Transaction, session_id: str, budget: str) -> None:
+        """Hold a session, in a unit of work."""
+        ...
+
+    def release(self) -> None:
+        """Let all of them try again."""
+        ...
+
+
 class Budgets:
     """The budgets, and what is used of them. ``settings``: those of ksi.toml."""
 
@@ -42,7 +55,7 @@ class Budgets:
         self._clock = clock
         self._settings = {limit.key.name: limit for limit in settings}
         self._limits: dict[str, Limit] = dict(self._settings)
-        self._watchers: list[Callable[[], None]] = []
+        self._holds: Holds | None = None
         self._spent: dict[Account, Spent] = {}
 
     async def load(self) -> None:
@@ -51,9 +64,15 @@ class Budgets:
             key = BudgetKey(scope=scope, subject=subject, per=per)
             self._limits[key.name] = Limit(key, tokens, cost_usd)
 
-    def watch(self, changed: Callable[[], None]) -> None:
-        """Have ``changed`` called when a budget was set or removed."""
-        self._watchers.append(changed)
+    def hold_with(self, holds: "Holds") -> None:
+        """Have sessions held by this, whose completions do not fit."""
+        self._holds = holds
+
+    def hold_in(self, tx: Transaction, over: BudgetExceeded) -> None:
+        """Hold the session of a completion that does not fit, and tell it, in a unit of work."""
+        tx.tell(over, stream=f"budget/{over.name.partition('/')[0]}")
+        if self._holds is not None:
+            self._holds.hold_in(tx, over.session_id, over.name)
 
     async def reserve(self, row: Row, prompt_characters: int) -> Reservation:
         """Take what a call will use at least; raise OverBudget where it does not fit."""
@@ -72,17 +91,19 @@ class Budgets:
         """Reserve nothing for a call any more: it has ended, and the ledger has what it used."""
         for _, spent in reservation.held:
             spent.reserved -= reservation.tokens
-        reservation.tokens = 0
+        reservation.held = ()
 
     def accounted(self, row: Row, usage: Usage, day: str) -> None:
         """Hear of a call that is in the ledger."""
         tokens = usage.prompt_tokens + usage.completion_tokens
-        for whose in ({"session_id": row.session_id}, {"agent_id": row.agent_id}, {}):
-            for when in (None, day):
-                spent = self._spent.get(Account(**whose, day=when))
-                if spent is not None:
-                    spent.tokens += tokens
-                    spent.cost_usd += usage.cost_usd or 0.0
+        accounts = {
+            Account(session_id=session_id, agent_id=agent_id, day=when)
+            for session_id, agent_id in ((row.session_id, None), (None, row.agent_id), (None, None))
+            for when in (None, day)
+        }
+        for account in accounts & self._spent.keys():
+            self._spent[account].tokens += tokens
+            self._spent[account].cost_usd += usage.cost_usd or 0.0
 
     async def set(self, asked: SetBudget) -> Budget:
         """Set a budget, or change it."""
@@ -138,25 +159,27 @@ class Budgets:
         limits = self._holding(session_id, agent_id)
         return [await self._described(limit, session_id, agent_id) for limit in limits]
 
-    def _tell_watchers(self) -> None:
-        for changed in self._watchers:
-            changed()
+    def _release(self) -> None:
+        if self._holds is not None:
+            self._holds.release()
 
     def _keep(self, limit: Limit) -> None:
         self._limits[limit.key.name] = limit
-        self._tell_watchers()
+        self._release()
 
     def _forget(self, name: str) -> None:
         del self._limits[name]
         if name in self._settings:
             self._limits[name] = self._settings[name]
-        self._tell_watchers()
+        self._release()
 
     def _holding(self, session_id: str | None, agent_id: str | None) -> list[Limit]:
         subjects = {"session": session_id, "agent": agent_id, "all": EACH}
-        return [limit for limit in self._limits.values() if self._holds(limit.key, subjects[limit.key.scope])]
+        return [
+            limit for limit in self._limits.values() if self._is_for(limit.key, subjects[limit.key.scope])
+        ]
 
-    def _holds(self, key: BudgetKey, subject: str | None) -> bool:
+    def _is_for(self, key: BudgetKey, subject: str | None) -> bool:
         if subject is None:
             return False
         if key.subject != EACH or key.scope == "all":

@@ -22,9 +22,7 @@ MAX_OPEN_S: Final = 300.0
 """A breaker that opens again stays open twice as long as before, up to this."""
 PROBE_S: Final = 1.0
 """When to come back while somebody else's call decides."""
-COUNTED: Final[frozenset[FailureClass]] = frozenset(
-    ("transient", "rate_limited", "stalled", "auth", "not_deployed")
-)
+COUNTED: Final[frozenset[FailureClass]] = frozenset(("transient", "rate_limited", "stalled", "auth"))
 """Failures of the provider. The others are of the request, and show that the provider answers."""
 
 _LOAD: Final = "SELECT * FROM completion_breakers"

@@ -6,7 +6,7 @@ from contextlib import aclosing
 from typing import Final
 
 from ksi_common.clock import Clock
-from ksi_common.events.completion import Accepted, Asked, CancelReply, Overview, Step
+from ksi_common.events.completion import Accepted, Asked, CancelReply, Step
 from ksi_common.events.completion_parts import Pause
 from ksi_common.events.completion_queue import (
     Cleared,
@@ -16,6 +16,7 @@ from ksi_common.events.completion_queue import (
     Retries,
     SessionState,
 )
+from ksi_common.events.completion_status import Overview
 from ksi_common.events.conversation import ConversationForked, Fork, Forked
 from ksi_completion.acceptance import Acceptance
 from ksi_completion.conductor import Conductor

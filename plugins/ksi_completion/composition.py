@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from ksi_common.paths import Paths
 from ksi_completion.acceptance import Acceptance
+from ksi_completion.budgets import Budgets
 from ksi_completion.circuit_breakers import CircuitBreakers
 from ksi_completion.completion_service import CompletionService
 from ksi_completion.conductor import Conductor
@@ -18,16 +19,19 @@ from ksi_completion.managers import MANAGERS
 from ksi_completion.next_tries import NextTries
 from ksi_completion.prompts import Prompts
 from ksi_completion.provider_manager import ProviderManager
+from ksi_completion.providers.configured import configured
 from ksi_completion.providers.embedded import EmbeddedProvider
 from ksi_completion.providers.interface import CompletionProvider
 from ksi_completion.providers.mock import MockProvider
 from ksi_completion.providers.replay import ReplayProvider
 from ksi_completion.recovery import Recovery
+from ksi_completion.response_cache import ResponseCache
 from ksi_completion.responses import Responses
 from ksi_completion.retry_manager import RetryManager
 from ksi_completion.running import Attempt
 from ksi_completion.session_manager import SessionManager
 from ksi_completion.settings import CompletionSettings
+from ksi_completion.stall import Stall
 from ksi_completion.storing import Storing
 from ksi_completion.token_tracker import TokenTracker
 from ksi_daemon.plugin import (
@@ -56,7 +60,7 @@ async def _providers(
 ) -> AsyncIterator[ProviderManager]:
     embedded = EmbeddedProvider(processes, paths.run, idle_s=settings.worker_idle_s, worker=settings.worker)
     mocked = MockProvider(settings.mocking)
-    asked: Sequence[CompletionProvider] = [embedded, mocked]
+    asked = [embedded, *configured(processes, paths, settings.providers), mocked]
     replaying = ReplayProvider(settings.replay, _recorded(settings, asked))
     await replaying.open()
     _check_aliases(settings, [*asked, replaying])
@@ -155,6 +159,7 @@ async def _tries(
     sessions: SessionManager,
     storing: Storing,
     tokens: TokenTracker,
+    budgets: Budgets,
     settings: CompletionSettings,
 ) -> AsyncIterator[NextTries]:
     yield NextTries(
@@ -162,6 +167,7 @@ async def _tries(
         clock=clock,
         sessions=sessions,
         tokens=tokens,
+        budgets=budgets,
         storing=storing,
         attempts=settings.attempts,
     )
@@ -209,6 +215,8 @@ async def _conductor(
     tries: NextTries,
     dead: DeadCompletions,
     recovery: Recovery,
+    budgets: Budgets,
+    cache: ResponseCache,
 ) -> AsyncIterator[Conductor]:
     retries = RetryManager(attempts=settings.attempts, first_delay_s=settings.retry_delay_s)
     jobs = Jobs(database, blobs, conversations)
@@ -234,7 +242,10 @@ async def _conductor(
             tries=tries,
             storing=storing,
             make_job=jobs.make,
-            stall_s=settings.stall_s,
+            budgets=budgets,
+            cache=cache,
+            unfit={},
+            stall=Stall(first_s=settings.first_s, idle_s=settings.stall_s),
         ),
         concurrency=settings.concurrency,
     )

@@ -358,6 +358,8 @@ class Conductor:
             self.queue.done(one.entry)
             self._unbegun.append(one)
         else:
+            if one.row is not None:  # it may be another provider's by now
+                one.entry = one.row.entry
             self.queue.put_back(one.entry, is_delayed=again_s > 0)
             self._ready_after(one, again_s)
 

@@ -16,14 +16,17 @@ from ksi_common.events.completion import (
     Step,
 )
 from ksi_completion.outcomes import Outcome
+from ksi_completion.response_cache import is_cached
 from ksi_completion.responses import Line, Responses, Written
 from ksi_completion.rows import Row
 from ksi_completion.session_manager import Session, SessionManager
 from ksi_completion.storing import Storing
-from ksi_completion.token_tracker import TokenTracker
+from ksi_completion.structured import FIELD
+from ksi_completion.token_tracker import CallOutcome, TokenTracker
 from ksi_daemon.plugin import (
     Database,
     InvalidArgument,
+    JsonValue,
     Notification,
     Reference,
     Transaction,
@@ -107,8 +110,9 @@ class Ending:
                 raise AssertionError(f"completion {row.request_id} has ended before")
             self._sessions.answered_in(tx, row.session_id, session, time_us=now)
             usage = step.usage or (outcome.usage if outcome else None)
-            if usage is not None:
-                self._tokens.account_in(tx, row, usage, attempt=line.attempt, time_us=now)
+            if usage is not None and not is_cached(line.response):
+                how: CallOutcome = "answered" if line.outcome == "result" else "failed"
+                self._tokens.account_in(tx, row, usage, attempt=line.attempt, time_us=now, outcome=how)
             if outcome is not None and outcome.lease is not None:
                 self._sessions.give_back_in(tx, outcome.lease)
             tx.tell(told, stream=f"completion/{row.request_id}")
@@ -205,8 +209,15 @@ def step_of(row: Row, line: Line, reference: Reference, *, provider_changed: boo
         usage = response.get("usage")
         last["text"] = line.text if _fits(line.text) else None
         last["finish_reason"] = str(response.get("finish_reason") or "stop")
-        last["usage"] = usage if isinstance(usage, dict) else {}
+        last["usage"] = usage if isinstance(usage, dict) and not is_cached(response) else {}
+        last["cached"] = is_cached(response)
+        if _fits_in_json(response.get(FIELD)):
+            last["structured"] = response.get(FIELD)
     return Step.model_validate(last)
+
+
+def _fits_in_json(value: JsonValue) -> bool:
+    return value is None or len(orjson.dumps(value)) <= MAX_TEXT // 2
 
 
 def _fits(text: str) -> bool:
@@ -227,6 +238,7 @@ def _told(row: Row, line: Line, step: Step) -> Notification:
         case "result":
             answer: dict[str, Any] = {"finish_reason": step.finish_reason, "usage": step.usage}
             answer |= {"duration_ms": line.duration_ms, "provider_changed": step.provider_changed}
+            answer |= {"cached": step.cached, "structured": step.structured}
             return CompletionResult.model_validate(common | answer)
         case "failed":
             return CompletionFailed.model_validate(common | {"failure": step.failure})

@@ -1,19 +1,11 @@
 """What is asked of completions and conversations."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from ksi_common.events.completion import (
-    Accepted,
-    Async,
-    Cancel,
-    CancelReply,
-    Overview,
-    Status,
-    Step,
-    StreamCompletion,
-)
+from ksi_common.events.completion import Accepted, Async, Cancel, CancelReply, Step, StreamCompletion
 from ksi_common.events.completion_queue import (
     Cleared,
     ClearSession,
@@ -25,7 +17,9 @@ from ksi_common.events.completion_queue import (
     SessionState,
     SessionStatus,
 )
+from ksi_common.events.completion_status import Overview, Status
 from ksi_common.events.conversation import Fork, Forked, Get, List, Listed, Messages
+from ksi_completion.budget_holds import BudgetHolds
 from ksi_completion.completion_service import CompletionService
 from ksi_completion.composition import PARTS
 from ksi_completion.conversations import Conversations
@@ -64,7 +58,9 @@ async def ksi_startup(services: Services) -> None:
 @hookimpl
 async def ksi_serve(services: Services) -> None:
     """Work on completions."""
-    await services.get(CompletionService).serve()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(services.get(BudgetHolds).serve(), name="holds of budgets")
+        tasks.create_task(services.get(CompletionService).serve(), name="completions")
 
 
 @hookimpl

@@ -75,7 +75,10 @@ class Jobs:
         """Give what the provider is asked; a session that it keeps itself is not told again."""
         prompt = await self._prompt(row.request_id)
         goes_on = keeps_sessions and session.is_bound_to(row.provider, row.model) and not is_whole(prompt)
-        messages = prompt if goes_on else with_history(await self._history(row.session_id), prompt)
+        history = await self._history(row.session_id)
+        if goes_on:  # it knows the turns; what it is told before them, it is told each time
+            history = [message for message in history if message.role == "system"]
+        messages = with_history(history, prompt)
         return Job(
             row.request_id,
             row.session_id,

@@ -10,8 +10,10 @@ from ksi_common.events.budget import (
     SetBudget,
 )
 from ksi_common.events.completion_providers import ProvidersOf, ProvidersStatus
+from ksi_common.events.process import GetProcess, ListProcesses, Processes, ProcessRow
 from ksi_common.events.token_usage import TokenUsage, UsageReport
 from ksi_completion import budgets as budgeting
+from ksi_completion.process_registry import ProcessRegistry
 from ksi_completion.provider_manager import ProviderManager
 from ksi_completion.token_tracker import TokenTracker
 from ksi_daemon.plugin import handler
@@ -51,3 +53,15 @@ async def list_budgets(request: ListBudgets, budgets: budgeting.Budgets) -> Budg
 async def remove_budget(request: RemoveBudget, budgets: budgeting.Budgets) -> Removed:
     """Remove a budget."""
     return await budgets.remove(request)
+
+
+@handler
+async def list_processes(request: ListProcesses, registry: ProcessRegistry) -> Processes:
+    """List completions or children as processes."""
+    return await registry.list(request)
+
+
+@handler
+async def get_process(request: GetProcess, registry: ProcessRegistry) -> ProcessRow:
+    """Describe one."""
+    return await registry.get(request)

@@ -4,19 +4,24 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from ksi_common.clock import Clock, format_time
+from ksi_common.events.budget import BudgetExceeded
 from ksi_common.events.completion import CompletionRetrying, Usage
+from ksi_common.events.completion_providers import CompletionFailover
 from ksi_common.events.completion_queue import Retries, Retrying
+from ksi_completion.budgets import Budgets
+from ksi_completion.circuit_breakers import Candidate
 from ksi_completion.rows import Row
 from ksi_completion.session_manager import SessionManager
 from ksi_completion.storing import Storing
-from ksi_completion.token_tracker import TokenTracker
+from ksi_completion.token_tracker import CallOutcome, TokenTracker
 from ksi_daemon.plugin import Database, Lease, Transaction
 
 MAX_LISTED: Final = 1000
 
 _NOTE: Final = (
     "UPDATE completions SET state = 'queued', attempts = ?, failures = ?, faults = ?, next_try_us = ?, "
-    "worked_ms = ?, last_reason = ?, last_message = ? WHERE request_id = ? AND sha256 IS NULL"
+    "worked_ms = ?, last_reason = ?, last_message = ?, provider = ?, model = ? "
+    "WHERE request_id = ? AND sha256 IS NULL"
 )
 _WAITING: Final = (
     "SELECT * FROM completions WHERE next_try_us IS NOT NULL AND sha256 IS NULL AND dead_us IS NULL "
@@ -43,6 +48,12 @@ class Setback:
     """Of the session, which is given back."""
     is_session_lost: bool = False
     """The provider no longer knows its session."""
+    asked: Candidate | None = None
+    """Who was asked; the row says who is asked next."""
+    is_failover: bool = False
+    """That is another one, at once."""
+    over: BudgetExceeded | None = None
+    """The budget that it did not fit into: its session is paused."""
 
 
 class NextTries:
@@ -55,6 +66,7 @@ class NextTries:
         clock: Clock,
         sessions: SessionManager,
         tokens: TokenTracker,
+        budgets: Budgets,
         storing: Storing,
         attempts: int,
     ) -> None:
@@ -62,6 +74,7 @@ class NextTries:
         self._clock = clock
         self._sessions = sessions
         self._tokens = tokens
+        self._budgets = budgets
         self._storing = storing
         self._attempts = attempts
 
@@ -98,24 +111,53 @@ class NextTries:
 
     def _note_in(self, tx: Transaction, row: Row, setback: Setback, *, time_us: int) -> None:
         counts = (row.attempts, row.failures, row.faults, row.next_try_us, row.worked_ms)
-        tx.execute(_NOTE, (*counts, row.last_reason, row.last_message, row.request_id))
+        last = (row.last_reason, row.last_message, row.provider, row.model, row.request_id)
+        tx.execute(_NOTE, (*counts, *last))
         if setback.lease is not None:
             self._sessions.give_back_in(tx, setback.lease)
         if setback.is_session_lost:
             self._sessions.forget_in(tx, row.session_id)
+        asked = setback.asked or row.candidate
         if setback.usage is not None:
-            self._tokens.account_in(tx, row, setback.usage, attempt=row.attempts, time_us=time_us)
-        told = CompletionRetrying(
-            request_id=row.request_id,
-            session_id=row.session_id,
-            attempt=row.attempts,
-            delay_s=setback.delay_s,
-            reason=setback.reason,
-            message=setback.message,
-            kind=setback.kind,
-            failures=row.failures,
-        )
-        tx.tell(told, stream=f"completion/{row.request_id}")
+            called = replace(row, provider=asked.provider, model=asked.model)
+            outcome: CallOutcome = "stopped" if setback.over else "failed"
+            self._tokens.account_in(
+                tx, called, setback.usage, attempt=row.attempts, time_us=time_us, outcome=outcome
+            )
+        stream = f"completion/{row.request_id}"
+        if setback.over is not None:
+            self._budgets.hold_in(tx, setback.over)
+        elif not setback.is_failover:
+            tx.tell(_retry_told(row, setback), stream=stream)
+        if asked != row.candidate:
+            tx.tell(_failover_told(row, asked, setback), stream=stream)
+
+
+def _retry_told(row: Row, setback: Setback) -> CompletionRetrying:
+    return CompletionRetrying(
+        request_id=row.request_id,
+        session_id=row.session_id,
+        attempt=row.attempts,
+        delay_s=setback.delay_s,
+        reason=setback.reason,
+        message=setback.message,
+        kind=setback.kind,
+        failures=row.failures,
+    )
+
+
+def _failover_told(row: Row, asked: Candidate, setback: Setback) -> CompletionFailover:
+    return CompletionFailover(
+        request_id=row.request_id,
+        session_id=row.session_id,
+        attempt=row.attempts,
+        provider=row.provider,
+        model=row.model,
+        from_provider=asked.provider,
+        from_model=asked.model,
+        reason=setback.reason,
+        message=setback.message,
+    )
 
 
 def delay_s(next_try_us: int | None, now_us: int) -> float:

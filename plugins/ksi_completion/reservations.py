@@ -66,6 +66,7 @@ class Reservation:
     row: Row
     held: Sequence[tuple[Limit, Spent]] = ()
     tokens: int = 0
+    """That were taken; also when they are given back."""
     _promised: int = field(default=0)
 
     def take(self, tokens: int, *, phase: Literal["before", "during"]) -> None:

@@ -4,17 +4,22 @@ A round goes over them in their order, the next one begins with the first again.
 round is said by whom it asks now, so that a restart does not forget it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final, TypeVar
 
 from ksi_completion.circuit_breakers import Candidate, CircuitBreakers
-from ksi_completion.providers.interface import FailureClass, ProviderFailure
+from ksi_completion.providers.interface import Answer, FailureClass, ProviderFailure
+from ksi_completion.response_cache import is_cached
 
 FAILED_OVER: Final[frozenset[FailureClass]] = frozenset(
     ("transient", "rate_limited", "stalled", "auth", "not_deployed")
 )
 """What another provider may do better: all but what is wrong with the request, or is not known."""
+NO_FAULT: Final[frozenset[FailureClass]] = frozenset(("not_deployed", "unknown_outcome"))
+"""What says nothing of the health of a model."""
 SHUT: Final = "breaker_open"
+
+Came = TypeVar("Came")
 
 
 class Routes:
@@ -30,26 +35,33 @@ class Routes:
         self._breakers = breakers
         self._is_usable = is_usable
 
-    def enter(self, current: Candidate) -> None:
-        """Begin a call, whose end ``report`` or ``left`` must be told; raise ProviderFailure (``SHUT``)."""
+    async def call(self, current: Candidate, work: Callable[[], Awaitable[Came]]) -> Came | ProviderFailure:
+        """Have a provider called, unless it is left alone: then give why not (``SHUT``).
+
+        What came of it is heard here, where it says something of the provider.
+        """
         wait_s = self._breakers.enter(current)
         if wait_s:
-            raise ProviderFailure(
+            return ProviderFailure(
                 f"{current} has failed too often and is left alone for {wait_s:.1f} s",
                 reason=SHUT,
                 retry_after_s=wait_s,
             )
-
-    async def report(self, current: Candidate, failure: ProviderFailure | None) -> None:
-        """Hear how a call has ended: with an answer, or with a failure."""
-        if failure is None:
+        said_something = False
+        try:
+            came = await work()
+            if isinstance(came, Answer):
+                said_something = not is_cached(came.response)
+            elif isinstance(came, ProviderFailure):
+                said_something = came.kind not in NO_FAULT
+        finally:
+            if not said_something:
+                self._breakers.left(current)
+        if said_something and isinstance(came, ProviderFailure):
+            await self._breakers.failed(current, came)
+        elif said_something:
             await self._breakers.succeeded(current)
-        elif failure.reason != SHUT:
-            await self._breakers.failed(current, failure)
-
-    def left(self, current: Candidate) -> None:
-        """Hear that a call ended without saying anything of its provider."""
-        self._breakers.left(current)
+        return came
 
     def instead(self, alias: str | None, current: Candidate, failure: ProviderFailure) -> Candidate | None:
         """Give who may be asked at once instead of who failed; None where the round is over."""

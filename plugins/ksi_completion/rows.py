@@ -5,17 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from ksi_common.envelope import EventEnvelope
-from ksi_common.events.completion import (
-    ChatMessage,
-    Completion,
-    Failure,
-    Priority,
-    ProcessState,
-    Proof,
-    Role,
-    State,
-    Usage,
-)
+from ksi_common.events.completion import ChatMessage, Failure, Priority, Proof, Role, State, Usage
+from ksi_common.events.completion_status import Completion, ProcessState
+from ksi_completion.circuit_breakers import Candidate
 from ksi_completion.queue_manager import Entry
 from ksi_completion.responses import LINES, path_of
 from ksi_daemon.plugin import Blobs, Reference, Transaction, format_time
@@ -99,6 +91,7 @@ class Row:
     dead_us: int | None = None
     proof_pids: str | None = None
     provider_changed: int | None = None
+    alias: str | None = None
 
     @classmethod
     def of(cls, row: Sequence[Any]) -> Self:
@@ -109,6 +102,11 @@ class Row:
     def entry(self) -> Entry:
         """What the queue keeps of it."""
         return Entry(self.number, self.request_id, self.session_id, self.provider, self.priority)
+
+    @property
+    def candidate(self) -> Candidate:
+        """Who is asked, or was."""
+        return Candidate(self.provider, self.model)
 
     @property
     def reference(self) -> Reference | None:

@@ -8,21 +8,29 @@ from typing import Any, Final, Protocol, TypeVar
 import structlog
 
 from ksi_common.clock import Clock
+from ksi_common.events.budget import BudgetExceeded
 from ksi_common.events.completion import (
     CompletionDelta,
     CompletionProgress,
     CompletionStarted,
     Failure,
     Proof,
+    Usage,
 )
+from ksi_completion import structured
+from ksi_completion.budgets import Budgets
 from ksi_completion.live import PIECE, Live
 from ksi_completion.next_tries import NextTries, Setback
 from ksi_completion.outcomes import Again, Outcome
 from ksi_completion.provider_manager import ProviderManager
 from ksi_completion.providers.interface import Answer, Generation, Job, ProviderFailure
+from ksi_completion.reservations import OverBudget, Reservation
+from ksi_completion.response_cache import ResponseCache
 from ksi_completion.retry_manager import RETRIED, SESSION_LOST, RetryManager
+from ksi_completion.routes import SHUT
 from ksi_completion.rows import Row
 from ksi_completion.session_manager import Session, SessionManager
+from ksi_completion.stall import Stall
 from ksi_completion.storing import Storing
 from ksi_daemon.plugin import Bus, Database, KSIError, Lease, LeaseHeld, Transaction
 
@@ -49,7 +57,7 @@ class MakeJob(Protocol):
         ...
 
 
-_Came = Answer | ProviderFailure | Failure | None
+_Came = Answer | ProviderFailure | OverBudget | Failure | None
 """What came of the work; None: it was stopped by wish."""
 
 
@@ -70,7 +78,10 @@ class Attempt:
         tries: NextTries,
         storing: Storing,
         make_job: MakeJob,
-        stall_s: float,
+        budgets: Budgets,
+        cache: ResponseCache,
+        unfit: dict[str, str],
+        stall: Stall,
     ) -> None:
         self.row = row
         self._live = live
@@ -83,7 +94,11 @@ class Attempt:
         self._tries = tries
         self._storing = storing
         self._make_job = make_job
-        self._stall_s = stall_s
+        self._budgets = budgets
+        self._reservation = Reservation(row)
+        self._cache = cache
+        self._unfit = unfit
+        self._stall = stall
         self._attempt = row.attempts
         self._began = self._wished = clock.monotonic()
         self._generation: Generation | None = None
@@ -95,6 +110,8 @@ class Attempt:
         """When its time ends, by the loop's clock."""
         self._is_unwanted = False
         self._is_silent = False
+        self._has_said = False
+        """Something of an answer came."""
 
     @property
     def lease(self) -> Lease | None:
@@ -114,10 +131,11 @@ class Attempt:
         came: _Came = None
         try:
             if not self._is_unwanted:
-                came = await self._work()
+                came = await self._providers.routes.call(self.row.candidate, self._work)
         finally:
             # Not where the work is: there its time, or a wish, would break it off.
             stopped = await self._stop()
+            self._budgets.give_back(self._reservation)
         if isinstance(stopped, Failure):
             # Something may be at work yet: the session stays its own until that cannot be any more.
             self._lease = None
@@ -129,6 +147,8 @@ class Attempt:
             return self._end(answer=came)
         if isinstance(came, Failure):
             return self._end(failure=came)
+        if isinstance(came, OverBudget):
+            return await self._after_budget(came.told)
         return await self._after_failure(came)
 
     async def tell_progress(self) -> None:
@@ -152,15 +172,17 @@ class Attempt:
         try:
             # Not broken off by anything: who has begun must know it.
             self._session = await self._sessions.find(self.row.session_id)
+            job = await self._job()
+            self._reservation = await self._budgets.reserve(self.row, _characters(job))
             await self._begin()
             if self._is_unwanted:
                 return None
             async with asyncio.timeout(None) as scope:
                 self._scope = scope
-                return await self._answer(scope)
+                return await self._answer(scope, job)
         except TimeoutError:
             return self._broken_off()
-        except ProviderFailure as error:
+        except (ProviderFailure, OverBudget) as error:
             return error
         except KSIError as error:
             reason = str(error.details.get("reason", error.code.lower()))
@@ -178,35 +200,76 @@ class Attempt:
         if asyncio.get_running_loop().time() >= self._limit:
             message = f"no answer within {self.row.timeout_s:g} s"
             return Failure(reason="timed_out", message=message, retryable=True)
-        message = f"{self.row.provider} gave no output for {self._stall_s:g} s and was ended"
+        silent_s = self._stall.silent_s(is_first=not self._has_said)
+        message = f"{self.row.provider} gave no output for {silent_s:g} s and was ended"
         return ProviderFailure(message, reason="stalled", kind="stalled")
 
-    async def _answer(self, scope: asyncio.Timeout) -> Answer:
-        left_s = self._left_s()
-        self._limit = asyncio.get_running_loop().time() + left_s
-        scope.reschedule(self._limit)
-        provider = self._providers.get(self.row.provider)
+    async def _job(self) -> Job:
+        """Give what the provider is asked; after an answer that does not fit, for a better one."""
+        row, provider = self.row, self._providers.get(self.row.provider)
         job = await self._make_job(
-            self.row,
+            row,
             self._session,
-            attempt=self._attempt,
+            attempt=self._attempt + 1,
             keeps_sessions=provider.keeps_sessions,
-            left_s=left_s,
+            left_s=self._left_s(),
         )
+        bad = self._unfit.pop(row.request_id, None)
+        if row.last_reason == structured.REASON:
+            job = replace(job, messages=structured.repaired(job.messages, bad, row.last_message or ""))
+        if job.allowed_tools is not None and not provider.restricts_tools:
+            raise ProviderFailure(
+                f"provider {row.provider} cannot be held to allowed_tools",
+                reason="cannot_restrict_tools",
+                kind="not_deployed",
+            )
+        return job
+
+    async def _answer(self, scope: asyncio.Timeout, job: Job) -> Answer:
+        self._limit = asyncio.get_running_loop().time() + self._left_s()
+        scope.reschedule(self._limit)
+        cached = await self._cache.get(self.row.provider, job)
+        if cached is not None:
+            await self._tell_text(0, cached.text)
+            return await self._fitted(job, cached)
+        provider = self._providers.get(self.row.provider)
         self._generation = generation = await provider.start(job)
         self._hear(scope)
         index = 0
         async for text in generation.deltas():
+            self._has_said = True
             self._hear(scope)
-            for begin in range(0, len(text), PIECE):
-                await self._tell_delta(index, text[begin : begin + PIECE])
-                index += 1
-        return generation.answer
+            index = await self._tell_text(index, text)
+            self._reservation.grow(len(text))
+        answer = await self._fitted(job, generation.answer)
+        await self._cache.put(self.row.provider, job, answer)
+        return answer
+
+    async def _fitted(self, job: Job, answer: Answer) -> Answer:
+        """Give an answer with what its schema asked for; raise ProviderFailure where it does not fit."""
+        if job.response_schema is None:
+            return answer
+        try:
+            value = await structured.fit(job.response_schema, answer)
+        except structured.Unfit as unfit:
+            self._unfit[self.row.request_id] = answer.text
+            raise ProviderFailure(
+                str(unfit), reason=structured.REASON, kind="invalid", usage=answer.usage
+            ) from None
+        return replace(answer, structured=value, response={**answer.response, structured.FIELD: value})
 
     def _hear(self, scope: asyncio.Timeout) -> None:
         """Take a sign of life: from now on it may be silent for as long as it ever may."""
         if not self._is_unwanted:
-            scope.reschedule(min(self._limit, asyncio.get_running_loop().time() + self._stall_s))
+            silent_s = self._stall.silent_s(is_first=not self._has_said)
+            scope.reschedule(min(self._limit, asyncio.get_running_loop().time() + silent_s))
+
+    async def _tell_text(self, index: int, text: str) -> int:
+        """Tell a piece of the answer, in pieces that a frame takes; give the index of the next."""
+        for begin in range(0, len(text), PIECE):
+            await self._tell_delta(index, text[begin : begin + PIECE])
+            index += 1
+        return index
 
     async def _begin(self) -> None:
         row, attempt = self.row, self._attempt + 1
@@ -240,21 +303,28 @@ class Attempt:
         self._live.started(self._named() | {"provider": row.provider, "model": row.model})
 
     async def _after_failure(self, failure: ProviderFailure) -> Outcome | Again:
-        """Have it tried again, if that may help."""
+        """Have it tried again, here or elsewhere, if that may help."""
+        was_called = failure.reason != SHUT
         row = replace(
             self.row,
             attempts=self._attempt,
-            failures=self.row.failures + 1,
+            failures=self.row.failures + was_called,
             worked_ms=self.row.worked_ms + self._elapsed_ms(),
         )
+        routes, delay_s = self._providers.routes, 0.0
         is_lost = failure.reason == SESSION_LOST and self._session.provider_session is not None
-        if is_lost:  # no fault of the prompt: the provider is told the whole conversation at once
-            row, delay_s = replace(row, failures=self.row.failures), 0.0
+        is_unfit = failure.reason == structured.REASON and row.last_reason != structured.REASON
+        instead = routes.instead(row.alias, row.candidate, failure)
+        if is_lost or is_unfit:  # the provider is told the whole conversation, or what is wrong, at once
+            row = replace(row, failures=self.row.failures)
+        elif instead is not None:
+            row = replace(row, provider=instead.provider, model=instead.model)
         else:
             retry = self._retries.decide(failure, failures=row.failures)
             if retry is None:
                 return self._end(failure=_failure(failure), failures=row.failures, usage=failure.usage)
-            delay_s = retry.delay_s
+            first, delay_s = routes.again(row.alias, row.candidate), retry.delay_s
+            row = replace(row, provider=first.provider, model=first.model)
         setback = Setback(
             reason=failure.reason,
             message=failure.message,
@@ -263,10 +333,32 @@ class Attempt:
             usage=failure.usage,
             lease=self._lease,
             is_session_lost=is_lost,
+            asked=self.row.candidate,
+            is_failover=instead is not None and not (is_lost or is_unfit),
         )
+        return await self._again(row, setback)
+
+    async def _after_budget(self, over: BudgetExceeded) -> Again:
+        """Let it wait until there is more of a budget; what was said until then is paid for."""
+        row = replace(self.row, attempts=self._attempt, worked_ms=self.row.worked_ms + self._elapsed_ms())
+        was_called = self._generation is not None
+        usage = Usage(prompt_tokens=self._reservation.tokens) if was_called else None
+        message = f"budget {over.name} is used up; budget:set gives more"
+        setback = Setback(
+            reason="budget_exceeded", message=message, usage=usage, lease=self._lease, over=over
+        )
+        return await self._again(row, setback)
+
+    async def _again(self, row: Row, setback: Setback) -> Again:
         row = await self._tries.note(row, setback)
-        self._live.tell("retrying", self._named() | {"delay_s": delay_s, "reason": failure.reason})
-        return Again(row=row, delay_s=delay_s)
+        told = self._named() | {"reason": setback.reason, "message": setback.message}
+        if setback.over is not None:
+            self._live.tell("paused", told)
+        elif not setback.is_failover:
+            self._live.tell("retrying", told | {"delay_s": setback.delay_s})
+        if setback.asked not in {None, row.candidate}:
+            self._live.tell("failover", told | {"provider": row.provider, "model": row.model})
+        return Again(row=row, delay_s=setback.delay_s)
 
     async def _tell_delta(self, index: int, text: str) -> None:
         self._is_silent = False
@@ -311,6 +403,10 @@ async def guarded(work: Awaitable[T]) -> T | Exception:
         return await work
     except Exception as error:
         return error
+
+
+def _characters(job: Job) -> int:
+    return sum(len(message.content) for message in job.messages)
 
 
 def _failure(error: ProviderFailure) -> Failure:

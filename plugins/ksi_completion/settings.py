@@ -2,13 +2,15 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Final, Self
+from difflib import get_close_matches
+from typing import Annotated, Final, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from ksi_common.events.budget import BudgetKey, Limits
 from ksi_common.events.completion import ModelName
 from ksi_completion.circuit_breakers import Candidate
+from ksi_completion.providers.configured import ProvidersSettings
 from ksi_completion.providers.mock import NAME as MOCK
 from ksi_completion.providers.mock import MockSettings
 from ksi_completion.providers.replay import ReplaySettings
@@ -75,7 +77,12 @@ class CompletionSettings(BaseModel):
         le=60,
         description="Before the second try at most; before each next one twice as long, a minute at most.",
     )
-    stall_s: float = Field(120.0, gt=0, description="A provider that says nothing for this long has stalled.")
+    first_s: float = Field(
+        120.0, gt=0, description="A provider that says nothing of an answer for this long has stalled."
+    )
+    stall_s: float = Field(
+        120.0, gt=0, description="So has one that has begun, and says nothing more for this long."
+    )
     prompt_roots: list[WholePath] = Field(
         default_factory=list, description="Folders that a prompt_file may be in, besides $KSI_HOME/lib."
     )
@@ -103,6 +110,10 @@ class CompletionSettings(BaseModel):
         None, description="Where the provider replay has its answers from; without the table it has none."
     )
 
+    providers: ProvidersSettings = Field(
+        ProvidersSettings(), description="Tables of the providers litellm, claude-cli and jsonl-cli."
+    )
+
     @property
     def aliases(self) -> Mapping[str, Sequence[Candidate]]:
         """What names of models stand for."""
@@ -122,6 +133,30 @@ class CompletionSettings(BaseModel):
         try:
             return cls.model_validate(settings.plugins.get(NAME, {}) | chosen)
         except ValidationError as error:
-            problem = error.errors(include_url=False)[0]
-            key = ".".join(("plugins", NAME, *map(str, problem["loc"])))
-            raise InvalidArgument(f"setting {key}: {problem['msg']}", reason="bad_setting") from None
+            raise _refusal(error, cls) from None
+
+
+def _refusal(error: ValidationError, settings: type[BaseModel]) -> InvalidArgument:
+    # Without the input: it may be a key that stands in the wrong place.
+    problem = error.errors(include_url=False, include_input=False)[0]
+    key = ".".join(("plugins", NAME, *map(str, problem["loc"])))
+    if problem["type"] != "extra_forbidden":
+        return InvalidArgument(f"setting {key}: {problem['msg']}", reason="bad_setting")
+    near = get_close_matches(str(problem["loc"][-1]), _names(settings), n=1)
+    hint = f'did you mean "{near[0]}"?' if near else "docs/reference/settings.md lists them"
+    return InvalidArgument(f'there is no setting "{key}"', hint=hint, reason="unknown_setting")
+
+
+def _names(settings: type[BaseModel]) -> list[str]:
+    """List the keys of a table, and of those below it."""
+    names: list[str] = []
+    for name, info in settings.model_fields.items():
+        names.append(info.alias or name)
+        below = [info.annotation, *get_args(info.annotation)]
+        names += [
+            key
+            for kind in below
+            if isinstance(kind, type) and issubclass(kind, BaseModel)
+            for key in _names(kind)
+        ]
+    return names

@@ -17,6 +17,8 @@ from ksi_completion.providers.interface import Answer
 from ksi_daemon.plugin import InvalidArgument, JsonValue
 
 REASON: Final = "not_structured"
+FIELD: Final = "structured"
+"""Of an answer's ``response``: the JSON that fits."""
 MAX_PROBLEMS: Final = 10
 MAX_PROBLEM: Final = 500
 """Characters of one."""

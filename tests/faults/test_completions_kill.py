@@ -16,7 +16,7 @@ import pytest
 from ksi_client import AsyncClient
 from ksi_common.async_db import AsyncSQLiteDB
 from ksi_common.errors import KSIError
-from ksi_common.events import completion
+from ksi_common.events import completion, completion_status
 from ksi_common.events.completion import Failure
 from ksi_completion.responses import Line
 from tests.support.completion_audit import check_calls, check_completions
@@ -98,7 +98,7 @@ async def kill_after(daemon: DaemonProcess, events: int) -> None:
 
 
 async def open_count(client: AsyncClient) -> int:
-    found = await client.call(completion.Status())
+    found = await client.call(completion_status.Status())
     return found.active_count + found.queued_count
 
 
@@ -184,7 +184,7 @@ async def test_a_line_that_no_row_names_is_adopted_and_what_follows_it_is_cut() 
         await daemon.start()
         await wait_all_ended(daemon)
         async with AsyncClient(daemon.socket) as client:
-            found = (await client.call(completion.Status(request_id="r1"))).completion
+            found = (await client.call(completion_status.Status(request_id="r1"))).completion
         await daemon.stop()
         await check_completions(daemon.home, ["r1", "r2"])
         assert found is not None

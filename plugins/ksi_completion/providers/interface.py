@@ -46,6 +46,8 @@ class Job:
 class Answer:
     """A whole answer. ``response``: what the provider gave, as it goes into the session's file.
 
+    Whatever else it has, its ``result`` is the text, and ``model``, ``finish_reason``, ``usage`` are as here.
+
     ``provider_session`` and ``resume_at`` are for the Job of the session's next turn; ``structured`` is what
     a ``response_schema`` asked for, where the provider itself made it.
     """

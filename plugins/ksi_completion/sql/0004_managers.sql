@@ -11,6 +11,8 @@ CREATE TABLE completion_breakers (
     PRIMARY KEY (provider, model)
 ) STRICT, WITHOUT ROWID;
 
+ALTER TABLE completions ADD COLUMN alias TEXT;  -- the name that stands for several models, if one was asked for
+
 -- Of the calls that were there before no price is known, nor when in their day they ended.
 ALTER TABLE token_usage ADD COLUMN time_us INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE token_usage ADD COLUMN outcome TEXT NOT NULL DEFAULT 'answered'
