@@ -26,7 +26,7 @@ from ksi_completion.provider_manager import ProviderManager
 from ksi_completion.providers.interface import Answer, Generation, Job, ProviderFailure
 from ksi_completion.reservations import OverBudget, Reservation
 from ksi_completion.response_cache import ResponseCache
-from ksi_completion.retry_manager import RETRIED, SESSION_LOST, RetryManager
+from ksi_completion.retry_manager import RETRIED, SESSION_BUSY, SESSION_LOST, RetryManager
 from ksi_completion.routes import SHUT
 from ksi_completion.rows import Row
 from ksi_completion.session_manager import Session, SessionManager
@@ -297,7 +297,7 @@ class Attempt:
             # Whoever has it could not be ended: two at work on a session would spoil it.
             retry_after_s = min(60.0, float(lease.details["retry_after_s"]))
             raise ProviderFailure(
-                lease.message, reason="session_busy", kind="transient", retry_after_s=retry_after_s
+                lease.message, reason=SESSION_BUSY, kind="transient", retry_after_s=retry_after_s
             )
         self._attempt, self._lease = attempt, lease
         self._live.started(self._named() | {"provider": row.provider, "model": row.model})
