@@ -17,6 +17,8 @@ import sysconfig
 import time
 from pathlib import Path
 
+from requirements.install import EXTRAS, add
+
 ROOT = Path(__file__).resolve().parent
 MIN_COVERAGE = 90
 
@@ -27,6 +29,9 @@ def main() -> int:
     """Run the checks that the command line asks for and return the exit code."""
     options, pytest_args = parse_arguments()
     os.chdir(ROOT)
+    if options.providers or options.all:
+        for extra in EXTRAS:
+            add(extra)
     for name, command in lint_steps():
         code = run_quietly(name, command)
         if code:
@@ -46,7 +51,10 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--fast", action="store_true", help="lint and unit tests only")
-    which.add_argument("--all", action="store_true", help="run slow tests at full scale")
+    which.add_argument("--all", action="store_true", help="run slow tests at full scale, and --providers")
+    parser.add_argument(
+        "--providers", action="store_true", help="install litellm and the Claude CLI, and run their tests too"
+    )
     return parser.parse_known_args()
 
 

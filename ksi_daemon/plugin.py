@@ -65,7 +65,7 @@ from ksi_daemon.layers import Layer, layer
 from ksi_daemon.leases import Lease, LeaseHeld, LeaseLost, Leases
 from ksi_daemon.marks import DURABLE, HANDLER, KSI_API, SUBSCRIBER, Durable
 from ksi_daemon.outcomes import Ended, Endpoint, Failed, Middleware, Outcome, Rendered, Replied, Send, Yielded
-from ksi_daemon.processes import Process, Processes
+from ksi_daemon.processes import Child, ChildWatcher, Exit, Process, Processes, Reaped
 from ksi_daemon.projections import (
     Aggregates,
     Loaded,
@@ -174,6 +174,8 @@ __all__ = [
     "Bus",
     "Cancelled",
     "Catalog",
+    "Child",
+    "ChildWatcher",
     "Clock",
     "ConsumerState",
     "Consumers",
@@ -190,6 +192,7 @@ __all__ = [
     "EventEnvelope",
     "EventLog",
     "EventMetadata",
+    "Exit",
     "Failed",
     "FailedPrecondition",
     "Field",
@@ -218,6 +221,7 @@ __all__ = [
     "Processes",
     "Projection",
     "Projections",
+    "Reaped",
     "Reference",
     "Referrers",
     "Refusal",

@@ -21,10 +21,21 @@ from typing import Any, Final, Self
 import structlog
 
 from ksi_common.errors import InvalidArgument, ResourceExhausted, Unavailable
+from ksi_daemon.child_watchers import Child, ChildWatcher, watch
 from ksi_daemon.runner_link import Exit, RunnerLink
 from ksi_daemon.runner_marks import KILL_S, Reaped, reap_all, reap_runner
 
-__all__ = ["Exit", "Limits", "Process", "Processes", "ProcessesStatistics", "Reaped", "Stopped"]
+__all__ = [
+    "Child",
+    "ChildWatcher",
+    "Exit",
+    "Limits",
+    "Process",
+    "Processes",
+    "ProcessesStatistics",
+    "Reaped",
+    "Stopped",
+]
 
 GRACE_S: Final = 5.0
 MAX_CHILDREN: Final = 64
@@ -151,6 +162,7 @@ class Processes:
         self._start_timeout_s = start_timeout_s
         self._grace_s = grace_s
         self._links: set[RunnerLink] = set()
+        self._watchers: list[ChildWatcher] = []
         self._followers = asyncio.TaskGroup()
         self._is_open = False
         self._started_count = 0
@@ -203,10 +215,16 @@ class Processes:
         link = RunnerLink.launch()
         self._links.add(link)
         self._followers.create_task(self._follow(link, spec), name=f"child {purpose}")
+        if self._watchers:
+            self._followers.create_task(watch(link, purpose, self._watchers), name=f"watch {purpose}")
         await self._wait_started(link)
         self._started_count += 1
         log.info("child.started", pid=link.pid, purpose=purpose)
         return Process(link, purpose=purpose)
+
+    def add_watcher(self, watcher: ChildWatcher) -> None:
+        """Tell it of each child from now on."""
+        self._watchers.append(watcher)
 
     def statistics(self) -> ProcessesStatistics:
         """Count the children."""

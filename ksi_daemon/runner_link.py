@@ -69,9 +69,9 @@ class Stdin:
 class RunnerLink:
     """One runner and its child. ``started`` and ``ended`` are set once each; then the other fields hold."""
 
-    pid: int
-
     def __init__(self, popen: subprocess.Popen[bytes], pidfd: int, control: socket.socket) -> None:
+        self.pid = 0
+        """Of the child; 0 where none was started."""
         self.exit = Exit()
         self.failure: OperationalError | None = None
         self.pids_gone: tuple[int, ...] = ()

@@ -1,9 +1,10 @@
-"""Write run.lock and dev.lock: every package that pyproject.toml and the .in files lead to, pinned by hashes.
+"""Write the locks: every package that pyproject.toml and the .in files lead to, pinned by hashes.
 
     .venv/bin/python requirements/compile.py              # after pyproject.toml or an .in file was changed
     .venv/bin/python requirements/compile.py --upgrade    # to the newest versions
 
 uv resolves once, for all platforms and Pythons that KSI runs on; run.lock is a part of dev.lock.
+providers.lock has a part for each extra of requirements/install.py.
 """
 
 import subprocess
@@ -28,6 +29,9 @@ def main(arguments: list[str]) -> None:
         fewer = compiled([*everything, "--constraints", constraints.name])
     (FOLDER / "dev.lock").write_text(HEADER + pins + weights)
     (FOLDER / "run.lock").write_text(HEADER + fewer + weights)
+    known = (FOLDER / "providers.lock").read_text()
+    litellm, claude = compiled(["litellm.in", *arguments], known=known), compiled(["claude.in", "--no-deps"])
+    (FOLDER / "providers.lock").write_text(f"{HEADER}# litellm\n{litellm}\n# claude\n{claude}")
 
 
 def compiled(arguments: list[str], *, known: str = "") -> str:

@@ -44,6 +44,9 @@ UV_SETTINGS: Final = (
 )
 """The same for uv, as beginnings of its variables."""
 
+EXTRAS: Final = ("litellm", "claude")
+"""What only some need: each an environment of its own beside this one, so that none reaches the daemon's."""
+
 NO_VENV: Final = "This Python has no venv/ensurepip. On Debian/Ubuntu: sudo apt install python3-venv"
 ELSEWHERE: Final = "or name another place: KSI_VENV=PATH"
 
@@ -53,7 +56,7 @@ def make(profile: str) -> None:
     try:
         Path(VENV).parent.mkdir(parents=True, exist_ok=True)
         with Path(VENV + ".lock").open("a+", encoding="utf-8") as lock:
-            _take(lock)
+            _take(lock, VENV)
             if not is_ready(profile):
                 _build(profile, lock)
     except OSError as error:
@@ -63,11 +66,48 @@ def make(profile: str) -> None:
         sys.exit(130)
 
 
-def _take(lock: TextIO) -> None:
+def add(extra: str) -> None:
+    """Make the environment of an extra, unless it is there; where that cannot be, exit with a sentence."""
+    place, pins = Path(f"{sys.prefix}-{extra}"), _pins_of(extra)
+    stamp, python = place / "ksi-stamp", place / "bin" / "python"
+    try:
+        with Path(f"{place}.lock").open("a+", encoding="utf-8") as lock:
+            _take(lock, str(place))
+            if read(str(stamp)) == f"{pins}\0{os.path.realpath(python)}" and python.exists():
+                _say(f"{extra} is installed already, as {place} has it.\n")
+                return
+            count = len(re.findall(r"^[\w.-]+==", pins, re.MULTILINE))
+            with _told(f"Installing {extra} into {place}, {count} pinned packages "):
+                _run([sys.executable, "-I", "-m", "venv", "--without-pip", "--clear", str(place)], lock)
+                _install_pins(pins, str(python), lock)
+                stamp.write_text(f"{pins}\0{os.path.realpath(python)}", encoding="utf-8")
+    except OSError as error:
+        sys.exit(f"Cannot make {place}: {error}\n  Make that writable, {ELSEWHERE}")
+    except KeyboardInterrupt:
+        _say("\nStopped before the packages were there. The next time begins anew.\n")
+        sys.exit(130)
+
+
+def _pins_of(extra: str) -> str:
+    """Give the part of providers.lock that is for one extra."""
+    head, *parts = re.split(r"^# (\w+)\n", read(ROOT, "requirements", "providers.lock"), flags=re.MULTILINE)
+    named = dict(zip(parts[::2], parts[1::2], strict=True))
+    return head + named[extra]
+
+
+def _install_pins(pins: str, python: str, lock: TextIO) -> None:
+    with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as file:
+        file.write(pins)
+        file.flush()
+        command, settings = _installer(python, lock)
+        _run([*command, "--no-deps", "--require-hashes", "-r", file.name], lock, settings)
+
+
+def _take(lock: TextIO, place: str) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        _say(f"Another start is making {VENV}; waiting for it.\n")
+        _say(f"Another start is making {place}; waiting for it.\n")
         fcntl.flock(lock, fcntl.LOCK_EX)
 
 
@@ -111,7 +151,7 @@ def _told(doing: str) -> Iterator[None]:
 
 def _install(made: Sequence[str], wanted: Sequence[str], lock: TextIO) -> None:
     """Install what the stamp does not say is there: the pinned packages, the checkout."""
-    command, settings = _installer(lock)
+    command, settings = _installer(PYTHON, lock)
     if made[1:2] != wanted[1:2]:
         pins = f"{ROOT}/requirements/{wanted[0]}.lock"
         _run([*command, "--no-deps", "--require-hashes", "-r", pins], lock, settings)
@@ -119,16 +159,16 @@ def _install(made: Sequence[str], wanted: Sequence[str], lock: TextIO) -> None:
         _run([*command, "--no-deps", "--no-build-isolation", "-e", ROOT], lock, settings)
 
 
-def _installer(lock: TextIO) -> tuple[Sequence[str], Mapping[str, str]]:
+def _installer(python: str, lock: TextIO) -> tuple[Sequence[str], Mapping[str, str]]:
     """Choose uv, unless pip was told where packages are; else the environment's pip; else this Python's."""
     pip, uv = [sys.executable, "-P", "-m", "pip"], which("uv")
     if uv and not _index_settings(pip):
-        return [uv, "pip", "install", "--python", PYTHON], _environ(only=UV_SETTINGS)
+        return [uv, "pip", "install", "--python", python], _environ(only=UV_SETTINGS)
     if find_spec("ensurepip"):
-        pip = [PYTHON, "-I", "-m", "pip"]
-        _run([PYTHON, "-I", "-m", "ensurepip", "--default-pip"], lock)
+        pip = [python, "-I", "-m", "pip"]
+        _run([python, "-I", "-m", "ensurepip", "--default-pip"], lock)
     elif find_spec("pip"):
-        pip += ["--python", PYTHON]
+        pip += ["--python", python]
     else:
         sys.exit(NO_VENV)
     own = {"PIP_CONFIG_FILE": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}

@@ -8,6 +8,7 @@ asking.py      one completion, over lost connections, and how to stop it
 steps.py       what a completion tells, each thing once
 answer.py      what became of it
 showing.py     write it: for people, for programs
+spending.py    what models were paid, in words
 screen.py      the terminal and the pipes
 talking.py     the conversation; commands.py: its commands; line_editor.py: its prompt
 interrupts.py  Ctrl-C

@@ -1,7 +1,7 @@
 """What became of one question."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from ksi_client.chat.steps import FINAL, Failure, Step, Usage
@@ -22,18 +22,34 @@ class Answer:
     usage: Usage | None = None
     duration_ms: int | None = None
     failure: Failure | None = None
+    cached: bool = False
+    provider_changed: bool = False
+    structured: Any = None
+    _said: list[str] = field(default_factory=list)
 
     def take(self, step: Step) -> None:
         """Learn from a step."""
         self.session_id = step.get("session_id") or self.session_id
         self.provider = step.get("provider") or self.provider
         self.model = step.get("model") or self.model
+        if step["type"] == "started":
+            self._said.clear()
+        elif step["type"] == "delta":
+            self._said.append(step.get("text") or "")
         if step["type"] in FINAL:
             self.end = cast("End", step["type"])
-            self.text = step.get("text") if self.end == "result" else None
+            self.text = self._text(step) if self.end == "result" else None
+            self.cached = bool(step.get("cached"))
+            self.provider_changed = bool(step.get("provider_changed"))
+            self.structured = step.get("structured")
             self.usage = step.get("usage")
             self.duration_ms = step.get("duration_ms")
             self.failure = step.get("failure")
+
+    def _text(self, step: Step) -> str:
+        """Give all of the text; of one that is too long for a step, what the deltas said."""
+        text = step.get("text")
+        return "".join(self._said) if text is None else text
 
     def to_json(self, error: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Give it as one object; ``error``: what went wrong on the way to it."""
@@ -46,6 +62,7 @@ class Answer:
             "model": self.model,
             "usage": self.usage,
             "duration_ms": self.duration_ms,
+            **({"structured": self.structured} if self.structured is not None else {}),
             "is_error": wrong is not None,
             **({"error": wrong} if wrong else {}),
         }

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import Final
 
 from ksi_client.chat.chatting import Chat
+from ksi_client.chat.spending import left, spent
 from ksi_client.cli.safety import one_line
 from ksi_client.raw import call_raw
 
@@ -77,6 +78,19 @@ class Commands:
             self._write("Nothing was asked yet.")
         return self.last_question
 
+    def usage(self, _: str) -> None:
+        """Tell what this session has used, and what it may."""
+        session = self._chat.session
+        if session is None:
+            self._write("Nothing was asked yet.")
+            return
+        used = call_raw("completion:token_usage", {"session_id": session, "by": "model"})
+        for group in used["groups"]:
+            self._write(f"  {group['key']}: {spent(group)}")
+        self._write(f"session {session}: {spent(used['total'])}")
+        for budget in call_raw("budget:list", {"session_id": session})["budgets"]:
+            self._write(f"  budget {budget['name']}: {left(budget)}")
+
     def new(self, _: str) -> None:
         """Begin a new session."""
         self._write(f"session {self._chat.renew()}")
@@ -110,6 +124,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "/help": Command("what can be said here", Commands.help),
     "/sessions": Command("the sessions that were active last", Commands.sessions),
     "/model": Command("choose the model of the next answers, or tell it", Commands.model, "[NAME]"),
+    "/usage": Command("what this session has used, in tokens and money", Commands.usage),
     "/retry": Command("ask the last question again", Commands.retry),
     "/new": Command("begin a new session", Commands.new),
     "/multi": Command("ask in several lines; a line with only a dot ends it", Commands.multi),

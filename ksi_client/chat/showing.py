@@ -46,9 +46,9 @@ class Piped:
         self._screen = screen
 
     def step(self, step: Step) -> None:
-        """Say that it takes longer."""
-        if step["type"] == "retrying":
-            self._screen.note(_retry(step))
+        """Say that it takes longer, or that another model answers."""
+        if (notice := notice_of(step)) is not None:
+            self._screen.note(notice)
 
     def end(self, answer: Answer) -> None:
         """Write the text, or say why there is none."""
@@ -81,8 +81,10 @@ class Typed:
                 self._void(f"attempt {step.get('attempt')}: the text above is void")
             case "delta":
                 self._say(step.get("text") or "")
-            case "retrying":
-                self._screen.note(_retry(step))
+            case _ if (notice := notice_of(step)) is not None:
+                self._screen.note(notice)
+                if step["type"] == "failover":
+                    self._name(step)
 
     def end(self, answer: Answer) -> None:
         """Write what is missing of the text, and what it took; or why there is none."""
@@ -106,6 +108,12 @@ class Typed:
             return
         if ahead := step.get("position"):
             self._screen.note(f"{ahead} of this session are before it")
+        self._name(step)
+
+    def _name(self, step: Step) -> None:
+        """Write who speaks."""
+        if not self._talking:
+            return
         self._label = f"{one_line(step.get('model') or 'model')} ▸ "
         self._screen.write(self._screen.bold(self._label))
 
@@ -162,18 +170,40 @@ class StepByStep:
 
 
 def effort(answer: Answer) -> str:
-    """Say what an answer took: tokens and seconds."""
+    """Say what an answer took: tokens, seconds and dollars; nothing, where it was given before."""
     usage = answer.usage or {}
-    tokens = usage.get("completion_tokens")
-    parts = [] if tokens is None else [f"{tokens:,} token{'s' * (tokens != 1)}"]
+    tokens, cost = usage.get("completion_tokens"), usage.get("cost_usd")
+    parts = []
+    if answer.cached:
+        parts.append("given before, for nothing")
+    elif tokens is not None:
+        parts.append(f"{tokens:,} token{'s' * (tokens != 1)}")
     if answer.duration_ms is not None:
         parts.append(f"{answer.duration_ms / 1000:.1f} s")
+    if cost is not None:
+        parts.append(dollars(cost))
+    if answer.provider_changed:
+        parts.append(f"now by {one_line(answer.provider or '')}/{one_line(answer.model or '')}")
     return ", ".join(parts)
 
 
-def _retry(step: Step) -> str:
-    again = f"again in {step.get('delay_s') or 0:g} s"
-    return f"attempt {step.get('attempt')} failed ({(step.get('reason') or '').replace('_', ' ')}); {again}"
+def dollars(cost: float) -> str:
+    """Write an amount of money: cents, and what is less to two figures."""
+    return f"${cost:.2f}" if cost >= 1 or cost == 0 else f"${cost:.2g}" if cost < 0.01 else f"${cost:.4f}"
+
+
+def notice_of(step: Step) -> str | None:
+    """Say in a line why an answer takes longer, or comes from elsewhere; None where a step is no such."""
+    why = one_line((step.get("reason") or "").replace("_", " "))
+    match step["type"]:
+        case "retrying":
+            return f"attempt {step.get('attempt')} failed ({why}); again in {step.get('delay_s') or 0:.3g} s"
+        case "failover":
+            instead = f"{one_line(step.get('provider') or '')}/{one_line(step.get('model') or '')}"
+            return f"{instead} is asked instead ({why}: {one_line(step.get('message') or '')})"
+        case "paused":
+            return f"waiting: {one_line(step.get('message') or why)}"
+    return None
 
 
 def _write_json(screen: Screen, value: Mapping[str, Any]) -> None:

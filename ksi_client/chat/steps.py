@@ -1,8 +1,19 @@
 """What a completion tells on its way, each thing once, however often its stream began anew."""
 
-from typing import Final, Literal, TypedDict
+from typing import Any, Final, Literal, TypedDict
 
-StepType = Literal["accepted", "started", "delta", "progress", "retrying", "result", "failed", "cancelled"]
+StepType = Literal[
+    "accepted",
+    "started",
+    "delta",
+    "progress",
+    "retrying",
+    "failover",
+    "paused",
+    "result",
+    "failed",
+    "cancelled",
+]
 
 FINAL: Final = frozenset(("result", "failed", "cancelled"))
 
@@ -38,9 +49,13 @@ class Step(TypedDict, total=False):
     text: str | None
     delay_s: float | None
     reason: str | None
+    message: str | None
     usage: Usage | None
     duration_ms: int | None
     failure: Failure | None
+    provider_changed: bool | None
+    cached: bool | None
+    structured: Any
 
 
 class Course:

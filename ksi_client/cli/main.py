@@ -24,6 +24,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "replay": "ksi_client.cli.replay:replay",
     "export": "ksi_client.cli.transfer:export_",
     "import": "ksi_client.cli.transfer:import_",
+    "install": "ksi_client.cli.install:install",
 }
 
 BROKEN_PIPE: Final = 141

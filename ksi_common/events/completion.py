@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, JsonValue, StringConstraints, model_validator
 
 from ksi_common.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
 from ksi_common.events.types import Name
@@ -15,6 +15,8 @@ DEFAULT_TIMEOUT_S = 300
 Text = Annotated[str, StringConstraints(max_length=1024 * 1024)]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
 
+ToolName = Annotated[str, StringConstraints(pattern=r"^[^\s]{1,256}$")]
+
 Tokens = Annotated[int, Field(ge=0, lt=2**53)]
 """What a provider counts, and a database and JSON can hold."""
 
@@ -24,6 +26,9 @@ State = Literal["queued", "running", "completed", "failed", "cancelled"]
 """Of a completion. The last three are final."""
 
 OPEN: tuple[State, ...] = ("queued", "running")
+
+Priority = Literal["critical", "high", "normal", "low", "background"]
+"""Between sessions. Within one it is first come, first served."""
 
 
 class ChatMessage(Message):
@@ -50,8 +55,9 @@ class Usage(Message):
 class Proof(Message):
     """Why nothing works on a cancelled completion any more."""
 
-    how: Literal["not_started", "confirmed", "killed", "recovered"]
-    """It had not begun; the worker said that it stopped; the worker is gone; found at a start."""
+    how: Literal["not_started", "between_attempts", "confirmed", "killed", "recovered"]
+    """It had not begun; it waited for its next try; the worker said that it stopped; the worker is gone;
+    found at a start."""
     elapsed_s: float
     """From the wish to the proof."""
     pids_gone: list[int] = Field(default_factory=list)
@@ -92,7 +98,20 @@ class Asked(Message):
     timeout_s: Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S)] = Field(
         DEFAULT_TIMEOUT_S, description="Seconds that the model may take, once it begins."
     )
+    priority: Priority = Field("normal", description="Before, or after, what waits in other sessions.")
+    tools: Annotated[list[dict[str, JsonValue]], Field(max_length=256)] = Field(
+        default_factory=list, description="Tools that the model may call, as the OpenAI API describes them."
+    )
+    allowed_tools: Annotated[list[ToolName], Field(max_length=256)] | None = Field(
+        None,
+        description="Names of the only tools that may be used, [] for none; a provider that cannot be held "
+        "to it refuses. Default: as the provider is set up.",
+    )
+    response_schema: dict[str, JsonValue] | None = Field(
+        None, description="A JSON schema that the answer is to fit."
+    )
     agent_id: Name | None = renamed_from("client_id", "agent_id", None, description="For whom.")
+    workflow_id: Name | None = Field(None, description="The workflow that it is a part of.")
     originator_agent_id: Name | None = Field(None, description="Who wanted it first.")
     purpose: Annotated[str, StringConstraints(max_length=256)] | None = renamed_from(
         "task", "purpose", None, description="What for; kept with it."
@@ -136,11 +155,27 @@ class Step(Message):
 
     ``accepted``: request_id, session_id, provider, model, position. ``started``: attempt; what came before
     of an earlier attempt is void. ``delta``: text. ``progress``: elapsed_s. ``retrying``: attempt, reason,
-    delay_s. At last one of ``result``: text (all of it), usage, finish_reason, duration_ms, reference;
+    message, delay_s. ``failover``: provider and model that are asked instead of the one before them, reason,
+    message. ``paused``: it waits for more of a budget; reason, message. At last one of ``result``: text,
+    usage, finish_reason, duration_ms, reference, provider_changed, cached, structured;
     ``failed``: failure; ``cancelled``: proof.
+
+    The text of a result is all of it; None where that is more than 1 MiB, for the deltas had it, and
+    ``blob:read`` of the reference gives its line.
     """
 
-    type: Literal["accepted", "started", "delta", "progress", "retrying", "result", "failed", "cancelled"]
+    type: Literal[
+        "accepted",
+        "started",
+        "delta",
+        "progress",
+        "retrying",
+        "failover",
+        "paused",
+        "result",
+        "failed",
+        "cancelled",
+    ]
     request_id: str
     session_id: str
     provider: str | None = None
@@ -151,12 +186,16 @@ class Step(Message):
     elapsed_s: float | None = None
     delay_s: float | None = None
     reason: str | None = None
+    message: str | None = None
     finish_reason: str | None = None
     usage: Usage | None = None
     duration_ms: int | None = None
     reference: Reference | None = None
     failure: Failure | None = None
     proof: Proof | None = None
+    provider_changed: bool | None = None
+    cached: bool | None = None
+    structured: JsonValue = None
 
 
 class StreamCompletion(Asked, Stream[Step], event="completion:stream", raises=_RAISES):
@@ -180,61 +219,6 @@ class Cancel(Request[CancelReply], event="completion:cancel", idempotent=True, r
     """Stop a completion, wherever it is; answered when it has stopped."""
 
     request_id: Name = Field(description="Which one.", examples=["no-such-request"])
-
-
-class Completion(Message):
-    """Where a completion is. Times are RFC 3339."""
-
-    request_id: str
-    session_id: str
-    state: State
-    position: int | None
-    """How many of its session are before it; None once it runs."""
-    provider: str
-    model: str
-    attempts: int
-    accepted: str
-    started: str | None
-    ended: str | None
-    duration_ms: int | None
-    usage: Usage | None
-    finish_reason: str | None
-    reference: Reference | None
-    """Where its line of answer is, once it has one."""
-    failure: Failure | None
-    proof: Proof | None
-    agent_id: str | None
-    originator_agent_id: str | None
-    purpose: str | None
-    response: str | None = None
-    """The answer, where include_response asked for it."""
-
-
-class SessionQueue(Message):
-    """What waits in one session."""
-
-    session_id: str
-    queued: int
-    running: str | None
-    """The request that runs."""
-
-
-class Overview(Message):
-    """The queue as a whole, or one completion where request_id asked for it."""
-
-    active_count: int
-    queued_count: int
-    active_requests: list[str]
-    session_queues: list[SessionQueue]
-    """Of at most 1,000 sessions."""
-    completion: Completion | None = None
-
-
-class Status(Request[Overview], event="completion:status", safe=True, raises=(NotFound,)):
-    """Tell how a completion stands, or the whole queue."""
-
-    request_id: Name | None = Field(None, description="Which one; without it, the queue only.")
-    include_response: bool = Field(default=False, description="Read the answer, too.")
 
 
 class PromptMessage(Message):
@@ -280,7 +264,9 @@ class CompletionAccepted(_OfCompletion, event="completion:accepted"):
     messages: list[PromptMessage]
     max_tokens: int | None = None
     timeout_s: float
+    priority: Priority = "normal"
     agent_id: str | None = None
+    workflow_id: str | None = None
     originator_agent_id: str | None = None
     purpose: str | None = None
 
@@ -308,6 +294,10 @@ class CompletionRetrying(_OfAttempt, event="completion:retrying"):
     delay_s: float
     reason: str
     message: str
+    kind: str | None = None
+    """The class of the failure; None where it was none of the provider's."""
+    failures: int = 0
+    """Calls that the provider failed, this one too."""
 
 
 class CompletionResult(_Ended, event="completion:result"):
@@ -316,6 +306,12 @@ class CompletionResult(_Ended, event="completion:result"):
     duration_ms: int
     finish_reason: str
     usage: Usage
+    provider_changed: bool = False
+    """Another provider or model gave the session's answer before."""
+    cached: bool = False
+    """The same request was answered before: this is that answer, and costs nothing."""
+    structured: JsonValue = None
+    """What response_schema asked for; None also where it is larger than an event may be: the line has it."""
 
 
 class CompletionFailed(_Ended, event="completion:failed", formerly=("completion:error",)):

@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ksi_common.errors import NotFound
+from ksi_common.errors import AlreadyExists, NotFound
 from ksi_common.events.types import Name, Time
-from ksi_common.messages import Message, Request
+from ksi_common.messages import Message, Notification, Request
 
 
 class Conversation(Message):
@@ -21,6 +21,8 @@ class Conversation(Message):
     """Of its file of answers."""
     path: str
     """Of that file, below ``$KSI_HOME``."""
+    forked_from: str | None = None
+    """The session that it goes on from."""
 
 
 class Listed(Message):
@@ -76,3 +78,34 @@ class Get(Request[Messages], event="conversation:get", safe=True, raises=(NotFou
     session_id: Name = Field(description="Which one.", examples=["no-such-session"])
     limit: Annotated[int, Field(ge=1, le=1000)] = Field(1000, description="Messages at most.")
     offset: Annotated[int, Field(ge=0)] = Field(0, description="How many to pass over.")
+
+
+class Forked(Message):
+    """A session that goes on from another. ``messages``: how many it has of it."""
+
+    session_id: str
+    forked_from: str
+    request_id: str
+    """Whose answer is the last that it has."""
+    messages: int
+
+
+class Fork(Request[Forked], event="conversation:fork", raises=(AlreadyExists, NotFound)):
+    """Begin a session that goes on from what was said in another, which stays as it is.
+
+    The provider is told all of it with the first prompt, and gives the new session an id of its own.
+    """
+
+    session_id: Name = Field(description="Which one to go on from.", examples=["no-such-session"])
+    request_id: Name | None = Field(
+        None, description="The request whose answer is to be the last one; default: the newest answer."
+    )
+    new_session_id: Name | None = Field(None, description="Its name; default: a new one.")
+
+
+class ConversationForked(Notification, event="conversation:forked"):
+    """A session goes on from another."""
+
+    session_id: str
+    forked_from: str
+    request_id: str

@@ -5,31 +5,44 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final
 
-from ksi_common.events.completion import (
-    ChatMessage,
-)
 from ksi_common.paths import Paths
 from ksi_completion.acceptance import Acceptance
+from ksi_completion.budgets import Budgets
+from ksi_completion.circuit_breakers import CircuitBreakers
 from ksi_completion.completion_service import CompletionService
+from ksi_completion.conductor import Conductor
 from ksi_completion.conversations import Conversations
+from ksi_completion.dead_completions import DeadCompletions
 from ksi_completion.ending import Ending
-from ksi_completion.prompts import Prompts, with_history
+from ksi_completion.jobs import Jobs
+from ksi_completion.managers import MANAGERS
+from ksi_completion.next_tries import NextTries
+from ksi_completion.prompts import Prompts
 from ksi_completion.provider_manager import ProviderManager
+from ksi_completion.providers.configured import configured
 from ksi_completion.providers.embedded import EmbeddedProvider
+from ksi_completion.providers.interface import CompletionProvider
+from ksi_completion.providers.mock import MockProvider
+from ksi_completion.providers.replay import ReplayProvider
 from ksi_completion.recovery import Recovery
+from ksi_completion.response_cache import ResponseCache
 from ksi_completion.responses import Responses
 from ksi_completion.retry_manager import RetryManager
-from ksi_completion.rows import Row, StoredMessage, messages_query
-from ksi_completion.running import Run
+from ksi_completion.running import Attempt
 from ksi_completion.session_manager import SessionManager
 from ksi_completion.settings import CompletionSettings
+from ksi_completion.stall import Stall
+from ksi_completion.storing import Storing
 from ksi_completion.token_tracker import TokenTracker
 from ksi_daemon.plugin import (
     Blobs,
     Bus,
     Clock,
     Database,
+    DeadLetters,
     HealthChecks,
+    InvalidArgument,
+    Leases,
     Processes,
     Service,
     Settings,
@@ -43,15 +56,54 @@ async def _settings(settings: Settings) -> AsyncIterator[CompletionSettings]:
 
 @asynccontextmanager
 async def _providers(
-    processes: Processes, paths: Paths, settings: CompletionSettings, health: HealthChecks
+    processes: Processes, paths: Paths, settings: CompletionSettings, breakers: CircuitBreakers
 ) -> AsyncIterator[ProviderManager]:
     embedded = EmbeddedProvider(processes, paths.run, idle_s=settings.worker_idle_s, worker=settings.worker)
-    providers = ProviderManager([embedded])
-    health.watch_providers(providers.health)
+    mocked = MockProvider(settings.mocking)
+    asked = [embedded, *configured(processes, paths, settings.providers), mocked]
+    replaying = ReplayProvider(settings.replay, _recorded(settings, asked))
+    await replaying.open()
+    _check_aliases(settings, [*asked, replaying])
+    providers = ProviderManager(
+        [*asked, replaying],
+        breakers,
+        default=settings.provider,
+        default_model=settings.model,
+        on_request=[mocked.name, replaying.name],
+        aliases=settings.aliases,
+    )
     try:
         yield providers
     finally:
         await providers.close()
+
+
+def _recorded(
+    settings: CompletionSettings, providers: Sequence[CompletionProvider]
+) -> CompletionProvider | None:
+    """Find the provider whose answers are to be recorded; raise InvalidArgument where there is none."""
+    if settings.replay is None or settings.replay.record is None:
+        return None
+    for provider in providers:
+        if provider.name == settings.replay.record:
+            return provider
+    raise _no_provider("replay.record", settings.replay.record, providers)
+
+
+def _check_aliases(settings: CompletionSettings, providers: Sequence[CompletionProvider]) -> None:
+    names = {provider.name for provider in providers}
+    for alias, candidates in settings.aliases.items():
+        for candidate in candidates:
+            if candidate.provider not in names:
+                raise _no_provider(f"models.{alias}", candidate.provider, providers)
+
+
+def _no_provider(setting: str, name: str, providers: Sequence[CompletionProvider]) -> InvalidArgument:
+    return InvalidArgument(
+        f'setting plugins.completion.{setting}: there is no provider "{name}"',
+        hint=f"there are: {', '.join(provider.name for provider in providers)}",
+        reason="bad_setting",
+    )
 
 
 @asynccontextmanager
@@ -68,47 +120,155 @@ async def _conversations(
 
 
 @asynccontextmanager
-async def _sessions(database: Database, settings: CompletionSettings) -> AsyncIterator[SessionManager]:
-    yield SessionManager(database, session_queue=settings.session_queue)
+async def _sessions(
+    database: Database, leases: Leases, settings: CompletionSettings
+) -> AsyncIterator[SessionManager]:
+    yield SessionManager(database, leases, session_queue=settings.session_queue)
+
+
+@asynccontextmanager
+async def _storing(clock: Clock, providers: ProviderManager, health: HealthChecks) -> AsyncIterator[Storing]:
+    storing = Storing(clock)
+    health.watch_providers(lambda: storing.noted_in(providers.health()))
+    yield storing
 
 
 @asynccontextmanager
 async def _ending(
-    database: Database, clock: Clock, responses: Responses, sessions: SessionManager
+    database: Database,
+    clock: Clock,
+    responses: Responses,
+    sessions: SessionManager,
+    storing: Storing,
+    tokens: TokenTracker,
 ) -> AsyncIterator[Ending]:
     yield Ending(
-        database=database, clock=clock, responses=responses, sessions=sessions, tokens=TokenTracker()
+        database=database,
+        clock=clock,
+        responses=responses,
+        sessions=sessions,
+        tokens=tokens,
+        storing=storing,
     )
 
 
 @asynccontextmanager
-async def _recovery(
-    database: Database, responses: Responses, sessions: SessionManager, ending: Ending
-) -> AsyncIterator[Recovery]:
-    yield Recovery(database=database, responses=responses, sessions=sessions, ending=ending)
+async def _tries(
+    database: Database,
+    clock: Clock,
+    sessions: SessionManager,
+    storing: Storing,
+    tokens: TokenTracker,
+    budgets: Budgets,
+    settings: CompletionSettings,
+) -> AsyncIterator[NextTries]:
+    yield NextTries(
+        database=database,
+        clock=clock,
+        sessions=sessions,
+        tokens=tokens,
+        budgets=budgets,
+        storing=storing,
+        attempts=settings.attempts,
+    )
 
 
 @asynccontextmanager
-async def _service(
+async def _dead(
+    database: Database, letters: DeadLetters, leases: Leases, clock: Clock
+) -> AsyncIterator[DeadCompletions]:
+    yield DeadCompletions(database, letters, leases, clock)
+
+
+@asynccontextmanager
+async def _recovery(
+    database: Database,
+    responses: Responses,
+    sessions: SessionManager,
+    ending: Ending,
+    tries: NextTries,
+    processes: Processes,
+) -> AsyncIterator[Recovery]:
+    yield Recovery(
+        database=database,
+        responses=responses,
+        sessions=sessions,
+        ending=ending,
+        tries=tries,
+        processes=processes,
+    )
+
+
+@asynccontextmanager
+async def _conductor(
     database: Database,
     bus: Bus,
     blobs: Blobs,
     clock: Clock,
-    paths: Paths,
     settings: CompletionSettings,
     providers: ProviderManager,
     responses: Responses,
     conversations: Conversations,
     sessions: SessionManager,
     ending: Ending,
-) -> AsyncIterator[CompletionService]:
-    async def conversation(row: Row) -> Sequence[ChatMessage]:
-        rows = await database.read(*messages_query(row.request_id))
-        prompt = [await StoredMessage.of(message).load(blobs) for message in rows]
-        return with_history(await conversations.history(row.session_id), prompt)
+    storing: Storing,
+    tries: NextTries,
+    dead: DeadCompletions,
+    recovery: Recovery,
+    budgets: Budgets,
+    cache: ResponseCache,
+) -> AsyncIterator[Conductor]:
+    retries = RetryManager(attempts=settings.attempts, first_delay_s=settings.retry_delay_s)
+    jobs = Jobs(database, blobs, conversations)
+    yield Conductor(
+        database=database,
+        clock=clock,
+        ending=ending,
+        providers=providers,
+        responses=responses,
+        recovery=recovery,
+        retries=retries,
+        tries=tries,
+        dead=dead,
+        jobs=jobs,
+        make_attempt=partial(
+            Attempt,
+            database=database,
+            bus=bus,
+            clock=clock,
+            providers=providers,
+            retries=retries,
+            sessions=sessions,
+            tries=tries,
+            storing=storing,
+            make_job=jobs.make,
+            budgets=budgets,
+            cache=cache,
+            unfit={},
+            stall=Stall(first_s=settings.first_s, idle_s=settings.stall_s),
+        ),
+        concurrency=settings.concurrency,
+    )
 
+
+@asynccontextmanager
+async def _service(
+    database: Database,
+    blobs: Blobs,
+    clock: Clock,
+    paths: Paths,
+    settings: CompletionSettings,
+    providers: ProviderManager,
+    responses: Responses,
+    sessions: SessionManager,
+    storing: Storing,
+    tries: NextTries,
+    dead: DeadCompletions,
+    conductor: Conductor,
+) -> AsyncIterator[CompletionService]:
     yield CompletionService(
         database=database,
+        clock=clock,
         acceptance=Acceptance(
             database=database,
             blobs=blobs,
@@ -117,31 +277,28 @@ async def _service(
             providers=providers,
             sessions=sessions,
         ),
-        ending=ending,
-        providers=providers,
+        conductor=conductor,
+        sessions=sessions,
         responses=responses,
-        make_run=partial(
-            Run,
-            database=database,
-            bus=bus,
-            clock=clock,
-            providers=providers,
-            retries=RetryManager(attempts=settings.attempts),
-            conversation=conversation,
-            stall_s=settings.stall_s,
-        ),
-        concurrency=settings.concurrency,
+        tries=tries,
+        storing=storing,
+        dead=dead,
         limit=settings.queue,
     )
 
 
 PARTS: Final[Sequence[Service[Any]]] = (
     Service(CompletionSettings, _settings),
+    *MANAGERS,
     Service(ProviderManager, _providers),
     Service(Responses, _responses),
     Service(Conversations, _conversations),
     Service(SessionManager, _sessions),
+    Service(Storing, _storing),
     Service(Ending, _ending),
+    Service(NextTries, _tries),
+    Service(DeadCompletions, _dead),
     Service(Recovery, _recovery),
+    Service(Conductor, _conductor),
     Service(CompletionService, _service),
 )

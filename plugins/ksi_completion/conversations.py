@@ -1,6 +1,7 @@
 """What was said in the sessions: prompts are in rows and blobs, answers in the files that rows refer to."""
 
 from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Final, Literal, TypeVar
 
@@ -9,6 +10,7 @@ import structlog
 
 from ksi_common.events.completion import ChatMessage, State
 from ksi_common.events.conversation import Conversation, List, Listed, Messages, Said
+from ksi_completion.prompts import is_whole
 from ksi_completion.responses import Responses, path_of
 from ksi_completion.rows import Row, StoredMessage, messages_query
 from ksi_daemon.plugin import Blobs, Database, DataLoss, NotFound, Reference, format_time, parse_time
@@ -37,28 +39,46 @@ _COLUMNS: Final[Mapping[str, str]] = {
     "session_id": "session_id",
 }
 
-_SESSION: Final = "SELECT message_count FROM completion_sessions WHERE session_id = ?"
+_SESSION: Final = "SELECT message_count, forked_from FROM completion_sessions WHERE session_id = ?"
 _RECENT: Final = "SELECT session_id FROM completion_sessions ORDER BY updated_us DESC LIMIT 1000"
 _MESSAGE: Final = "SELECT * FROM completion_messages WHERE request_id = ? AND position = ?"
 _ANSWER: Final = 1_000_000
 """The position of an answer: behind all messages of its prompt."""
+_OWN: Final = "completions c WHERE c.session_id = ?1"
+_INHERITED: Final = """(
+    SELECT ?1 AS ancestor_id, 9e18 AS upto
+    UNION ALL SELECT ancestor_id, upto FROM completion_lineage WHERE session_id = ?1
+) l JOIN completions c ON c.session_id = l.ancestor_id AND c.number <= l.upto WHERE true"""
+"""The completions of a session; of a forked one also those that it goes on from."""
 _SAID: Final = """
-    SELECT c.*, m.position FROM completions c JOIN completion_messages m USING (request_id)
-    WHERE c.session_id = ?1
-    UNION ALL SELECT c.*, ?2 FROM completions c WHERE c.session_id = ?1 AND c.sha256 IS NOT NULL
+    SELECT c.*, m.position FROM completion_messages m JOIN (SELECT c.* FROM {all}) c USING (request_id)
+    UNION ALL SELECT c.*, ?2 FROM {all} AND c.sha256 IS NOT NULL
     ORDER BY number, position LIMIT ?3 OFFSET ?4
 """
 _TURNS: Final = """
     SELECT c.*, count(*), sum(m.role != 'system'),
         sum(coalesce(m.blob_length, length(CAST(m.text AS BLOB))))
-    FROM completions c JOIN completion_messages m USING (request_id)
-    WHERE c.session_id = ? AND c.state = 'completed' GROUP BY c.number ORDER BY c.number DESC LIMIT ?
+    FROM (SELECT c.* FROM {all} AND c.state = 'completed' ORDER BY c.number DESC LIMIT ?2) c
+    JOIN completion_messages m USING (request_id) GROUP BY c.number ORDER BY c.number DESC
 """
 _OUTCOMES: Final[Mapping[State, Literal["result", "failed", "cancelled"]]] = {
     "completed": "result",
     "failed": "failed",
     "cancelled": "cancelled",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A prompt and its answer. ``is_whole``: it was a conversation of its own."""
+
+    messages: Sequence[ChatMessage]
+    is_whole: bool
+
+    @property
+    def size(self) -> int:
+        """Give its characters."""
+        return sum(len(message.content) for message in self.messages)
 
 
 class Conversations:
@@ -98,24 +118,25 @@ class Conversations:
             raise await self._unknown(session_id)
         messages: list[Said] = []
         left = PAGE_BYTES
-        for *columns, position in await self._database.read(_SAID, (session_id, _ANSWER, limit, offset)):
+        total, forked_from = known[0]
+        query = _SAID.format(all=_OWN if forked_from is None else _INHERITED)
+        for *columns, position in await self._database.read(query, (session_id, _ANSWER, limit, offset)):
             said = await self._said(Row.of(columns), position)
             left -= len(said.model_dump_json().encode())
             if messages and left < 0:
                 break
             messages.append(said)
-        (total,) = known[0]
         return Messages(session_id=session_id, messages=messages, total=total, offset=offset, limit=limit)
 
-    async def history(self, session_id: str) -> Sequence[ChatMessage]:
+    async def turns(self, session_id: str) -> Sequence[Turn]:
         """Give the turns that a next prompt goes on from, oldest first: those that have an answer.
 
         The last ``HISTORY_MESSAGES`` and ``HISTORY_BYTES`` at most, in whole turns. A request that brought
         a whole conversation, rather than one message, takes the place of what was before it. A turn whose
         bytes are damaged is left out.
         """
-        turns: list[Sequence[ChatMessage]] = []
-        for row in await self._turns(session_id):
+        turns: list[Turn] = []
+        for row in await self._chosen(session_id):
             turn, damage = await _attempt(self._turn(row))
             if turn is None:
                 log.warning(
@@ -126,7 +147,11 @@ class Conversations:
                 )
             else:
                 turns.append(turn)
-        return [message for turn in reversed(turns) for message in turn]
+        return turns[::-1]
+
+    async def history(self, session_id: str) -> Sequence[ChatMessage]:
+        """Give what is said in the turns that a next prompt goes on from, oldest first."""
+        return [message for turn in await self.turns(session_id) for message in turn.messages]
 
     async def _said(self, row: Row, position: int) -> Said:
         if position == _ANSWER:
@@ -166,12 +191,14 @@ class Conversations:
         line, damage = await _attempt(self._responses.read(_reference(row)))
         return (line.text if line else None), damage
 
-    async def _turns(self, session_id: str) -> Sequence[Row]:
+    async def _chosen(self, session_id: str) -> Sequence[Row]:
         """Choose the turns that fit, the newest first."""
         chosen: list[Row] = []
         messages = size = 0
         # A turn has a prompt and an answer at least.
-        for found in await self._database.read(_TURNS, (session_id, HISTORY_MESSAGES // 2)):
+        known = await self._database.read(_SESSION, (session_id,))
+        query = _TURNS.format(all=_INHERITED if known and known[0][1] else _OWN)
+        for found in await self._database.read(query, (session_id, HISTORY_MESSAGES // 2)):
             *columns, asked, said, asked_bytes = found
             row = Row.of(columns)
             messages += asked + 1
@@ -183,11 +210,12 @@ class Conversations:
                 break
         return chosen
 
-    async def _turn(self, row: Row) -> Sequence[ChatMessage]:
+    async def _turn(self, row: Row) -> Turn:
         rows = await self._database.read(*messages_query(row.request_id))
         prompt = [await StoredMessage.of(found).load(self._blobs) for found in rows]
         line = await self._responses.read(_reference(row))
-        return [*prompt, ChatMessage(role="assistant", content=line.text)]
+        answer = ChatMessage.model_construct(None, role="assistant", content=line.text)
+        return Turn([*prompt, answer], is_whole=is_whole(prompt))
 
     async def _unknown(self, session_id: str) -> NotFound:
         names = [name for (name,) in await self._database.read(_RECENT)]
@@ -208,8 +236,8 @@ async def _attempt(reading: Awaitable[T]) -> tuple[T | None, str | None]:
         return None, loss.message
 
 
-def _conversation(row: Sequence[Any]) -> Conversation:
-    session_id, created_us, updated_us, file_end, message_count = row
+def _conversation(row: Any) -> Conversation:
+    session_id, created_us, updated_us, file_end, message_count = row[:5]
     return Conversation(
         session_id=session_id,
         message_count=message_count,
@@ -217,6 +245,7 @@ def _conversation(row: Sequence[Any]) -> Conversation:
         last_timestamp=format_time(updated_us),
         size_bytes=file_end,
         path=path_of(session_id),
+        forked_from=row["forked_from"],
     )
 
 

@@ -1,24 +1,29 @@
 """What is asked of completions and conversations."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from ksi_common.events.completion import (
-    Accepted,
-    Async,
-    Cancel,
-    CancelReply,
-    Overview,
-    Status,
-    Step,
-    StreamCompletion,
+from ksi_common.events.completion import Accepted, Async, Cancel, CancelReply, Step, StreamCompletion
+from ksi_common.events.completion_queue import (
+    Cleared,
+    ClearSession,
+    Paused,
+    PauseQueue,
+    ResumeQueue,
+    Retries,
+    RetryStatus,
+    SessionState,
+    SessionStatus,
 )
-from ksi_common.events.conversation import Get, List, Listed, Messages
+from ksi_common.events.completion_status import Overview, Status
+from ksi_common.events.conversation import Fork, Forked, Get, List, Listed, Messages
+from ksi_completion.budget_holds import BudgetHolds
 from ksi_completion.completion_service import CompletionService
 from ksi_completion.composition import PARTS
 from ksi_completion.conversations import Conversations
-from ksi_completion.recovery import Recovery
+from ksi_completion.managers import take_up
 from ksi_completion.rows import REFERRED
 from ksi_daemon.plugin import (
     Referrers,
@@ -46,13 +51,16 @@ def ksi_services() -> Sequence[Service[Any]]:
 async def ksi_startup(services: Services) -> None:
     """Say which files rows name, and take up what an earlier daemon left open."""
     services.get(Referrers).add("completion", REFERRED)
-    await services.get(Recovery).recover(services.get(CompletionService).open)
+    await take_up(services)
+    await services.get(CompletionService).recover()
 
 
 @hookimpl
 async def ksi_serve(services: Services) -> None:
     """Work on completions."""
-    await services.get(CompletionService).serve()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(services.get(BudgetHolds).serve(), name="holds of budgets")
+        tasks.create_task(services.get(CompletionService).serve(), name="completions")
 
 
 @hookimpl
@@ -85,6 +93,42 @@ async def cancel(request: Cancel, service: CompletionService) -> CancelReply:
 async def status(request: Status, service: CompletionService) -> Overview:
     """Describe one completion, or the queue."""
     return await service.status(request.request_id, include_response=request.include_response)
+
+
+@handler
+async def pause(request: PauseQueue, service: CompletionService) -> Paused:
+    """Begin nothing more."""
+    return await service.pause(request)
+
+
+@handler
+async def resume(request: ResumeQueue, service: CompletionService) -> Paused:
+    """Begin again."""
+    return await service.resume(request)
+
+
+@handler
+async def clear_session(request: ClearSession, service: CompletionService) -> Cleared:
+    """End what is queued in a session."""
+    return await service.clear(request.session_id)
+
+
+@handler
+async def session_status(request: SessionStatus, service: CompletionService) -> SessionState:
+    """Describe a session."""
+    return await service.session_status(request.session_id)
+
+
+@handler
+async def retry_status(request: RetryStatus, service: CompletionService) -> Retries:
+    """Describe what waits for its next try."""
+    return await service.retry_status(request.session_id)
+
+
+@handler
+async def fork(request: Fork, service: CompletionService) -> Forked:
+    """Begin a session that goes on from another."""
+    return await service.fork(request)
 
 
 @handler

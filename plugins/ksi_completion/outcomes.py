@@ -1,10 +1,12 @@
-"""The three ways in which a completion ends."""
+"""What an attempt comes to: one of the three ways in which a completion ends, or another try."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from ksi_common.events.completion import Failure, Proof
+from ksi_common.events.completion import Failure, Proof, Usage
 from ksi_completion.providers.interface import Answer
+from ksi_completion.rows import Row
+from ksi_daemon.plugin import Lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,10 +15,18 @@ class Outcome:
 
     attempt: int
     duration_ms: int
-    """Since the first attempt of this process began."""
+    """That its attempts have taken."""
     answer: Answer | None = None
     failure: Failure | None = None
     proof: Proof | None = None
+    failures: int = 0
+    """Attempts that a provider failed."""
+    usage: Usage | None = None
+    """Of an attempt that failed, and cost something all the same."""
+    lease: Lease | None = None
+    """Of the session, held by the attempt."""
+    provider_changed: bool = False
+    """Another provider or model gave the session's answer before."""
 
     @property
     def name(self) -> Literal["result", "failed", "cancelled"]:
@@ -24,3 +34,12 @@ class Outcome:
         if self.answer is not None:
             return "result"
         return "failed" if self.failure is not None else "cancelled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Again:
+    """Another try, ``delay_s`` from now."""
+
+    row: Row
+    """As it is on disk now."""
+    delay_s: float

@@ -84,10 +84,14 @@ def with_history(history: Sequence[ChatMessage], prompt: Sequence[ChatMessage]) 
 
     A prompt of several messages is a whole conversation, and takes the place of what was said before.
     """
-    is_whole = sum(message.role != "system" for message in prompt) > 1
-    said = [*prompt] if is_whole else [*history, *prompt]
-    system = [message for message in said if message.role == "system"][-1:]
-    return [*system, *(message for message in said if message.role != "system")]
+    said = [*prompt] if is_whole(prompt) else [*history, *prompt]
+    system = [message for message in said if message.role == "system"]
+    return [system[-1], *(message for message in said if message.role != "system")] if system else said
+
+
+def is_whole(prompt: Sequence[ChatMessage]) -> bool:
+    """Tell whether a prompt is a whole conversation, rather than the next word of one."""
+    return len(prompt) > 1 and sum(message.role != "system" for message in prompt) > 1
 
 
 def _read_below(root: Path, parts: Sequence[str]) -> bytes:

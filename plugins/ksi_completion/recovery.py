@@ -1,94 +1,90 @@
-"""What an earlier daemon left open: answers that are on disk are adopted, the rest gets its turn again."""
+"""What an earlier daemon left open: answers that are on disk are adopted, the rest gets its turn again.
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+At the start nothing is done but to read what is open, one query however many sessions that are. A session is
+looked at when the first of it has its turn, or is stopped.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
 
 import structlog
 
-from ksi_common.events.completion import CompletionRetrying, Proof
+from ksi_common.events.completion import Step
 from ksi_completion.ending import Ending
-from ksi_completion.outcomes import Outcome
+from ksi_completion.next_tries import NextTries, Setback
 from ksi_completion.responses import Responses
-from ksi_completion.rows import OPEN, Row
+from ksi_completion.rows import OPEN, OPEN_OF_SESSION, Row
 from ksi_completion.session_manager import SessionManager
-from ksi_daemon.plugin import Database, Transaction, event_context
+from ksi_daemon.plugin import Database, Processes, event_context
 
 log = structlog.get_logger()
 
-_AGAIN = "UPDATE completions SET state = 'queued' WHERE request_id = ?"
+RESTARTED: Final = Setback(reason="daemon_restarted", message="the daemon ended while it was at work")
+"""It counts as no failure, and is tried at once."""
+
+OpenRow = tuple[int, str, str, str, int, int | None, int]
+"""number, request_id, session_id, provider, priority, next_try_us, cancel_wanted."""
 
 
 class Recovery:
-    """Bring what is open from the disk into the queue; once, before anyone can ask."""
+    """Bring what is open from the disk into the queue, and mend sessions before they go on."""
 
     def __init__(
-        self, *, database: Database, responses: Responses, sessions: SessionManager, ending: Ending
+        self,
+        *,
+        database: Database,
+        responses: Responses,
+        sessions: SessionManager,
+        ending: Ending,
+        tries: NextTries,
+        processes: Processes,
     ) -> None:
         self._database = database
         self._responses = responses
         self._sessions = sessions
         self._ending = ending
+        self._tries = tries
+        self._processes = processes
+        self._unseen: set[str] = set()
+        """Sessions that had something open when the daemon before ended, and that nobody has looked at."""
 
-    async def recover(self, opened: Callable[[Row, int], None]) -> None:
-        """Call ``opened`` for each completion that is still owed an end, in order of acceptance."""
-        rows = [Row.of(row) for row in await self._database.read(OPEN)]
-        sessions: dict[str, list[Row]] = defaultdict(list)
-        for row in rows:
-            sessions[row.session_id].append(row)
-        ended = {
-            request_id
-            for session_id, waiting in sessions.items()
-            for request_id in await self._adopt(session_id, waiting)
-        }
-        ahead: dict[str, int] = defaultdict(int)
-        for row in rows:
-            if row.request_id not in ended and not await self._stopped(row):
-                await self._put_back(row)
-                opened(row, ahead[row.session_id])
-                ahead[row.session_id] += 1
+    async def open_rows(self) -> Sequence[OpenRow]:
+        """Give what is owed an end, in order of acceptance; once, before anyone can ask."""
+        rows: list[OpenRow] = [tuple(row) for row in await self._database.read(OPEN)]
+        self._unseen = {row[2] for row in rows}
         if rows:
-            log.info("completion.recovered", open=len(rows), ended=len(rows) - sum(ahead.values()))
+            log.info("completion.recovering", open=len(rows), sessions=len(self._unseen))
+        return rows
 
-    async def _adopt(self, session_id: str, rows: Sequence[Row]) -> Sequence[str]:
-        """End the completions whose line is whole in the file though no row names it."""
+    async def mend(self, session_id: str) -> dict[str, Step | Row]:
+        """Look at a session once: adopt the answers of it that are whole in its file, and no row names.
+
+        Gives the last steps of the completions that have thus ended, and the rows of those that were at work.
+        """
+        if session_id not in self._unseen:
+            return {}
+        rows = [Row.of(row) for row in await self._database.read(OPEN_OF_SESSION, (session_id,))]
         known = {row.request_id: row for row in rows}
-        adopted = []
+        mended: dict[str, Step | Row] = {}
         async with self._sessions.writing(session_id):
-            end = await self._sessions.file_end(session_id)
-            found = await self._responses.recover(session_id, end, known.keys())
+            if session_id not in self._unseen:
+                return {}
+            session = await self._sessions.find(session_id)
+            found = await self._responses.recover(session_id, session.file_end, known.keys())
             for line, written in found.adopted:
-                row = known[line.request_id]
+                row = known.pop(line.request_id)
                 with event_context(row.envelope()):
-                    await self._ending.commit(row, line, written)
-                adopted.append(line.request_id)
-        if adopted:
-            log.warning("completion.adopted", session_id=session_id, requests=adopted)
-        return adopted
-
-    async def _stopped(self, row: Row) -> bool:
-        """End one that was to be cancelled when the daemon died: nothing of it survived that."""
-        if not row.cancel_wanted:
-            return False
-        proof = Proof(how="recovered", elapsed_s=0.0)
-        with event_context(row.envelope()):
-            await self._ending.end(row, Outcome(attempt=row.attempts, duration_ms=0, proof=proof))
-        return True
-
-    async def _put_back(self, row: Row) -> None:
-        if row.state != "running":
-            return
-        told = CompletionRetrying(
-            request_id=row.request_id,
-            session_id=row.session_id,
-            attempt=row.attempts,
-            delay_s=0.0,
-            reason="daemon_restarted",
-            message="the daemon ended while it was at work",
-        )
-
-        def put_back(tx: Transaction) -> None:
-            tx.execute(_AGAIN, (row.request_id,))
-            tx.tell(told, stream=f"completion/{row.request_id}")
-
-        with event_context(row.envelope()):
-            await self._database.write(put_back)
+                    mended[row.request_id] = await self._ending.commit(row, line, written)
+            # Only now: who comes here while something is not mended yet does the rest.
+            self._unseen.discard(session_id)
+        if mended:
+            log.warning("completion.adopted", session_id=session_id, requests=list(mended))
+        if not any(reaped.pids_left for reaped in self._processes.reaped):
+            # Nothing of the daemon before is alive: who had the session is gone.
+            await self._database.write_apart(lambda tx: self._sessions.revoke_in(tx, session_id))
+        for row in known.values():
+            if row.state == "running" and not row.cancel_wanted:
+                with event_context(row.envelope()):
+                    mended[row.request_id] = replace(await self._tries.note(row, RESTARTED), next_try_us=None)
+        return mended

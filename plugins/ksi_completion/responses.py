@@ -3,7 +3,8 @@
 No other module knows the format:
 
     {"ksi": {"request_id": …, "session_id": …, "provider": …, "model": …, "timestamp": …, "duration_ms": …,
-             "attempt": …, "outcome": "result" | "failed" | "cancelled", "client_id": …},
+             "attempt": …, "outcome": "result" | "failed" | "cancelled", "client_id": …,
+             "provider_session": …, "resume_at": …},
      "response": {…} | null, "error": {…}, "proof": {…}}
 
 A row names a line by a reference. A line is written and synced before the commit of its row; what follows the
@@ -32,6 +33,7 @@ from ksi_daemon.plugin import (
     DataLoss,
     InvalidArgument,
     JsonValue,
+    KSIError,
     Reference,
     Unavailable,
     is_name,
@@ -42,6 +44,8 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 LINES: Final = "application/jsonl"
+SYNCS: Final = 16
+"""Files of answers that are synced at once."""
 MAX_LINE_BYTES: Final = 16 * 1024 * 1024
 
 _BESIDE: Final = ("response", "error", "proof")
@@ -64,6 +68,9 @@ class Line:
     outcome: Literal["result", "failed", "cancelled"] = "result"
     client_id: str | None = None
     """The agent that it is for."""
+    provider_session: str | None = None
+    """The provider's own id of the session, and, in ``resume_at``, of this turn."""
+    resume_at: str | None = None
     response: Mapping[str, JsonValue] | None = None
     error: Failure | None = None
     proof: Proof | None = None
@@ -82,8 +89,9 @@ class Line:
     def to_bytes(self) -> bytes:
         """Give the line with its end; raise InvalidArgument (``not_json``). NaN becomes null."""
         about = {name: getattr(self, name) for name in self.__slots__ if name not in _BESIDE}
-        if self.client_id is None:
-            del about["client_id"]
+        for name in ("client_id", "provider_session", "resume_at"):
+            if about[name] is None:
+                del about[name]
         line = {"ksi": about, "response": None if self.response is None else dict(self.response)}
         line |= {"error": self.error.model_dump()} if self.error else {}
         line |= {"proof": self.proof.model_dump()} if self.proof else {}
@@ -150,23 +158,38 @@ class Recovered:
     """How many bytes that rows name are not there any more."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Storing:
+    """A line that is to be stored, and who waits for that."""
+
+    session_id: str
+    line: Line
+    at: int
+    future: "asyncio.Future[Written]"
+
+
 class Responses:
     """Write, read and recover answers; used with ``async with``.
 
     The files are written in one thread, in the order asked: what a cancelled call has begun is done before
-    the next call begins.
+    the next call begins. What is to be stored while the thread is busy is its next piece of work, all of it.
     """
 
     def __init__(self, home: Path, blobs: Blobs) -> None:
         self._folder = ResponseFolder(home)
         self._blobs = blobs
+        self._waiting: list[_Storing] = []
+        self._is_storing = False
 
     async def __aenter__(self) -> Self:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ksi-responses")
+        self._syncing = ThreadPoolExecutor(SYNCS, thread_name_prefix="ksi-sync")
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self._thread.shutdown)
+        await loop.run_in_executor(None, self._syncing.shutdown)
 
     async def append(self, session_id: str, line: Line, *, at: int) -> Written:
         """Write a line after the last one of the session that a row names, which ends ``at``.
@@ -178,20 +201,22 @@ class Responses:
         take it, InvalidArgument (``not_json``, ``too_large``) where no disk would.
         Cancelled, it leaves a line that no row names, or none.
         """
-        path, data = path_of(session_id), line.to_bytes()
-        if len(data) > MAX_LINE_BYTES:
-            raise InvalidArgument(
-                f"the answer to {line.request_id} has {len(data)} bytes",
-                reason="too_large",
-                limit=MAX_LINE_BYTES,
-            )
         try:
-            return await self._run(partial(self._append, path, data, at))
+            return await self._run(partial(self._append_one, session_id, line, at))
         except OSError as error:
-            hint = "free space on the disk of the answers" if error.errno == ENOSPC else None
-            raise Unavailable(
-                f"cannot store an answer: {error}", reason="store_unavailable", hint=hint
-            ) from error
+            raise _unavailable(error) from error
+
+    def store(self, session_id: str, line: Line, *, at: int) -> "asyncio.Future[Written]":
+        """Append a line, as ``append`` does, and have it on disk, together with what else is to be stored.
+
+        Raises as ``append`` does, each for its own line.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Written] = loop.create_future()
+        if not self._waiting and not self._is_storing:
+            loop.call_soon(self._store_waiting)  # with what this turn of the loop still brings
+        self._waiting.append(_Storing(session_id, line, at, future))
+        return future
 
     async def read(self, reference: Reference) -> Line:
         """Give a line; raise DataLoss (``reference_missing``, ``reference_corrupt``)."""
@@ -209,12 +234,58 @@ class Responses:
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    def _append(self, path: str, data: bytes, at: int) -> Written:
+    def _store_waiting(self) -> None:
+        batch, self._waiting = self._waiting, []
+        self._is_storing = True
+        work = asyncio.get_running_loop().run_in_executor(self._thread, self._store_all, batch)
+        work.add_done_callback(partial(self._stored, batch))
+
+    def _stored(
+        self, batch: "Sequence[_Storing]", work: "asyncio.Future[Sequence[Written | Exception]]"
+    ) -> None:
+        self._is_storing = False
+        if self._waiting:
+            self._store_waiting()
+        if work.cancelled() or (bug := work.exception()) is None:
+            outcomes = () if work.cancelled() else work.result()
+        else:
+            outcomes = [bug] * len(batch) if isinstance(bug, Exception) else ()
+        for storing, outcome in zip(batch, outcomes, strict=False):
+            if storing.future.done():
+                continue
+            if isinstance(outcome, Exception):
+                storing.future.set_exception(outcome)
+            else:
+                storing.future.set_result(outcome)
+
+    def _store_all(self, batch: "Sequence[_Storing]") -> "Sequence[Written | Exception]":
+        """Append all lines, then sync their files; what goes wrong is the matter of its line."""
+        outcomes = [_attempt(partial(self._append, item.session_id, item.line, item.at)) for item in batch]
+        if len(batch) > 1:
+            # Beside each other: what a file system has to do for one it does for all that wait with it.
+            outcomes = list(self._syncing.map(_synced, outcomes))
+        else:
+            outcomes = [_synced(outcome) for outcome in outcomes]
+        self._folder.point_to(_name(path_of(batch[-1].session_id)))
+        return outcomes
+
+    def _append_one(self, session_id: str, line: Line, at: int) -> Written:
+        written = self._append(session_id, line, at)
+        self._folder.point_to(_name(written.reference.path))
+        return written
+
+    def _append(self, session_id: str, line: Line, at: int) -> Written:
+        path, data = path_of(session_id), line.to_bytes()
+        if len(data) > MAX_LINE_BYTES:
+            raise InvalidArgument(
+                f"the answer to {line.request_id} has {len(data)} bytes",
+                reason="too_large",
+                limit=MAX_LINE_BYTES,
+            )
         name = _name(path)
         file = self._folder.open(name, make=True)
         offset, torn_bytes = file.settle(at, data)
         file.append(data)
-        self._folder.point_to(name)
         written = Written(_reference(path, offset, data), file, at - offset)
         _report(path, torn_bytes, written.lost_bytes)
         return written
@@ -258,6 +329,33 @@ def text_of(response: Mapping[str, JsonValue] | None) -> str:
     return ""
 
 
+def _attempt(work: Callable[[], T]) -> T | Exception:
+    """Do a part of a batch; what goes wrong with it is no matter of the others."""
+    try:
+        return work()
+    except OSError as error:
+        return _unavailable(error)
+    except (KSIError, ValueError, TypeError) as error:
+        return error
+
+
+def _synced(written: Written | Exception) -> Written | Exception:
+    if isinstance(written, Exception):
+        return written
+    try:
+        written.sync()
+    except OSError as error:
+        return _unavailable(error)
+    return written
+
+
+def _unavailable(error: OSError) -> Unavailable:
+    hint = "free space on the disk of the answers" if error.errno == ENOSPC else None
+    unavailable = Unavailable(f"cannot store an answer: {error}", reason="store_unavailable", hint=hint)
+    unavailable.__cause__ = error
+    return unavailable
+
+
 def _name(path: str) -> str:
     return path.rpartition("/")[2]
 
@@ -268,6 +366,8 @@ def _reference(path: str, offset: int, data: bytes) -> Reference:
 
 
 def _parse_or_none(data: bytes) -> Line | None:
+    if not data.startswith(b"{"):  # what is before the line is none of ours
+        return None
     try:
         return Line.parse(data)
     except DataLoss:

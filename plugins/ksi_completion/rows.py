@@ -1,17 +1,24 @@
 """The rows of completions: as they are read, and the statements that write them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from ksi_common.envelope import EventEnvelope
-from ksi_common.events.completion import ChatMessage, Completion, Failure, Proof, Role, State, Usage
+from ksi_common.events.completion import ChatMessage, Failure, Priority, Proof, Role, State, Usage
+from ksi_common.events.completion_status import Completion, ProcessState
+from ksi_completion.circuit_breakers import Candidate
 from ksi_completion.queue_manager import Entry
 from ksi_completion.responses import LINES, path_of
 from ksi_daemon.plugin import Blobs, Reference, Transaction, format_time
 
 TEXT: Final = "text/plain;charset=utf-8"
-OPEN: Final = "SELECT * FROM completions WHERE sha256 IS NULL ORDER BY number"
+OPEN: Final = (
+    "SELECT number, request_id, session_id, provider, priority, next_try_us, cancel_wanted FROM completions "
+    "WHERE sha256 IS NULL AND dead_us IS NULL ORDER BY number"
+)
+"""What is owed an end, as far as the queue must know it."""
+OPEN_OF_SESSION: Final = "SELECT * FROM completions WHERE session_id = ? AND sha256 IS NULL ORDER BY number"
 ONE: Final = "SELECT * FROM completions WHERE request_id = ?"
 REFERRED: Final = (
     "SELECT request_id, 'logs/responses/' || session_id || '.jsonl', offset, length, sha256 "
@@ -20,6 +27,15 @@ REFERRED: Final = (
     "FROM completion_messages WHERE blob_path IS NOT NULL"
 )
 """What rows refer to: lines of answers, and prompts that are blobs."""
+
+PRIORITIES: Final[Mapping[Priority, int]] = {
+    "critical": 2,
+    "high": 1,
+    "normal": 0,
+    "low": -1,
+    "background": -2,
+}
+_PRIORITY_NAMES: Final = {number: name for name, number in PRIORITIES.items()}
 
 _MESSAGES: Final = "SELECT * FROM completion_messages WHERE request_id = ? ORDER BY position"
 _INSERT_MESSAGE: Final = "INSERT INTO completion_messages VALUES (?, ?, ?, ?, ?, ?, ?)"
@@ -46,24 +62,36 @@ class Row:
     actor: str
     hop: int
     accepted_us: int
-    started_us: int | None
-    ended_us: int | None
-    attempts: int
-    failures: int
-    cancel_wanted: int
-    duration_ms: int | None
-    finish_reason: str | None
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    cached_tokens: int | None
-    failure_reason: str | None
-    failure_message: str | None
-    failure_retryable: int | None
-    proof_how: str | None
-    proof_elapsed_s: float | None
-    offset: int | None
-    length: int | None
-    sha256: str | None
+    started_us: int | None = None
+    ended_us: int | None = None
+    attempts: int = 0
+    failures: int = 0
+    cancel_wanted: int = 0
+    duration_ms: int | None = None
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+    failure_reason: str | None = None
+    failure_message: str | None = None
+    failure_retryable: int | None = None
+    proof_how: str | None = None
+    proof_elapsed_s: float | None = None
+    offset: int | None = None
+    length: int | None = None
+    sha256: str | None = None
+    priority: int = 0
+    workflow_id: str | None = None
+    has_tools: int = 0
+    next_try_us: int | None = None
+    worked_ms: int = 0
+    last_reason: str | None = None
+    last_message: str | None = None
+    faults: int = 0
+    dead_us: int | None = None
+    proof_pids: str | None = None
+    provider_changed: int | None = None
+    alias: str | None = None
 
     @classmethod
     def of(cls, row: Sequence[Any]) -> Self:
@@ -73,7 +101,12 @@ class Row:
     @property
     def entry(self) -> Entry:
         """What the queue keeps of it."""
-        return Entry(self.number, self.request_id, self.session_id, self.provider)
+        return Entry(self.number, self.request_id, self.session_id, self.provider, self.priority)
+
+    @property
+    def candidate(self) -> Candidate:
+        """Who is asked, or was."""
+        return Candidate(self.provider, self.model)
 
     @property
     def reference(self) -> Reference | None:
@@ -115,7 +148,31 @@ class Row:
         """How it is known that it was cancelled."""
         if self.proof_how is None:
             return None
-        return Proof.model_validate({"how": self.proof_how, "elapsed_s": self.proof_elapsed_s})
+        pids = [int(pid) for pid in (self.proof_pids or "").split()]
+        return Proof.model_validate(
+            {"how": self.proof_how, "elapsed_s": self.proof_elapsed_s, "pids_gone": pids}
+        )
+
+    @property
+    def last_failure(self) -> Failure | None:
+        """Why the try before failed."""
+        if self.last_reason is None:
+            return None
+        return Failure(reason=self.last_reason, message=self.last_message or "", retryable=True)
+
+    def process_state(self, *, is_ending: bool = False) -> ProcessState:
+        """Say how it is as a process. ``is_ending``: what comes of it is known, and not on disk yet."""
+        match self.state:
+            case "queued" | "running" if self.dead_us is not None:
+                return "dead"
+            case "queued":
+                return "pending" if self.next_try_us is None else "retry"
+            case "running":
+                return "success" if is_ending else "running"
+            case "completed":
+                return "completed"
+            case _:
+                return "dead" if self.failure_retryable and self.failures else "failed"
 
     def envelope(self) -> EventEnvelope:
         """Give what the work for it goes on from: the request that asked for it."""
@@ -123,16 +180,23 @@ class Row:
             "completion:async", {}, self.event_id, self.correlation_id, actor=self.actor, hop=self.hop
         )
 
-    def completion(self, *, position: int | None, response: str | None) -> Completion:
+    def completion(
+        self, *, position: int | None, response: str | None, is_ending: bool = False
+    ) -> Completion:
         """Describe it as ``completion:status`` does."""
         return Completion(
             request_id=self.request_id,
             session_id=self.session_id,
             state=self.state,
+            process_state=self.process_state(is_ending=is_ending),
             position=position,
+            priority=_PRIORITY_NAMES[self.priority],
             provider=self.provider,
             model=self.model,
             attempts=self.attempts,
+            failures=self.failures,
+            next_try=_time(self.next_try_us),
+            last_failure=self.last_failure,
             accepted=format_time(self.accepted_us),
             started=_time(self.started_us),
             ended=_time(self.ended_us),
@@ -142,7 +206,9 @@ class Row:
             reference=self.reference,
             failure=self.failure,
             proof=self.proof,
+            provider_changed=None if self.provider_changed is None else bool(self.provider_changed),
             agent_id=self.agent_id,
+            workflow_id=self.workflow_id,
             originator_agent_id=self.originator_agent_id,
             purpose=self.purpose,
             response=response,

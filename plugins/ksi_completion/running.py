@@ -1,48 +1,68 @@
-"""One completion at work: from its turn, over its attempts, to its outcome."""
+"""One attempt at a completion: from its turn to an answer, a failure, or the proof that it was stopped."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from collections.abc import Awaitable
+from dataclasses import replace
+from typing import Any, Final, Protocol, TypeVar
 
 import structlog
 
 from ksi_common.clock import Clock
+from ksi_common.events.budget import BudgetExceeded
 from ksi_common.events.completion import (
-    ChatMessage,
     CompletionDelta,
     CompletionProgress,
-    CompletionRetrying,
     CompletionStarted,
     Failure,
     Proof,
-    Step,
+    Usage,
 )
-from ksi_completion.live import Live
-from ksi_completion.outcomes import Outcome
+from ksi_completion import structured
+from ksi_completion.budgets import Budgets
+from ksi_completion.live import PIECE, Live
+from ksi_completion.next_tries import NextTries, Setback
+from ksi_completion.outcomes import Again, Outcome
 from ksi_completion.provider_manager import ProviderManager
 from ksi_completion.providers.interface import Answer, Generation, Job, ProviderFailure
-from ksi_completion.retry_manager import RETRIED, RetryManager
+from ksi_completion.reservations import OverBudget, Reservation
+from ksi_completion.response_cache import ResponseCache
+from ksi_completion.retry_manager import RETRIED, SESSION_BUSY, SESSION_LOST, RetryManager
+from ksi_completion.routes import SHUT
 from ksi_completion.rows import Row
-from ksi_completion.storing import stored
-from ksi_daemon.plugin import Bus, Database, KSIError, Transaction
+from ksi_completion.session_manager import Session, SessionManager
+from ksi_completion.stall import Stall
+from ksi_completion.storing import Storing
+from ksi_daemon.plugin import Bus, Database, KSIError, Lease, LeaseHeld, Transaction
+
+T = TypeVar("T")
 
 log = structlog.get_logger()
+
+_BEGIN: Final = (
+    "UPDATE completions SET state = 'running', attempts = ?, started_us = coalesce(started_us, ?), "
+    "next_try_us = NULL WHERE request_id = ?"
+)
 
 PROGRESS_S: Final = 5.0
 """Between words of an attempt that is at work and says nothing."""
 
-_BEGIN: Final = (
-    "UPDATE completions SET state = 'running', attempts = ?, started_us = coalesce(started_us, ?) "
-    "WHERE request_id = ?"
-)
-_FAIL: Final = "UPDATE completions SET failures = ? WHERE request_id = ?"
 
-Conversation = Callable[[Row], Awaitable[Sequence[ChatMessage]]]
-"""Give what a completion's provider is to be told: the session's turns, then the prompt."""
+class MakeJob(Protocol):
+    """Give what a provider is asked."""
+
+    def __call__(
+        self, row: Row, session: Session, *, attempt: int, keeps_sessions: bool, left_s: float
+    ) -> Awaitable[Job]:
+        """``keeps_sessions``: the provider does so itself; ``left_s``: the seconds that it may take."""
+        ...
 
 
-class Run:
-    """Work on one completion. ``outcome`` is awaited once; ``cancel`` may be called at any time."""
+_Came = Answer | ProviderFailure | OverBudget | Failure | None
+"""What came of the work; None: it was stopped by wish."""
+
+
+class Attempt:
+    """Work once on a completion. ``outcome`` is awaited once; ``cancel`` may be called at any time."""
 
     def __init__(
         self,
@@ -54,8 +74,14 @@ class Run:
         clock: Clock,
         providers: ProviderManager,
         retries: RetryManager,
-        conversation: Conversation,
-        stall_s: float,
+        sessions: SessionManager,
+        tries: NextTries,
+        storing: Storing,
+        make_job: MakeJob,
+        budgets: Budgets,
+        cache: ResponseCache,
+        unfit: dict[str, str],
+        stall: Stall,
     ) -> None:
         self.row = row
         self._live = live
@@ -64,167 +90,323 @@ class Run:
         self._clock = clock
         self._providers = providers
         self._retries = retries
-        self._conversation = conversation
-        self._stall_s = stall_s
+        self._sessions = sessions
+        self._tries = tries
+        self._storing = storing
+        self._make_job = make_job
+        self._budgets = budgets
+        self._reservation = Reservation(row)
+        self._cache = cache
+        self._unfit = unfit
+        self._stall = stall
         self._attempt = row.attempts
         self._began = self._wished = clock.monotonic()
         self._generation: Generation | None = None
-        """At work, or the last one that was."""
-        self._work: asyncio.Task[Outcome] | None = None
+        self._session = Session()
+        self._lease: Lease | None = None
+        self._scope: asyncio.Timeout | None = None
+        """What the work is broken off by: a wish, silence, or the end of its time."""
+        self._limit = 0.0
+        """When its time ends, by the loop's clock."""
         self._is_unwanted = False
-        self._is_silent = True
+        self._is_silent = False
+        self._has_said = False
+        """Something of an answer came."""
+
+    @property
+    def lease(self) -> Lease | None:
+        """The right to the session, where it is held, and nothing may be at work any more."""
+        return self._lease
 
     def cancel(self) -> None:
         """Stop the work, if there is any left."""
         if not self._is_unwanted:
             self._is_unwanted = True
             self._wished = self._clock.monotonic()
-            if self._work is not None:
-                self._work.cancel()
+            if self._scope is not None:
+                self._scope.reschedule(asyncio.get_running_loop().time())
 
-    async def outcome(self) -> Outcome:
-        """Work until there is an answer, a failure that is final, or the proof that it was stopped."""
-        stopped: Proof | Failure = Proof(how="not_started", elapsed_s=0.0)
-        if not self._is_unwanted:
-            try:
-                async with asyncio.TaskGroup() as group:
-                    progress = group.create_task(self._tell_progress())
-                    self._work = group.create_task(self._attempts())
-                    self._work.add_done_callback(lambda _: progress.cancel())
-            finally:
-                # Not in the task of the work: there the time limit, or a wish, would break it off.
-                stopped = await self._stop()
-            if isinstance(stopped, Proof) and not self._work.cancelled():
-                return self._work.result()
+    async def outcome(self) -> Outcome | Again:
+        """Work until there is an answer, a failure, or the proof that it was stopped."""
+        came: _Came = None
+        try:
+            if not self._is_unwanted:
+                came = await self._providers.routes.call(self.row.candidate, self._work)
+        finally:
+            # Not where the work is: there its time, or a wish, would break it off.
+            stopped = await self._stop()
+            self._budgets.give_back(self._reservation)
         if isinstance(stopped, Failure):
+            # Something may be at work yet: the session stays its own until that cannot be any more.
+            self._lease = None
             return self._end(failure=stopped)
-        elapsed_s = round(self._clock.monotonic() - self._wished, 3)
-        return self._end(proof=stopped.model_copy(update={"elapsed_s": elapsed_s}))
+        if came is None or (self._is_unwanted and isinstance(came, ProviderFailure)):
+            elapsed_s = round(self._clock.monotonic() - self._wished, 3)
+            return self._end(proof=stopped.model_copy(update={"elapsed_s": elapsed_s}))
+        if isinstance(came, Answer):
+            return self._end(answer=came)
+        if isinstance(came, Failure):
+            return self._end(failure=came)
+        if isinstance(came, OverBudget):
+            return await self._after_budget(came.told)
+        return await self._after_failure(came)
+
+    async def tell_progress(self) -> None:
+        """Tell that it is at work, where nothing came since this was called before."""
+        was_silent, self._is_silent = self._is_silent, True
+        if was_silent:
+            elapsed_s = self._clock.monotonic() - self._began
+            self._live.tell("progress", self._named() | {"elapsed_s": elapsed_s})
+            await self._bus.notify(CompletionProgress(**self._named(), elapsed_s=elapsed_s))
 
     async def _stop(self) -> Proof | Failure:
         """Return when nothing works on it any more, or where that cannot be had."""
         if self._generation is None:
-            return Proof(how="not_started", elapsed_s=0.0)
+            return Proof(how="between_attempts" if self.row.attempts else "not_started", elapsed_s=0.0)
         try:
             return await self._generation.cancel()
         except ProviderFailure as error:
             return _failure(error)
 
-    async def _attempts(self) -> Outcome:
+    async def _work(self) -> _Came:
         try:
-            async with asyncio.timeout(self.row.timeout_s):
-                return self._end(answer=await self._answer())
+            # Not broken off by anything: who has begun must know it.
+            self._session = await self._sessions.find(self.row.session_id)
+            job = await self._job()
+            self._reservation = await self._budgets.reserve(self.row, _characters(job))
+            await self._begin()
+            if self._is_unwanted:
+                return None
+            async with asyncio.timeout(None) as scope:
+                self._scope = scope
+                return await self._answer(scope, job)
         except TimeoutError:
-            message = f"no answer within {self.row.timeout_s:g} s"
-            return self._end(failure=Failure(reason="timed_out", message=message, retryable=True))
-        except ProviderFailure as error:
-            return self._end(failure=_failure(error))
+            return self._broken_off()
+        except (ProviderFailure, OverBudget) as error:
+            return error
         except KSIError as error:
             reason = str(error.details.get("reason", error.code.lower()))
-            return self._end(failure=Failure(reason=reason, message=error.message, retryable=error.retryable))
+            return Failure(reason=reason, message=error.message, retryable=error.retryable)
         except Exception as error:
             # A bug of a provider ends the completion that met it, and no other.
             log.exception("completion.bug", request_id=self.row.request_id, provider=self.row.provider)
-            return self._end(failure=Failure(reason="bug", message=f"{type(error).__name__}: see the log"))
+            return Failure(reason="bug", message=f"{type(error).__name__}: see the log")
+        finally:
+            self._scope = None
 
-    async def _answer(self) -> Answer:
-        provider = self._providers.get(self.row.provider)
-        messages = await self._conversation(self.row)
-        failures = self.row.failures
-        while True:
-            await self._begin()
-            job = Job(
-                self.row.request_id,
-                self.row.session_id,
-                self.row.model,
-                messages,
-                attempt=self._attempt,
-                max_tokens=self.row.max_tokens,
+    def _broken_off(self) -> _Came:
+        if self._is_unwanted:
+            return None
+        if asyncio.get_running_loop().time() >= self._limit:
+            message = f"no answer within {self.row.timeout_s:g} s"
+            return Failure(reason="timed_out", message=message, retryable=True)
+        silent_s = self._stall.silent_s(is_first=not self._has_said)
+        message = f"{self.row.provider} gave no output for {silent_s:g} s and was ended"
+        return ProviderFailure(message, reason="stalled", kind="stalled")
+
+    async def _job(self) -> Job:
+        """Give what the provider is asked; after an answer that does not fit, for a better one."""
+        row, provider = self.row, self._providers.get(self.row.provider)
+        job = await self._make_job(
+            row,
+            self._session,
+            attempt=self._attempt + 1,
+            keeps_sessions=provider.keeps_sessions,
+            left_s=self._left_s(),
+        )
+        bad = self._unfit.pop(row.request_id, None)
+        if row.last_reason == structured.REASON:
+            job = replace(job, messages=structured.repaired(job.messages, bad, row.last_message or ""))
+        if job.allowed_tools is not None and not provider.restricts_tools:
+            raise ProviderFailure(
+                f"provider {row.provider} cannot be held to allowed_tools",
+                reason="cannot_restrict_tools",
+                kind="not_deployed",
             )
-            try:
-                return await self._generate(await provider.start(job))
-            except ProviderFailure as failure:
-                self._generation = None
-                failures += 1
-                retry = self._retries.decide(failure, failures=failures)
-                if retry is None:
-                    raise
-                await self._tell_retry(failure, failures, retry.delay_s)
-            await asyncio.sleep(retry.delay_s)
+        return job
 
-    async def _generate(self, generation: Generation) -> Answer:
-        loop = asyncio.get_running_loop()
+    async def _answer(self, scope: asyncio.Timeout, job: Job) -> Answer:
+        self._limit = asyncio.get_running_loop().time() + self._left_s()
+        scope.reschedule(self._limit)
+        cached = await self._cache.get(self.row.provider, job)
+        if cached is not None:
+            await self._tell_text(0, cached.text)
+            return await self._fitted(job, cached)
+        provider = self._providers.get(self.row.provider)
+        self._generation = generation = await provider.start(job)
+        self._hear(scope)
         index = 0
-        self._generation = generation
+        async for text in generation.deltas():
+            self._has_said = True
+            self._hear(scope)
+            index = await self._tell_text(index, text)
+            self._reservation.grow(len(text))
+        answer = await self._fitted(job, generation.answer)
+        await self._cache.put(self.row.provider, job, answer)
+        return answer
+
+    async def _fitted(self, job: Job, answer: Answer) -> Answer:
+        """Give an answer with what its schema asked for; raise ProviderFailure where it does not fit."""
+        if job.response_schema is None:
+            return answer
         try:
-            async with asyncio.timeout(self._stall_s) as stall:
-                async for text in generation.deltas():
-                    stall.reschedule(loop.time() + self._stall_s)
-                    await self._tell_delta(index, text)
-                    index += 1
-        except TimeoutError:
-            await generation.cancel()
-            message = f"{self.row.provider} gave no output for {self._stall_s:g} s and was ended"
-            raise ProviderFailure(message, reason="stalled", kind="stalled") from None
-        return generation.answer
+            value = await structured.fit(job.response_schema, answer)
+        except structured.Unfit as unfit:
+            self._unfit[self.row.request_id] = answer.text
+            raise ProviderFailure(
+                str(unfit), reason=structured.REASON, kind="invalid", usage=answer.usage
+            ) from None
+        return replace(answer, structured=value, response={**answer.response, structured.FIELD: value})
+
+    def _hear(self, scope: asyncio.Timeout) -> None:
+        """Take a sign of life: from now on it may be silent for as long as it ever may."""
+        if not self._is_unwanted:
+            silent_s = self._stall.silent_s(is_first=not self._has_said)
+            scope.reschedule(min(self._limit, asyncio.get_running_loop().time() + silent_s))
+
+    async def _tell_text(self, index: int, text: str) -> int:
+        """Tell a piece of the answer, in pieces that a frame takes; give the index of the next."""
+        for begin in range(0, len(text), PIECE):
+            await self._tell_delta(index, text[begin : begin + PIECE])
+            index += 1
+        return index
 
     async def _begin(self) -> None:
-        self._attempt += 1
-
-        def begin(tx: Transaction) -> None:
-            tx.execute(_BEGIN, (self._attempt, self._clock.time_us(), self.row.request_id))
-            tx.tell(CompletionStarted(**self._named()), stream=f"completion/{self.row.request_id}")
-
-        await self._write(begin)
-        self._show("started")
-
-    async def _tell_retry(self, failure: ProviderFailure, failures: int, delay_s: float) -> None:
-        told = CompletionRetrying(
-            **self._named(with_provider=False),
-            delay_s=delay_s,
-            reason=failure.reason,
-            message=failure.message,
+        row, attempt = self.row, self._attempt + 1
+        told = CompletionStarted(
+            request_id=row.request_id,
+            session_id=row.session_id,
+            attempt=attempt,
+            provider=row.provider,
+            model=row.model,
         )
 
-        def note(tx: Transaction) -> None:
-            tx.execute(_FAIL, (failures, self.row.request_id))
-            tx.tell(told, stream=f"completion/{self.row.request_id}")
+        def begin(tx: Transaction) -> Lease | LeaseHeld:
+            try:
+                lease = self._sessions.take_in(tx, row.session_id, row.request_id, work_s=self._left_s())
+            except LeaseHeld as held:
+                return held
+            tx.execute(_BEGIN, (attempt, self._clock.time_us(), row.request_id))
+            tx.tell(told, stream=f"completion/{row.request_id}")
+            return lease
 
-        await self._write(note)
-        self._show("retrying", delay_s=delay_s, reason=failure.reason)
+        lease = await self._storing.stored(
+            lambda: self._database.write(begin), request_id=row.request_id, session_id=row.session_id
+        )
+        if isinstance(lease, LeaseHeld):
+            # Whoever has it could not be ended: two at work on a session would spoil it.
+            retry_after_s = min(60.0, float(lease.details["retry_after_s"]))
+            raise ProviderFailure(
+                lease.message, reason=SESSION_BUSY, kind="transient", retry_after_s=retry_after_s
+            )
+        self._attempt, self._lease = attempt, lease
+        self._live.started(self._named() | {"provider": row.provider, "model": row.model})
 
-    async def _write(self, unit: Callable[[Transaction], None]) -> None:
-        """Write, as soon as the disk takes it: a full one is no fault of the completion."""
-        await stored(lambda: self._database.write(unit), request_id=self.row.request_id)
+    async def _after_failure(self, failure: ProviderFailure) -> Outcome | Again:
+        """Have it tried again, here or elsewhere, if that may help."""
+        was_called = failure.reason != SHUT
+        row = replace(
+            self.row,
+            attempts=self._attempt,
+            failures=self.row.failures + was_called,
+            worked_ms=self.row.worked_ms + self._elapsed_ms(),
+        )
+        routes, delay_s = self._providers.routes, 0.0
+        is_lost = failure.reason == SESSION_LOST and self._session.provider_session is not None
+        is_unfit = failure.reason == structured.REASON and row.last_reason != structured.REASON
+        instead = routes.instead(row.alias, row.candidate, failure)
+        if is_lost or is_unfit:  # the provider is told the whole conversation, or what is wrong, at once
+            row = replace(row, failures=self.row.failures)
+        elif instead is not None:
+            row = replace(row, provider=instead.provider, model=instead.model)
+        else:
+            retry = self._retries.decide(failure, failures=row.failures)
+            if retry is None:
+                return self._end(failure=_failure(failure), failures=row.failures, usage=failure.usage)
+            first, delay_s = routes.again(row.alias, row.candidate), retry.delay_s
+            row = replace(row, provider=first.provider, model=first.model)
+        setback = Setback(
+            reason=failure.reason,
+            message=failure.message,
+            delay_s=delay_s,
+            kind=failure.kind,
+            usage=failure.usage,
+            lease=self._lease,
+            is_session_lost=is_lost,
+            asked=self.row.candidate,
+            is_failover=instead is not None and not (is_lost or is_unfit),
+        )
+        return await self._again(row, setback)
+
+    async def _after_budget(self, over: BudgetExceeded) -> Again:
+        """Let it wait until there is more of a budget; what was said until then is paid for."""
+        row = replace(self.row, attempts=self._attempt, worked_ms=self.row.worked_ms + self._elapsed_ms())
+        was_called = self._generation is not None
+        usage = Usage(prompt_tokens=self._reservation.tokens) if was_called else None
+        message = f"budget {over.name} is used up; budget:set gives more"
+        setback = Setback(
+            reason="budget_exceeded", message=message, usage=usage, lease=self._lease, over=over
+        )
+        return await self._again(row, setback)
+
+    async def _again(self, row: Row, setback: Setback) -> Again:
+        row = await self._tries.note(row, setback)
+        told = self._named() | {"reason": setback.reason, "message": setback.message}
+        if setback.over is not None:
+            self._live.tell("paused", told)
+        elif not setback.is_failover:
+            self._live.tell("retrying", told | {"delay_s": setback.delay_s})
+        if setback.asked not in {None, row.candidate}:
+            self._live.tell("failover", told | {"provider": row.provider, "model": row.model})
+        return Again(row=row, delay_s=setback.delay_s)
 
     async def _tell_delta(self, index: int, text: str) -> None:
         self._is_silent = False
-        self._show("delta", text=text)
-        await self._bus.notify(CompletionDelta(**self._named(with_provider=False), index=index, text=text))
-
-    async def _tell_progress(self) -> None:
-        while True:
-            self._is_silent = True
-            await asyncio.sleep(PROGRESS_S)
-            if not self._is_silent:
-                continue
-            elapsed_s = self._clock.monotonic() - self._began
-            self._show("progress", elapsed_s=elapsed_s)
-            await self._bus.notify(
-                CompletionProgress(**self._named(with_provider=False), elapsed_s=elapsed_s)
-            )
-
-    def _show(self, kind: Any, **fields: Any) -> None:
-        self._live.step(Step(type=kind, **self._named(with_provider=kind == "started"), **fields))
-
-    def _named(self, *, with_provider: bool = True) -> dict[str, Any]:
+        self._live.said(text)
         row = self.row
-        names = {"request_id": row.request_id, "session_id": row.session_id, "attempt": self._attempt}
-        return names | {"provider": row.provider, "model": row.model} if with_provider else names
+        await self._bus.notify(
+            CompletionDelta(
+                request_id=row.request_id,
+                session_id=row.session_id,
+                attempt=self._attempt,
+                index=index,
+                text=text,
+            )
+        )
 
-    def _end(self, **how: Any) -> Outcome:
-        duration_ms = round((self._clock.monotonic() - self._began) * 1000)
-        return Outcome(attempt=self._attempt, duration_ms=duration_ms, **how)
+    def _named(self) -> dict[str, Any]:
+        return {
+            "request_id": self.row.request_id,
+            "session_id": self.row.session_id,
+            "attempt": self._attempt,
+        }
+
+    def _left_s(self) -> float:
+        return max(0.0, self.row.timeout_s - self.row.worked_ms / 1000)
+
+    def _elapsed_ms(self) -> int:
+        return round((self._clock.monotonic() - self._began) * 1000)
+
+    def _end(self, *, failures: int | None = None, **how: Any) -> Outcome:
+        return Outcome(
+            attempt=self._attempt,
+            duration_ms=self.row.worked_ms + self._elapsed_ms(),
+            failures=self.row.failures if failures is None else failures,
+            lease=self._lease,
+            **how,
+        )
+
+
+async def guarded(work: Awaitable[T]) -> T | Exception:
+    """Await what may have a bug; give what it raised, which is to cost no other completion anything."""
+    try:
+        return await work
+    except Exception as error:
+        return error
+
+
+def _characters(job: Job) -> int:
+    return sum(len(message.content) for message in job.messages)
 
 
 def _failure(error: ProviderFailure) -> Failure:

@@ -332,6 +332,49 @@ def test_a_folder_of_other_things_is_left_alone(checkout: TinyCheckout, tmp_path
     assert (tmp_path / "home" / "letter").read_text() == "dear"
 
 
+def test_an_extra_comes_into_an_environment_of_its_own_and_once(checkout: TinyCheckout) -> None:
+    first = checkout.run("add.py", "litellm")
+    assert first.returncode == 0, first.stderr
+    assert f"Installing litellm into {checkout.venv}-litellm, 1 pinned packages " in first.stderr
+    assert list(extra(checkout, "litellm", "*.py")) == ["talker.py"]
+    assert not list(checkout.files("talker.py")), "the daemon's environment has it not"
+    again = checkout.run("add.py", "litellm")
+    assert (again.returncode, again.stderr) == (
+        0,
+        f"litellm is installed already, as {checkout.venv}-litellm has it.\n",
+    )
+    assert checkout.run().stderr == "", "and stays as it was"
+
+
+def test_an_extra_whose_pins_changed_is_made_anew(checkout: TinyCheckout) -> None:
+    checkout.run("add.py", "claude")
+    newer = checkout.pin("dancer", {"dancer.py": ""})
+    checkout.lock_extras(litellm="", claude=newer)
+    assert checkout.run("add.py", "claude").returncode == 0
+    assert list(extra(checkout, "claude", "*.py")) == ["dancer.py"]
+
+
+def test_an_extra_that_is_not_what_is_pinned_is_not_installed_and_may_be_tried_again(
+    checkout: TinyCheckout,
+) -> None:
+    wheel = checkout.wheels / "talker-1.0-py3-none-any.whl"
+    pinned = wheel.read_bytes()
+    checkout.pin("talker", {"talker.py": "SAYS = 'evil'\n"})
+    refused = checkout.run("add.py", "litellm")
+    assert refused.returncode == 1
+    assert "is not the file that is pinned, and was not installed" in refused.stderr
+    assert not list(extra(checkout, "litellm", "talker.py"))
+    wheel.write_bytes(pinned)
+    assert checkout.run("add.py", "litellm").returncode == 0
+    assert list(extra(checkout, "litellm", "talker.py")) == ["talker.py"]
+
+
+def extra(checkout: TinyCheckout, name: str, pattern: str) -> list[str]:
+    """List what was installed for an extra."""
+    folder = Path(f"{checkout.venv}-{name}")
+    return sorted(path.name for path in folder.glob(f"lib/python*/site-packages/{pattern}"))
+
+
 def test_packagers_can_do_without(checkout: TinyCheckout) -> None:
     done = checkout.run(environ=checkout.environ(KSI_NO_BOOTSTRAP="1"))
     assert done.stderr.endswith("ModuleNotFoundError: No module named 'wide'\n")

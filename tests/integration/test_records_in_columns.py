@@ -19,6 +19,8 @@ USERS_OWN: Mapping[str, str] = {
     "state.value": "any JSON value that a user sets",
     "state.metadata": "what a user keeps beside it",
     "queue_items.value": "any JSON value that a user pushes",
+    "completion_tools.tools": "what a user says of tools, passed on to the provider as it is",
+    "completion_tools.response_schema": "a JSON schema of the user's",
 }
 """Columns that hold JSON because their content is not ours to take apart."""
 

@@ -34,6 +34,17 @@ import wide
 tiny = importlib.metadata.version("tiny")
 print(f"{sys.prefix} wide {wide.total()} tiny {tiny} args {sys.argv[1:]} new {new}")
 """
+ADD: Final = """\
+import sys
+
+import bootstrap
+
+bootstrap.enter()
+
+from requirements.install import add
+
+add(sys.argv[1])
+"""
 WIDE: Final = f"""\
 from importlib import import_module
 
@@ -77,8 +88,9 @@ def build_editable(folder, config_settings=None, metadata_directory=None):
 
 
 class TinyCheckout:
-    """A checkout with `main.py`, which needs the profile run, and `tests.py`, which needs dev.
+    """A checkout with `main.py`, which needs the profile run, `tests.py`, which needs dev, and `add.py`.
 
+    The last one installs an extra by its name.
     Its index is a folder of wheels. Nothing that the machine says of pip or uv counts.
     """
 
@@ -91,6 +103,7 @@ class TinyCheckout:
         (folder / "bin" / "uv").symlink_to(UV)
         for name in ("bootstrap.py", "requirements/install.py"):
             shutil.copy(ROOT / name, self.folder / name)
+        (self.folder / "add.py").write_text(ADD)
         for program, profile in (("main.py", "run"), ("tests.py", "dev")):
             (self.folder / program).write_text(PROGRAM.replace("PROFILE", repr(profile)))
         modules = {f"wide/m{n}.py": f"N = {n}\n" for n in range(MODULES)}
@@ -99,6 +112,9 @@ class TinyCheckout:
         )
         self.dev_pins = self.run_pins + self.pin("checker", {"checker.py": ""})
         self.lock(self.run_pins, self.dev_pins)
+        talker = self.pin("talker", {"talker.py": "SAYS = 'hello'\n"})
+        singer = self.pin("singer", {"singer.py": ""})
+        self.lock_extras(litellm=talker, claude=singer)
         self.set_version("1.0")
 
     @property
@@ -124,6 +140,11 @@ class TinyCheckout:
         """Write both locks."""
         for name, pins in (("run", run), ("dev", dev)):
             (self.folder / "requirements" / f"{name}.lock").write_text(f"--only-binary :all:\n{pins}")
+
+    def lock_extras(self, *, litellm: str, claude: str) -> None:
+        """Write the lock of what only providers need."""
+        text = f"--only-binary :all:\n# litellm\n{litellm}# claude\n{claude}"
+        (self.folder / "requirements" / "providers.lock").write_text(text)
 
     def set_version(self, version: str) -> None:
         (self.folder / "pyproject.toml").write_text(PROJECT.format(version=version))

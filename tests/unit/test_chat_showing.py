@@ -197,3 +197,53 @@ NOT_STARTED = NotStarted(
 def test_every_error_is_told_and_has_its_exit_code(error: KSIError, lines: list[str], code: int) -> None:
     assert lines_of(error)[: len(lines)] == lines
     assert code_of(error) == code
+
+
+FAILOVER = step(
+    "failover", provider="mock", model="up", reason="rate_limited", message="429 Too Many Requests"
+)
+
+
+def test_who_answers_instead_is_said_in_a_line_and_speaks_under_its_own_name() -> None:
+    shown = Shown()
+    text = shown.answer(Typed(shown.screen, talking=True), ACCEPTED, FAILOVER, RESULT)
+    notice = "mock/up is asked instead (rate limited: 429 Too Many Requests)"
+    assert text.splitlines()[:3] == ["m ▸ ", notice, "up ▸ one two"]
+
+
+def test_what_waits_for_a_budget_says_so_in_a_pipe_too() -> None:
+    shown = Shown(terminal=False)
+    paused = step("paused", reason="budget_exceeded", message="budget s1 is used up\n\x1b[2J")
+    shown.answer(show("text", shown.screen), paused, RESULT)
+    assert shown.err.getvalue().startswith("waiting: budget s1 is used up")
+    assert "\x1b" not in shown.err.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("cost", "said"),
+    [(0.0, "$0.00"), (12.345, "$12.35"), (0.5, "$0.5000"), (0.0312, "$0.0312"), (0.00031, "$0.00031")],
+)
+def test_money_is_written_so_that_little_is_not_nothing(cost: float, said: str) -> None:
+    answer = Answer("r1")
+    answer.take(step("result", text="", usage={"completion_tokens": 2, "cost_usd": cost}, duration_ms=1000))
+    assert effort(answer) == f"2 tokens, 1.0 s, {said}"
+
+
+def test_what_was_given_before_and_who_answers_now_are_said() -> None:
+    answer = Answer("r1")
+    answer.take(step("result", text="", cached=True, provider="mock", model="up", provider_changed=True))
+    assert effort(answer) == "given before, for nothing, now by mock/up"
+
+
+def test_an_answer_too_long_for_a_step_is_what_the_deltas_said() -> None:
+    answer = Answer("r1")
+    for heard in (
+        step("started", attempt=1),
+        step("delta", text="void"),
+        step("started", attempt=2),
+        step("delta", text="one "),
+        step("delta", text="two"),
+        step("result", text=None),
+    ):
+        answer.take(heard)
+    assert answer.text == "one two"

@@ -7,11 +7,11 @@ from random import Random
 
 import pytest
 
-from ksi_common.errors import InvalidArgument, KSIError, NotFound, PermissionDenied
+from ksi_common.errors import FailedPrecondition, InvalidArgument, KSIError, NotFound, PermissionDenied
 from ksi_common.events.completion import Async, ChatMessage, Step
 from ksi_common.ids import is_name
 from ksi_common.session_names import candidates
-from ksi_completion.live import Live
+from ksi_completion.live import PIECE, Live
 from ksi_completion.prompts import MAX_FILE_BYTES, Prompts, with_history
 from ksi_completion.providers import embedded
 from ksi_completion.providers.interface import FailureClass, ProviderFailure
@@ -70,10 +70,16 @@ def test_session_names_are_names_and_the_last_one_is_unlikely() -> None:
 # Followers
 
 
-def step(kind: str, *, attempt: int | None = None, text: str | None = None) -> Step:
-    return Step.model_validate(
-        {"type": kind, "request_id": "r", "session_id": "s", "attempt": attempt, "text": text}
-    )
+def live() -> Live:
+    return Live({"request_id": "r", "session_id": "s", "provider": "p", "model": "m", "position": 0})
+
+
+def begin(live: Live, attempt: int) -> None:
+    live.started({"request_id": "r", "session_id": "s", "attempt": attempt})
+
+
+def last(kind: str, text: str | None = None) -> Step:
+    return Step.model_validate({"type": kind, "request_id": "r", "session_id": "s", "text": text})
 
 
 async def collect(live: Live) -> list[tuple[str, str | None]]:
@@ -81,14 +87,14 @@ async def collect(live: Live) -> list[tuple[str, str | None]]:
 
 
 async def test_who_comes_late_gets_what_was_said_so_far_in_one_piece() -> None:
-    live = Live(step("accepted"))
-    live.step(step("started", attempt=1))
-    live.step(step("delta", attempt=1, text="Par"))
-    live.step(step("delta", attempt=1, text="is"))
-    follower = asyncio.create_task(collect(live))  # noqa: TID251
+    one = live()
+    begin(one, 1)
+    one.said("Par")
+    one.said("is")
+    follower = asyncio.create_task(collect(one))  # noqa: TID251
     await asyncio.sleep(0)
-    live.step(step("delta", attempt=1, text="."))
-    live.step(step("result", text="Paris."))
+    one.said(".")
+    one.end(last("result", "Paris."))
     assert await follower == [
         ("accepted", None),
         ("started", None),
@@ -99,14 +105,14 @@ async def test_who_comes_late_gets_what_was_said_so_far_in_one_piece() -> None:
 
 
 async def test_an_attempt_makes_what_the_one_before_it_said_void() -> None:
-    live = Live(step("accepted"))
-    live.step(step("started", attempt=1))
-    live.step(step("delta", attempt=1, text="Lon"))
-    live.step(step("started", attempt=2))
-    live.step(step("delta", attempt=2, text="Paris"))
-    following = live.follow()
+    one = live()
+    begin(one, 1)
+    one.said("Lon")
+    begin(one, 2)
+    one.said("Paris")
+    following = one.follow()
     seen = [await anext(following) for _ in range(3)]
-    assert [(one.type, one.attempt, one.text) for one in seen] == [
+    assert [(step.type, step.attempt, step.text) for step in seen] == [
         ("accepted", None, None),
         ("started", 2, None),
         ("delta", 2, "Paris"),
@@ -115,13 +121,40 @@ async def test_an_attempt_makes_what_the_one_before_it_said_void() -> None:
 
 
 async def test_deltas_of_two_attempts_are_not_joined() -> None:
-    live = Live(step("accepted"))
-    following = live.follow()
+    one = live()
+    following = one.follow()
     assert (await anext(following)).type == "accepted"
-    for attempt, text in ((1, "a"), (1, "b"), (2, "c")):
-        live.step(step("delta", attempt=attempt, text=text))
-    live.step(step("failed"))
-    assert [(one.attempt, one.text) async for one in following] == [(1, "ab"), (2, "c"), (None, None)]
+    begin(one, 1)
+    one.said("a")
+    one.said("b")
+    begin(one, 2)
+    one.said("c")
+    one.end(last("failed"))
+    assert [(step.attempt, step.text) async for step in following if step.type != "started"] == [
+        (1, "ab"),
+        (2, "c"),
+        (None, None),
+    ]
+
+
+async def test_a_long_answer_is_followed_in_pieces_that_a_frame_takes() -> None:
+    one = live()
+    begin(one, 1)
+    one.said("ä" * 3 * PIECE)
+    following = one.follow()
+    one.end(last("result"))
+    seen = [await anext(following) for _ in range(5)]
+    await following.aclose()
+    assert [len(step.text or "") for step in seen] == [0, 0, PIECE, PIECE, PIECE]
+
+
+async def test_who_follows_what_is_set_aside_is_told_so() -> None:
+    one = live()
+    follower = asyncio.create_task(collect(one))  # noqa: TID251
+    await asyncio.sleep(0)
+    one.end(FailedPrecondition("set aside", reason="completion_dead"))
+    with pytest.raises(FailedPrecondition):
+        await follower
 
 
 # What a model is told

@@ -45,8 +45,9 @@ class Desk:
 
         def accept(tx: Transaction) -> None:
             tx.execute(
-                "INSERT INTO completion_sessions VALUES (?1, ?2, ?2, 0, ?3) ON CONFLICT (session_id) "
-                "DO UPDATE SET updated_us = ?2, message_count = message_count + ?3",
+                "INSERT INTO completion_sessions "
+                "(session_id, created_us, updated_us, file_end, message_count) VALUES (?1, ?2, ?2, 0, ?3) "
+                "ON CONFLICT (session_id) DO UPDATE SET updated_us = ?2, message_count = message_count + ?3",
                 (session, now, len(stored)),
             )
             tx.execute(

@@ -49,7 +49,7 @@ def unmet(asked: Iterable[str], locked: Mapping[str, Requirement]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", ["run", "dev"])
+@pytest.mark.parametrize("name", ["run", "dev", "providers"])
 def test_every_entry_is_one_version_with_hashes_and_no_place(name: str) -> None:
     for entry, hashes in entries(name):
         assert [exact.operator for exact in entry.specifier] == ["=="], entry
@@ -72,6 +72,13 @@ def test_the_embedded_model_comes_without_what_it_would_require() -> None:
     assert str(pins("run")[WEIGHTS].specifier) == "==0.1.2"
     assert str(pins("run")["xllamacpp"].specifier) == "==2026.10.11549"
     assert not {"llm", "llama-cpp-python", "litellm"} & pins("dev").keys()
+
+
+def test_what_only_providers_need_is_locked_apart() -> None:
+    apart = pins("providers")
+    assert str(apart["litellm"].specifier) == "==1.106.2", "the next ones carried malicious code"
+    assert str(apart["claude-agent-sdk"].specifier) == "==0.2.186"
+    assert not {"litellm", "claude-agent-sdk", "openai"} & pins("dev").keys()
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
@@ -103,5 +110,5 @@ def test_the_locks_are_what_compiling_writes(tmp_path: Path) -> None:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     subprocess.run([sys.executable, tmp_path / "requirements" / "compile.py"], check=True)
-    for name in ("run.lock", "dev.lock"):
+    for name in ("run.lock", "dev.lock", "providers.lock"):
         assert (tmp_path / "requirements" / name).read_text() == (ROOT / "requirements" / name).read_text()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ksi_completion.providers.generation import MAX_ANSWER_CHARACTERS
 from ksi_completion.providers.interface import FailureClass, ProviderFailure
-from ksi_completion.providers.worker_generation import MAX_ANSWER_CHARACTERS
 from ksi_completion.providers.worker_link import WorkerLink
 from tests.children import ENV, marks, on_both_loops
 from tests.support.workers import alive, failure_of, first_of, job, kill, linked, text_of

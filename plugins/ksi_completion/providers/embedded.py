@@ -70,6 +70,8 @@ class EmbeddedProvider:
             raise ProviderFailure(message, reason="no_model", kind="invalid")
         if not job.messages or not job.messages[-1].content.strip():
             raise ProviderFailure("the prompt is empty", reason="empty_prompt", kind="invalid")
+        if job.tools:
+            raise ProviderFailure("the embedded model has no tools", reason="no_tools", kind="invalid")
         if problem := self.missing():
             raise ProviderFailure(problem, reason="not_installed", kind="not_deployed")
         return await self._link.start(job)

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from pydantic import JsonValue
 
@@ -12,6 +12,9 @@ FailureClass = Literal[
     "transient", "rate_limited", "stalled", "invalid", "auth", "unknown_outcome", "not_deployed"
 ]
 """What a failure means for another try: the first three may be tried again, the others may not."""
+
+ANY_MODEL: Final = "*"
+"""Among a provider's models: it takes any other name, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,8 @@ class Job:
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A whole answer. ``response``: what the provider gave, as it goes into the session's file.
+
+    Whatever else it has, its ``result`` is the text, and ``model``, ``finish_reason``, ``usage`` are as here.
 
     ``provider_session`` and ``resume_at`` are for the Job of the session's next turn; ``structured`` is what
     a ``response_schema`` asked for, where the provider itself made it.
@@ -108,7 +113,7 @@ class CompletionProvider(Protocol):
 
     name: str
     models: Sequence[str]
-    """Names of the models that it has; the first is the default."""
+    """Names of the models that it has; the first is the default, and ``ANY_MODEL`` stands for any other."""
     concurrency: int
     """Answers that it makes at once."""
     keeps_sessions: bool

@@ -14,7 +14,7 @@ from ksi_common.strict_json import dumps
 from ksi_completion.providers.interface import FailureClass, Job, ProviderFailure
 from ksi_completion.providers.worker_generation import WorkerGeneration
 from ksi_completion.providers.worker_reports import REPORT, Ready
-from ksi_daemon.plugin import OperationalError, Process, Processes, Unavailable
+from ksi_daemon.plugin import JsonValue, OperationalError, Process, Processes, Unavailable
 
 MAX_LINE_BYTES: Final = 64 * 1024 * 1024
 """Of an order, as of a report."""
@@ -96,14 +96,14 @@ class Worker:
             generation.fail(self._failure, self._pids_gone)
         self._generations.clear()
 
-    async def begin(self, job: Job) -> WorkerGeneration:
+    async def begin(self, job: Job, options: Mapping[str, JsonValue]) -> WorkerGeneration:
         """Ask for an answer. Raises ProviderFailure; cancelling it leaves nothing at work."""
         if not self.is_open:
             await self.gone.wait()
             raise self._failure
         ident = next(self._ids)
-        line = _order(ident, job)
-        generation = self._generations[ident] = WorkerGeneration(lambda made: self._cancel(ident, made))
+        line = _order(ident, job, options)
+        generation = self._generations[ident] = WorkerGeneration(lambda: self._cancel(ident))
         try:
             await self._send(line)
         except asyncio.CancelledError:
@@ -120,8 +120,9 @@ class Worker:
             # It does not listen any more: what it was asked fails with its end.
             await self._kill()
 
-    async def _cancel(self, ident: str, generation: WorkerGeneration) -> None:
-        if generation.ended.is_set():
+    async def _cancel(self, ident: str) -> None:
+        generation = self._generations.get(ident)
+        if generation is None:  # it has ended
             return
         try:
             async with asyncio.timeout(self._settings.confirm_s):
@@ -254,7 +255,7 @@ class Worker:
             log.debug("worker.said", purpose=self._settings.purpose, words=words)
 
 
-def _order(ident: str, job: Job) -> bytes:
+def _order(ident: str, job: Job, options: Mapping[str, JsonValue]) -> bytes:
     """Render an order. Raises ProviderFailure where it is longer than a worker reads."""
     line = dumps(
         {
@@ -264,6 +265,9 @@ def _order(ident: str, job: Job) -> bytes:
             "model": job.model,
             "system": job.system,
             "max_tokens": job.max_tokens,
+            "tools": job.tools,
+            "response_schema": job.response_schema,
+            "options": options,
         }
     )
     if len(line) >= MAX_LINE_BYTES:

@@ -1,13 +1,14 @@
 """Answers from a worker that is started when it is needed, shared, kept warm, and replaced when it dies."""
 
 import asyncio
+from collections.abc import Mapping
 from contextvars import Context
 from dataclasses import dataclass
 
 from ksi_completion.providers.interface import Job, ProviderFailure
 from ksi_completion.providers.worker import Worker, WorkerSettings
 from ksi_completion.providers.worker_generation import WorkerGeneration
-from ksi_daemon.plugin import Processes
+from ksi_daemon.plugin import JsonValue, Processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +32,8 @@ class WorkerLink:
         self._is_closed = False
         self._started_count = 0
 
-    async def start(self, job: Job) -> WorkerGeneration:
-        """Ask for an answer, of a new worker where there is none.
+    async def start(self, job: Job, options: Mapping[str, JsonValue] | None = None) -> WorkerGeneration:
+        """Ask for an answer, of a new worker where there is none. ``options``: for this kind of worker.
 
         Raises ProviderFailure. Cancelling it leaves nothing at work but a worker that may have been started.
         """
@@ -46,7 +47,7 @@ class WorkerLink:
         if worker is None or not worker.is_open:
             worker = self._launch(self._tasks, previous=worker)
         await worker.settled.wait()
-        return await worker.begin(job)
+        return await worker.begin(job, options or {})
 
     async def close(self) -> None:
         """End the worker; its answers fail. May be called twice."""

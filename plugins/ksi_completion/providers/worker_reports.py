@@ -2,11 +2,12 @@
 
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, JsonValue, TypeAdapter
 
 from ksi_common.events.completion import Usage
 from ksi_common.messages import Message
 from ksi_completion.providers.interface import FailureClass, ProviderFailure
+from ksi_completion.providers.statuses import classified
 
 
 class Ready(Message):
@@ -24,7 +25,10 @@ class Delta(Message):
 
 
 class Done(Message):
-    """A whole answer. ``dropped_messages``: how many of the oldest the model was not shown."""
+    """A whole answer. ``dropped_messages``: how many of the oldest the model was not shown.
+
+    ``tool_calls``: what the model wants of the caller's tools, as the OpenAI API has it.
+    """
 
     report: Literal["done"]
     id: str
@@ -33,22 +37,31 @@ class Done(Message):
     model: str
     usage: Usage
     dropped_messages: int = 0
+    tool_calls: list[JsonValue] = Field(default_factory=list)
 
 
 class Failed(Message):
-    """An order that comes to nothing; without ``id``, the worker itself."""
+    """An order that comes to nothing; without ``id``, the worker itself.
+
+    Without ``kind`` and ``reason`` the ``status``, of HTTP, says what they are.
+    """
 
     report: Literal["failed"]
     id: str | None
-    kind: FailureClass
-    reason: str
+    kind: FailureClass | None = None
+    reason: str | None = None
+    status: int | None = None
     message: str
     retry_after_s: float | None = None
 
     def failure(self) -> ProviderFailure:
         """Give it as what a provider raises."""
+        kind, reason = classified(self.status or 500)
         return ProviderFailure(
-            self.message, reason=self.reason, kind=self.kind, retry_after_s=self.retry_after_s
+            self.message,
+            reason=self.reason or reason,
+            kind=self.kind or kind,
+            retry_after_s=self.retry_after_s,
         )
 
 

@@ -3,7 +3,8 @@
 A worker speaks JSON, one object a line, and may be at several answers at once. What it is asked, on stdin:
 
     -> {"do": "complete", "id": "7", "messages": [{"role": "user", "content": "Hi"}],
-        "model": "m", "system": null, "max_tokens": null}
+        "model": "m", "system": null, "max_tokens": null, "tools": [], "response_schema": null,
+        "options": {}}
     -> {"do": "cancel", "id": "7"}
 
 ``id`` is the daemon's, and new each time. A cancel of what has ended is no error, and is not answered. What
@@ -16,8 +17,10 @@ it reports, on stdout:
     <- {"report": "failed", "id": "7", "kind": "invalid", "reason": "context_exceeded", "message": "..."}
     <- {"report": "stopped", "id": "7"}                          the proof of a cancel
 
-``done.text`` is the whole answer. ``stopped`` is said when nothing works on the answer any more, not before.
-``kind`` is a FailureClass of `ksi_completion.providers.interface`; ``retry_after_s`` may go with it.
+``options`` is what one kind of worker is told besides. ``done.text`` is the whole answer; ``tool_calls`` may
+go with it. ``stopped`` is said when nothing works on the answer any more, not before.
+``kind`` is a FailureClass of `ksi_completion.providers.interface`; ``retry_after_s`` may go with it, and the
+``status`` of an HTTP answer stands for both ``kind`` and ``reason``.
 
 A worker ends when its stdin does. One that cannot begin reports ``failed`` with ``"id": null``. One that
 finds a bug in itself exits with an error and says why in its last line on stderr: the daemon starts another.

@@ -1,0 +1,41 @@
+"""The providers that settings say more of: the table ``[plugins.completion.providers]``."""
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from ksi_common.events.types import Name
+from ksi_common.paths import Paths
+from ksi_completion.providers.claude_cli import ClaudeCliProvider
+from ksi_completion.providers.claude_settings import ClaudeCliSettings
+from ksi_completion.providers.interface import CompletionProvider
+from ksi_completion.providers.jsonl_cli import JsonlCliProvider
+from ksi_completion.providers.jsonl_settings import JsonlCliSettings
+from ksi_completion.providers.litellm import LitellmProvider
+from ksi_completion.providers.litellm_settings import LitellmSettings
+from ksi_completion.providers.section import Section
+from ksi_daemon.plugin import Processes
+
+
+class ProvidersSettings(Section):
+    """How providers are reached."""
+
+    litellm: LitellmSettings = Field(LitellmSettings(), description="Services on the network.")
+    claude_cli: ClaudeCliSettings = Field(
+        ClaudeCliSettings(), alias="claude-cli", description="The Claude CLI."
+    )
+    jsonl_cli: dict[Name, JsonlCliSettings] = Field(
+        default_factory=dict, alias="jsonl-cli", description="Other programs, each a provider by its name."
+    )
+
+
+def configured(
+    processes: Processes, paths: Paths, settings: ProvidersSettings
+) -> Sequence[CompletionProvider]:
+    """Make them; nothing is started before it is asked."""
+    state = paths.home / "state"
+    return [
+        ClaudeCliProvider(processes, state, paths.run, settings.claude_cli),
+        LitellmProvider(processes, settings.litellm),
+        *(JsonlCliProvider(name, processes, state, one) for name, one in settings.jsonl_cli.items()),
+    ]

@@ -1,0 +1,16 @@
+"""Paths in settings: the daemon's working folder is nobody's to rely on."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+
+def _whole(path: Path) -> Path:
+    if not path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{path} is not a whole path: one from / that has no ..")
+    return path
+
+
+WholePath = Annotated[Path, AfterValidator(_whole)]
+"""One from / that has no .."""
