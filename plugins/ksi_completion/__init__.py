@@ -20,12 +20,14 @@ from ksi_completion.handlers import (
     stream,
 )
 from ksi_completion.manager_handlers import (
+    export,
     get_budget,
     get_process,
     list_budgets,
     list_processes,
     provider_status,
     remove_budget,
+    search,
     set_budget,
     token_usage,
 )
@@ -34,6 +36,7 @@ __all__ = [
     "async_",
     "cancel",
     "clear_session",
+    "export",
     "fork",
     "get",
     "get_budget",
@@ -51,6 +54,7 @@ __all__ = [
     "remove_budget",
     "resume",
     "retry_status",
+    "search",
     "session_status",
     "set_budget",
     "status",

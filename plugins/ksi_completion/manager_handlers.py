@@ -1,4 +1,4 @@
-"""What is asked of the managers of completions: of providers, of tokens and of budgets."""
+"""What is asked of the managers of completions: providers, tokens, budgets, processes, past sessions."""
 
 from ksi_common.events.budget import (
     Budget,
@@ -10,9 +10,11 @@ from ksi_common.events.budget import (
     SetBudget,
 )
 from ksi_common.events.completion_providers import ProvidersOf, ProvidersStatus
+from ksi_common.events.conversation_reading import Export, Exported, Found, Search
 from ksi_common.events.process import GetProcess, ListProcesses, Processes, ProcessRow
 from ksi_common.events.token_usage import TokenUsage, UsageReport
 from ksi_completion import budgets as budgeting
+from ksi_completion.conversation_reading import ConversationReading
 from ksi_completion.process_registry import ProcessRegistry
 from ksi_completion.provider_manager import ProviderManager
 from ksi_completion.token_tracker import TokenTracker
@@ -65,3 +67,15 @@ async def list_processes(request: ListProcesses, registry: ProcessRegistry) -> P
 async def get_process(request: GetProcess, registry: ProcessRegistry) -> ProcessRow:
     """Describe one."""
     return await registry.get(request)
+
+
+@handler
+async def search(request: Search, reading: ConversationReading) -> Found:
+    """Find what was said."""
+    return await reading.search(request)
+
+
+@handler
+async def export(request: Export, reading: ConversationReading) -> Exported:
+    """Write a session into a file."""
+    return await reading.export(request)

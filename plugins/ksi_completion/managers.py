@@ -4,11 +4,14 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+from ksi_common.paths import Paths
 from ksi_completion.budget_holds import BudgetHolds
 from ksi_completion.budgets import Budgets
 from ksi_completion.child_registry import ChildRegistry
 from ksi_completion.circuit_breakers import CircuitBreakers
 from ksi_completion.completion_service import CompletionService
+from ksi_completion.conversation_reading import ConversationReading
+from ksi_completion.conversations import Conversations
 from ksi_completion.process_registry import ProcessRegistry
 from ksi_completion.response_cache import ResponseCache
 from ksi_completion.settings import CompletionSettings
@@ -57,6 +60,11 @@ async def _registry(database: Database, settings: CompletionSettings) -> AsyncIt
     yield ProcessRegistry(database, attempts=settings.attempts)
 
 
+@asynccontextmanager
+async def _reading(conversations: Conversations, paths: Paths) -> AsyncIterator[ConversationReading]:
+    yield ConversationReading(conversations, paths.home)
+
+
 async def take_up(services: Services) -> None:
     """Read what an earlier daemon knew, before anything begins."""
     await services.get(ChildRegistry).bury(services.get(Processes).reaped)
@@ -73,4 +81,5 @@ MANAGERS: Final[Sequence[Service[Any]]] = (
     Service(ChildRegistry, _children),
     Service(BudgetHolds, _holds),
     Service(ProcessRegistry, _registry),
+    Service(ConversationReading, _reading),
 )

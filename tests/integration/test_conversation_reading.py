@@ -1,0 +1,83 @@
+"""What was said is found again, and written into files."""
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+from ksi_daemon.testing import RunningDaemon, running_daemon
+
+SETTINGS = {"plugins": {"completion": {"provider": "mock", "mock": {"answer": "It REPLAYS what happened."}}}}
+
+
+async def said(ksi: RunningDaemon, prompt: str, session_id: str) -> None:
+    async with ksi.connect() as wire:
+        data = {"prompt": prompt, "session_id": session_id}
+        wire.send({"event": "completion:stream", "data": data, "id": "ask"})
+        while (await wire.receive())["type"] == "item":
+            pass
+
+
+def content(path: str) -> tuple[str, int]:
+    """Read a file and its permissions."""
+    return Path(path).read_text(), stat.S_IMODE(Path(path).stat().st_mode)
+
+
+async def found(ksi: RunningDaemon, query: str, **asked: Any) -> list[tuple[str, str]]:
+    reply = await ksi.call_raw("conversation:search", {"query": query, **asked})
+    return [(hit["session_id"], hit["role"]) for hit in reply["results"]]
+
+
+async def test_what_was_said_is_found_in_any_case_the_latest_session_first() -> None:
+    async with running_daemon(settings=SETTINGS) as ksi:
+        await said(ksi, "What is an event log?", "s1")
+        await said(ksi, "Replays what?", "s2")
+        assert await found(ksi, "replays") == [("s2", "user"), ("s2", "assistant"), ("s1", "assistant")]
+        assert await found(ksi, "EVENT LOG") == [("s1", "user")]
+        assert await found(ksi, "replays", roles=["user"]) == [("s2", "user")]
+        assert await found(ksi, "replays", session_id="s1") == [("s1", "assistant")]
+        assert await found(ksi, "nothing of the kind") == []
+
+
+async def test_a_search_goes_on_where_it_stopped() -> None:
+    async with running_daemon(settings=SETTINGS) as ksi:
+        for number in range(3):
+            await said(ksi, f"prompt {number}", f"s{number}")
+        seen: list[str] = []
+        reply: dict[str, Any] = {"next_offset": 0}
+        while reply["next_offset"] is not None:
+            asked = {"query": "replays", "limit": 1, "offset": reply["next_offset"]}
+            reply = await ksi.call_raw("conversation:search", asked)
+            seen += [hit["session_id"] for hit in reply["results"]]
+        assert seen == ["s2", "s1", "s0"]
+
+
+async def test_a_session_is_written_for_people_and_for_programs() -> None:
+    async with running_daemon(settings=SETTINGS) as ksi:
+        await said(ksi, "What is an event log?", "s1")
+        written = await ksi.call_raw("conversation:export", {"session_id": "s1"})
+        text, mode = content(written["export_path"])
+        assert (written["filename"], written["message_count"]) == ("s1.md", 2)
+        assert written["size_bytes"] == len(text)
+        assert text.startswith("# s1\n\n## User, ")
+        assert "\n\nWhat is an event log?\n\n## Assistant (mock/mock), " in text
+        assert mode == 0o600
+        written = await ksi.call_raw("conversation:export", {"session_id": "s1", "format": "json"})
+        messages = json.loads(content(written["export_path"])[0])
+        assert [message["role"] for message in messages] == ["user", "assistant"]
+
+
+async def test_a_session_that_is_none_is_said() -> None:
+    async with running_daemon(settings=SETTINGS) as ksi, ksi.connect() as wire:
+        await said(ksi, "hello", "s1")
+        for event, data in (("search", {"query": "a", "session_id": "s2"}), ("export", {"session_id": "s2"})):
+            refused = await wire.call(f"conversation:{event}", data)
+            assert refused["error"]["code"] == "NOT_FOUND"
+
+
+async def test_a_folder_that_cannot_be_written_is_said() -> None:
+    async with running_daemon(settings=SETTINGS) as ksi, ksi.connect() as wire:
+        await said(ksi, "hello", "s1")
+        (ksi.paths.home / "exports").write_text("in the way")
+        refused = await wire.call("conversation:export", {"session_id": "s1"})
+        assert refused["error"]["code"] == "UNAVAILABLE"
