@@ -1,8 +1,10 @@
 """What is asked of completions: accept, follow, cancel, hold, look."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from ksi_common.clock import Clock
@@ -25,7 +27,7 @@ from ksi_completion.next_tries import NextTries
 from ksi_completion.pauses import Pauses, scope_of
 from ksi_completion.queue_manager import MAX_LISTED
 from ksi_completion.responses import Responses
-from ksi_completion.rows import ONE, Row
+from ksi_completion.rows import ONE, Row, StoredMessage
 from ksi_completion.session_manager import SessionManager
 from ksi_completion.storing import Storing
 from ksi_daemon.plugin import Database, DataLoss, NotFound, ResourceExhausted, Transaction
@@ -66,7 +68,7 @@ class CompletionService:
         self._limit = limit
         self._queue = conductor.queue
         self.pauses = Pauses(database, clock, conductor.queue)
-        self._entering = 0
+        self._entering: set[object] = set()
         """On their way into the queue: they have their places."""
 
     async def recover(self) -> None:
@@ -84,7 +86,7 @@ class CompletionService:
 
     async def accept(self, asked: Asked) -> Accepted:
         """Put a completion on disk and let it wait for its turn."""
-        if len(self._conductor) + self._entering >= self._limit and not await self._is_known(
+        if len(self._conductor) + len(self._entering) >= self._limit and not await self._is_known(
             asked.request_id
         ):
             raise ResourceExhausted(
@@ -92,16 +94,21 @@ class CompletionService:
                 reason="queue_full",
                 retry_after_s=RETRY_AFTER_S,
             )
-        self._entering += 1
+        place = object()
+        self._entering.add(place)
+
+        def opened(row: Row, ahead: int, prompt: Sequence[StoredMessage]) -> None:
+            self._entering.discard(place)
+            self._conductor.open(row, ahead, prompt)
+
         try:
-            unit = await self._acceptance.prepare(asked, opened=self._conductor.open)
+            # The unit gives the reply: under an idempotency key it commits with the completion.
+            entered = self._database.write(await self._acceptance.prepare(asked, opened=opened))
         except BaseException:
-            self._entering -= 1
+            self._entering.discard(place)
             raise
-        # The unit gives the reply: under an idempotency key it commits with the completion.
-        entered = self._database.write(unit)
         # Not when the await ends: cancelled, it leaves the unit to be done.
-        entered.add_done_callback(self._note_entered)
+        entered.add_done_callback(partial(self._note_entered, place))
         return await asyncio.shield(entered)
 
     async def stream(self, asked: Asked) -> AsyncGenerator[Step, None]:
@@ -176,6 +183,8 @@ class CompletionService:
             response = None
             if include_response and row.reference is not None:
                 response = (await self._conductor.last_step(row)).text
+            if row.state == "running" and self._conductor.is_waiting(request_id):
+                row = replace(row, state="queued")  # what was at work was the daemon before
             position = self._queue.position(row.entry) if row.state == "queued" else None
             is_ending = self._conductor.is_ending(request_id)
             completion = row.completion(position=position, response=response, is_ending=is_ending)
@@ -242,8 +251,8 @@ class CompletionService:
         except (DataLoss, SetAside):
             return
 
-    def _note_entered(self, entered: "asyncio.Future[Accepted]") -> None:
-        self._entering -= 1
+    def _note_entered(self, place: object, entered: "asyncio.Future[Accepted]") -> None:
+        self._entering.discard(place)
         if not entered.cancelled():
             entered.exception()  # told by who awaits it, or by nobody
 

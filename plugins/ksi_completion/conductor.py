@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from dataclasses import replace
+from typing import Final
 
 import structlog
 
@@ -14,6 +14,7 @@ from ksi_completion.ending import Ending, step_of
 from ksi_completion.jobs import Jobs
 from ksi_completion.live import Live
 from ksi_completion.next_tries import NextTries, Setback, delay_s
+from ksi_completion.open_completions import MakeAttempt, Open
 from ksi_completion.outcomes import Again, Outcome
 from ksi_completion.provider_manager import ProviderManager
 from ksi_completion.queue_manager import Entry, QueueManager
@@ -21,47 +22,17 @@ from ksi_completion.recovery import Recovery
 from ksi_completion.responses import Responses
 from ksi_completion.retry_manager import RetryManager
 from ksi_completion.rows import ONE, Row, StoredMessage
-from ksi_completion.running import PROGRESS_S, Attempt, guarded
-from ksi_daemon.plugin import Database, LeaseLost, Transaction, event_context
+from ksi_completion.running import PROGRESS_S, guarded
+from ksi_daemon.plugin import Database, LeaseLost, OperationalError, Transaction, event_context
 
 log = structlog.get_logger()
 
 MAX_ENDING: Final = 1024
 """Ends that may be on their way to the disk; when there are more, nothing begins until it takes some."""
+DISK_S: Final = 1.0
+"""Between tries where the disk is not there to say what is to be done."""
 ENDERS: Final = 64
 """Completions that are ended at once without having had a turn."""
-
-
-class MakeAttempt(Protocol):
-    """Make the work on a completion whose turn it is."""
-
-    def __call__(self, row: Row, live: Live) -> Attempt:
-        """Make it; nothing begins yet."""
-        ...
-
-
-@dataclass(slots=True, eq=False)
-class Open:
-    """What is known of a completion that has no end yet."""
-
-    entry: Entry
-    row: Row | None = None
-    """None where it is to be read."""
-    ahead: int = 0
-    """Before it in its session, when it was accepted."""
-    live: Live | None = None
-    attempt: Attempt | None = None
-    is_unwanted: bool = False
-    is_working: bool = False
-    """It has a slot of its provider."""
-    is_ending: bool = False
-    """It is known what comes of it."""
-    is_recovered: bool = False
-    """It was unwanted when the daemon before ended: nothing of it survived that."""
-    again_s: float = 0.0
-    """How long it waits, where it is to be tried again."""
-    faults: int = 0
-    """Bugs that it met, of which the row may not know."""
 
 
 class Conductor:
@@ -175,6 +146,10 @@ class Conductor:
         # Else it is between the two, and looks whether it is wanted when it gets to work.
         self._wake.set()
 
+    def is_waiting(self, request_id: str) -> bool:
+        """Tell whether it has yet to have its turn, whatever its row says of the daemon before."""
+        return self.queue.is_queued(request_id)
+
     def is_ending(self, request_id: str) -> bool:
         """Tell whether it is known what comes of a completion, and the disk has yet to take it."""
         one = self._open.get(request_id)
@@ -229,13 +204,21 @@ class Conductor:
     async def _conduct(self, one: Open) -> None:
         """Bring a completion a step further; a bug on the way is its own matter."""
         bug = await guarded(self._attempt(one))
-        if bug is not None:
+        if bug is not None and not self._waits_for_disk(one, bug):
             log.error("completion.bug", request_id=one.entry.request_id, exc_info=bug)
             worse = await guarded(self._after_bug(one, bug))
-            if worse is not None:
+            if worse is not None and not self._waits_for_disk(one, worse):
                 log.error("completion.given_up", request_id=one.entry.request_id, exc_info=worse)
                 self._dead.names[one.entry.request_id] = None
                 self._finish(one, worse)
+
+    def _waits_for_disk(self, one: Open, error: Exception) -> bool:
+        """Let it be tried again where the disk took nothing, or gave nothing: that is no bug, and no fault."""
+        if not isinstance(error, OperationalError) or not error.retryable:
+            return False
+        log.warning("completion.not_begun", request_id=one.entry.request_id, error=error.message)
+        one.row, one.again_s = None, DISK_S
+        return True
 
     async def _attempt(self, one: Open) -> None:
         row = await self._row_of(one)
@@ -360,6 +343,7 @@ class Conductor:
         else:
             if one.row is not None:  # it may be another provider's by now
                 one.entry = one.row.entry
+            self._jobs.wait(one.entry.request_id)
             self.queue.put_back(one.entry, is_delayed=again_s > 0)
             self._ready_after(one, again_s)
 

@@ -1,9 +1,9 @@
 """What a provider is asked: the turns of a session and the prompt, from memory where they are at hand."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import orjson
 
@@ -22,6 +22,16 @@ TURN_BYTES: Final = 32 * 1024 * 1024
 
 _TOOLS: Final = "SELECT allowed, tools, response_schema FROM completion_tools WHERE request_id = ?"
 _INSERT_TOOLS: Final = "INSERT INTO completion_tools VALUES (?, ?, ?, ?)"
+
+
+class MakeJob(Protocol):
+    """Give what a provider is asked."""
+
+    def __call__(
+        self, row: Row, session: Session, *, attempt: int, keeps_sessions: bool, left_s: float
+    ) -> Awaitable[Job]:
+        """``keeps_sessions``: the provider does so itself; ``left_s``: the seconds that it may take."""
+        ...
 
 
 @dataclass(slots=True)
@@ -92,6 +102,12 @@ class Jobs:
             timeout_s=left_s,
             **(await self._tools(row.request_id) if row.has_tools else {}),
         )
+
+    def wait(self, request_id: str) -> None:
+        """Keep a prompt for another turn only where there is room for it."""
+        if self._prompt_size > PROMPT_BYTES:
+            prompt = self._prompts.pop(request_id, ())
+            self._prompt_size -= sum(len(message.content) for message in prompt)
 
     def ended(self, request_id: str, session_id: str, answer: str | None) -> None:
         """Let go of a prompt; with its answer it is a turn of the session."""

@@ -59,6 +59,10 @@ class QueueManager:
     def __len__(self) -> int:
         return len(self._queued) + len(self._running)
 
+    def is_queued(self, request_id: str) -> bool:
+        """Tell whether a completion waits."""
+        return request_id in self._queued
+
     @property
     def queued(self) -> int:
         """How many wait."""

@@ -4,8 +4,7 @@ At the start nothing is done but to read what is open, one query however many se
 looked at when the first of it has its turn, or is stopped.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import structlog
@@ -76,15 +75,21 @@ class Recovery:
                 row = known.pop(line.request_id)
                 with event_context(row.envelope()):
                     mended[row.request_id] = await self._ending.commit(row, line, written)
-            # Only now: who comes here while something is not mended yet does the rest.
+            if mended:
+                log.warning("completion.adopted", session_id=session_id, requests=list(mended))
+            mended |= await self._take_up(session_id, known.values())
+            # Only now: who comes before that waits, and who comes after a failure does the rest.
             self._unseen.discard(session_id)
-        if mended:
-            log.warning("completion.adopted", session_id=session_id, requests=list(mended))
+        return mended
+
+    async def _take_up(self, session_id: str, rows: Iterable[Row]) -> dict[str, Row]:
+        """Note of those that were at work that they are tried again; give their rows as they are then."""
         if not any(reaped.pids_left for reaped in self._processes.reaped):
             # Nothing of the daemon before is alive: who had the session is gone.
             await self._database.write_apart(lambda tx: self._sessions.revoke_in(tx, session_id))
-        for row in known.values():
+        taken = {}
+        for row in rows:
             if row.state == "running" and not row.cancel_wanted:
                 with event_context(row.envelope()):
-                    mended[row.request_id] = replace(await self._tries.note(row, RESTARTED), next_try_us=None)
-        return mended
+                    taken[row.request_id] = await self._tries.note(row, RESTARTED)
+        return taken

@@ -237,6 +237,9 @@ class Responses:
     def _store_waiting(self) -> None:
         batch, self._waiting = self._waiting, []
         self._is_storing = True
+        self._store_batch(batch)
+
+    def _store_batch(self, batch: "Sequence[_Storing]") -> None:
         work = asyncio.get_running_loop().run_in_executor(self._thread, self._store_all, batch)
         work.add_done_callback(partial(self._stored, batch))
 
@@ -246,10 +249,14 @@ class Responses:
         self._is_storing = False
         if self._waiting:
             self._store_waiting()
-        if work.cancelled() or (bug := work.exception()) is None:
-            outcomes = () if work.cancelled() else work.result()
-        else:
-            outcomes = [bug] * len(batch) if isinstance(bug, Exception) else ()
+        if work.cancelled():
+            return
+        bug = work.exception()
+        if isinstance(bug, Exception) and len(batch) > 1:
+            for storing in batch:  # one of them has it; the others are not to suffer for that
+                self._store_batch([storing])
+            return
+        outcomes = [bug] if isinstance(bug, Exception) else work.result()
         for storing, outcome in zip(batch, outcomes, strict=False):
             if storing.future.done():
                 continue

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
+from ksi_common.events.completion import Failure
 from ksi_completion.providers.interface import FailureClass, ProviderFailure
 
 RETRIED: Final[frozenset[FailureClass]] = frozenset(("transient", "rate_limited", "stalled"))
@@ -44,3 +45,8 @@ class RetryManager:
         """Draw the time until the next try: up to twice as long after each failure, a minute at most."""
         ceiling = min(MAX_DELAY_S, self._first_delay_s * 2 ** min(failures - 1, 20))
         return self._random.uniform(0, ceiling)
+
+
+def failure_of(error: ProviderFailure) -> Failure:
+    """Give what a completion ends with that fails for good."""
+    return Failure(reason=error.reason, message=error.message, retryable=error.kind in RETRIED)

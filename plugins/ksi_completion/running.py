@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable
 from dataclasses import replace
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -19,6 +19,7 @@ from ksi_common.events.completion import (
 )
 from ksi_completion import structured
 from ksi_completion.budgets import Budgets
+from ksi_completion.jobs import MakeJob
 from ksi_completion.live import PIECE, Live
 from ksi_completion.next_tries import NextTries, Setback
 from ksi_completion.outcomes import Again, Outcome
@@ -26,7 +27,7 @@ from ksi_completion.provider_manager import ProviderManager
 from ksi_completion.providers.interface import Answer, Generation, Job, ProviderFailure
 from ksi_completion.reservations import OverBudget, Reservation
 from ksi_completion.response_cache import ResponseCache
-from ksi_completion.retry_manager import RETRIED, SESSION_BUSY, SESSION_LOST, RetryManager
+from ksi_completion.retry_manager import SESSION_BUSY, SESSION_LOST, RetryManager, failure_of
 from ksi_completion.routes import SHUT
 from ksi_completion.rows import Row
 from ksi_completion.session_manager import Session, SessionManager
@@ -45,16 +46,6 @@ _BEGIN: Final = (
 
 PROGRESS_S: Final = 5.0
 """Between words of an attempt that is at work and says nothing."""
-
-
-class MakeJob(Protocol):
-    """Give what a provider is asked."""
-
-    def __call__(
-        self, row: Row, session: Session, *, attempt: int, keeps_sessions: bool, left_s: float
-    ) -> Awaitable[Job]:
-        """``keeps_sessions``: the provider does so itself; ``left_s``: the seconds that it may take."""
-        ...
 
 
 _Came = Answer | ProviderFailure | OverBudget | Failure | None
@@ -166,7 +157,7 @@ class Attempt:
         try:
             return await self._generation.cancel()
         except ProviderFailure as error:
-            return _failure(error)
+            return failure_of(error)
 
     async def _work(self) -> _Came:
         try:
@@ -322,7 +313,7 @@ class Attempt:
         else:
             retry = self._retries.decide(failure, failures=row.failures)
             if retry is None:
-                return self._end(failure=_failure(failure), failures=row.failures, usage=failure.usage)
+                return self._end(failure=failure_of(failure), failures=row.failures, usage=failure.usage)
             first, delay_s = routes.again(row.alias, row.candidate), retry.delay_s
             row = replace(row, provider=first.provider, model=first.model)
         setback = Setback(
@@ -407,7 +398,3 @@ async def guarded(work: Awaitable[T]) -> T | Exception:
 
 def _characters(job: Job) -> int:
     return sum(len(message.content) for message in job.messages)
-
-
-def _failure(error: ProviderFailure) -> Failure:
-    return Failure(reason=error.reason, message=error.message, retryable=error.kind in RETRIED)
