@@ -97,7 +97,7 @@ class JsonlCliSettings(Section):
     )
     env: dict[str, str] = Field(default_factory=dict, description="Variables for it, nothing secret.")
     work_dir: WholePath | None = Field(
-        None, description="Where it runs, and its HOME; default: state/NAME in $KSI_HOME."
+        None, description="Where it runs, and its HOME; default: state/jsonl-cli/NAME in $KSI_HOME."
     )
     lines: list[Meaning] = Field(
         default_factory=list, description="What its lines mean; of those that fit, the first."
