@@ -16,13 +16,15 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from ksi_common.errors import ERRORS, KSIError
 from ksi_common.messages import Message, spec_of
 from ksi_common.schema import parameters
+from ksi_completion.settings import CompletionSettings
 from ksi_daemon import hookspecs
 from ksi_daemon.catalog import Catalog
 from ksi_daemon.logs import logging_to
@@ -212,7 +214,18 @@ def settings_page() -> str:
     ]
     rows = [list(row) for row in settings()]
     table = _table(["setting", "environment", "default", "description"], rows)
-    return _page([*_title("Settings", "Everything that can be set."), *table, *rest, ""])
+    of_completion = _table(
+        ["setting", "default", "description"],
+        [list(row) for row in _nested("plugins.completion", CompletionSettings)],
+    )
+    own = [
+        "## The plugin completion",
+        "",
+        "NAME is yours to choose; [providers](../providers.md) has examples.",
+        "",
+    ]
+    title = _title("Settings", "Everything that can be set.")
+    return _page([*title, *table, *rest, "", *own, *of_completion])
 
 
 def settings() -> Iterator[tuple[str, str, str, str]]:
@@ -224,6 +237,21 @@ def settings() -> Iterator[tuple[str, str, str, str]]:
                 yield _setting(f"{name}.{key}", inner)
         else:
             yield _setting(name, info)
+
+
+def _nested(prefix: str, table: type[BaseModel]) -> Iterator[tuple[str, str, str]]:
+    """Give name, default and description of each setting of a table, and of those in it."""
+    for name, info in table.model_fields.items():
+        below = f"{prefix}.{info.alias or name}"
+        kinds = [info.annotation, *get_args(info.annotation)]
+        tables = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not tables:
+            default = info.get_default(call_default_factory=True)
+            shown = "required" if info.is_required() else f"`{json.dumps(default, default=str)}`"
+            yield f"`{below}`", shown, info.description or ""
+        for kind in tables:
+            several = {dict: ".NAME", list: "[]"}.get(get_origin(info.annotation) or object, "")
+            yield from _nested(below + several, kind)
 
 
 def _setting(name: str, info: FieldInfo) -> tuple[str, str, str, str]:

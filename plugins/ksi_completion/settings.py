@@ -142,21 +142,17 @@ def _refusal(error: ValidationError, settings: type[BaseModel]) -> InvalidArgume
     key = ".".join(("plugins", NAME, *map(str, problem["loc"])))
     if problem["type"] != "extra_forbidden":
         return InvalidArgument(f"setting {key}: {problem['msg']}", reason="bad_setting")
-    near = get_close_matches(str(problem["loc"][-1]), _names(settings), n=1)
+    near = get_close_matches(str(problem["loc"][-1]), _keys(settings, problem["loc"][:-1]), n=1)
     hint = f'did you mean "{near[0]}"?' if near else "docs/reference/settings.md lists them"
     return InvalidArgument(f'there is no setting "{key}"', hint=hint, reason="unknown_setting")
 
 
-def _names(settings: type[BaseModel]) -> list[str]:
-    """List the keys of a table, and of those below it."""
-    names: list[str] = []
-    for name, info in settings.model_fields.items():
-        names.append(info.alias or name)
-        below = [info.annotation, *get_args(info.annotation)]
-        names += [
-            key
-            for kind in below
-            if isinstance(kind, type) and issubclass(kind, BaseModel)
-            for key in _names(kind)
-        ]
-    return names
+def _keys(table: type[BaseModel], path: Sequence[int | str]) -> Sequence[str]:
+    """List the keys of the table at a path below another."""
+    for part in path:
+        fields = {info.alias or name: info for name, info in table.model_fields.items()}
+        if part in fields:  # else it is a key, or an index, that is the user's own
+            kinds = [fields[str(part)].annotation, *get_args(fields[str(part)].annotation)]
+            tables = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+            table = tables[0] if tables else table
+    return [info.alias or name for name, info in table.model_fields.items()]

@@ -259,6 +259,15 @@ async def test_a_tool_of_an_mcp_server_is_used(world: World) -> None:
     assert world.turns()[-1] == ("user", ["And now?"])
 
 
+async def test_a_tool_is_not_used_again_because_the_service_was_busy_after_it(world: World) -> None:
+    path = world.folder / "made"
+    world.provide(tools=["Bash"])
+    act = uses("Bash", command=f"echo once >> {path}")
+    answer = await world.ask(asked("Do it"), act, refuses(529, "overloaded_error"), says("Done."))
+    assert answer.text == "Done."
+    assert path.read_text() == "once\n"
+
+
 async def test_a_tool_that_a_request_may_not_use_is_not_there(world: World) -> None:
     world.provide(mcp_servers=WEATHER, tools=["mcp__weather__weather", "Read"])
     await world.ask(asked("Rain?", allowed_tools=["Read"]), says("No idea."))
@@ -295,8 +304,9 @@ async def test_a_schema_gives_a_structure_and_the_session_goes_on(world: World) 
     schema = {"type": "object", "properties": {"capital": {"type": "string"}}, "required": ["capital"]}
     world.api.plan.append(uses("StructuredOutput", capital="Paris"))
     generation = await world.provider.start(asked("France?", response_schema=schema))
-    await text_of(generation)
+    assert await text_of(generation) == generation.answer.text
     assert generation.answer.structured == {"capital": "Paris"}
+    assert json.loads(generation.answer.text) == {"capital": "Paris"}
     await world.ask(resumed("And Italy?", generation.answer))
     assert world.turns()[-1][0] == "user"
 

@@ -268,6 +268,13 @@ async def test_a_variable_that_is_not_set_is_said_by_its_name(world: World) -> N
     assert "NO_SUCH_KEY is not set" in failure.message
 
 
+async def test_a_key_that_a_service_quotes_is_not_repeated(world: World) -> None:
+    quoting = refuses(401, "invalid_api_key", "Incorrect API key provided: sk-my_key, look again")
+    failure = await world.fail(asked("Hi", model="by_variable"), quoting)
+    assert "look again" in failure.message
+    assert "sk-my_key" not in failure.message
+
+
 async def test_parameters_of_the_settings_reach_the_service(world: World) -> None:
     await world.fail(asked("Hi", model="cool"), refuses(500))
     (request,) = world.api.requests

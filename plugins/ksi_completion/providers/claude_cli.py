@@ -36,8 +36,9 @@ _KEYS: Final = (
 )
 
 _SWITCHES: Final = {
-    # One: the CLI says that it would try again, and when, and is ended; with none it would not say when.
-    "CLAUDE_CODE_MAX_RETRIES": "1",
+    # It says that it would try again, and when, and is ended: with none it would not say when. Only where it
+    # has used a tool it goes on, so that the tool is not used twice.
+    "CLAUDE_CODE_MAX_RETRIES": "2",
     "CLAUDE_CODE_DISABLE_NONSTREAMING_FALLBACK": "1",
     "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1",
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",

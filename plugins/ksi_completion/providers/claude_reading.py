@@ -58,6 +58,8 @@ class ClaudeReading:
         self._model = ""
         self._at: str | None = None
         self._error = ""
+        self._has_acted = False
+        """A tool was used: what is done again from the beginning does that again, too."""
         self._finish: str | None = None
 
     @property
@@ -90,6 +92,7 @@ class ClaudeReading:
                 self._system(line)
             case "result":
                 self._result = line
+                return self._rest(line)
         return ""
 
     def conclude(self, how: Ended) -> Answer:
@@ -99,7 +102,7 @@ class ClaudeReading:
             raise _unsaid(how)
         if result.get("is_error") and not self.is_enough:
             raise self._failure(result)
-        text = "".join(self._texts) or str(result.get("result") or "")
+        text = "".join(self._texts)
         said = self._finish or str(result.get("stop_reason") or "stop")
         finish, usage = _FINISH.get(said, said), _usage(result)
         response = {
@@ -141,7 +144,9 @@ class ClaudeReading:
             return ""
         self._model = message.get("model") or self._model
         self._at = line.get("uuid", self._at)
-        blocks = [block for block in message.get("content") or () if block.get("type") == "text"]
+        content = message.get("content") or ()
+        self._has_acted = self._has_acted or any(block.get("type") == "tool_use" for block in content)
+        blocks = [block for block in content if block.get("type") == "text"]
         return "".join(self._finish_block(str(block.get("text") or "")) for block in blocks)
 
     def _finish_block(self, text: str) -> str:
@@ -153,6 +158,13 @@ class ClaudeReading:
         self._block, self._gap = "", "\n\n"
         return before + rest if rest else ""
 
+    def _rest(self, result: Mapping[str, Any]) -> str:
+        """Give the answer where no message had it: what a schema asked for comes as a tool's input."""
+        if self._texts or result.get("is_error"):
+            return ""
+        self._texts.append(str(result.get("result") or ""))
+        return self._texts[0]
+
     @property
     def _break(self) -> str:
         return "" if self._finish == "max_tokens" else "\n\n"
@@ -162,7 +174,7 @@ class ClaudeReading:
             case {"subtype": "init"}:
                 self._model = line.get("model") or self._model
                 self._check_servers(line.get("mcp_servers") or ())
-            case {"subtype": "api_retry"}:
+            case {"subtype": "api_retry"} if not self._has_acted:
                 # It would wait here by itself, unseen; ended, the wait is KSI's, told and durable.
                 status, delay_ms = line.get("error_status"), line.get("retry_delay_ms")
                 kind, reason = (

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from ksi_common.events.completion import ModelName
 from ksi_completion.providers.section import Section
-from ksi_completion.whole_path import WholePath
+from ksi_completion.whole_path import KeyFile, WholePath
 
 TOOL: Final = re.compile(r"[A-Za-z][\w-]*(\([^\n,]*\))?")
 """What names a tool, whole: in a list of them nothing in it can name another."""
@@ -59,7 +59,7 @@ class ClaudeCliSettings(Section):
     api_key_env: str | None = Field(
         None, description="Variable that has the key; default: the CLI's own, as ANTHROPIC_API_KEY."
     )
-    api_key_file: WholePath | None = Field(None, description="File that has the key, in place of a variable.")
+    api_key_file: KeyFile | None = Field(None, description="File that has the key, in place of a variable.")
     base_url: str | None = Field(None, description="Another address of the Messages API.")
     pass_env: list[str] = Field(
         default_factory=list, description="More of the daemon's variables that the CLI, and its tools, get."

@@ -1,8 +1,9 @@
 """The providers that settings say more of: the table ``[plugins.completion.providers]``."""
 
 from collections.abc import Sequence
+from typing import Annotated, Final
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from ksi_common.events.types import Name
 from ksi_common.paths import Paths
@@ -16,6 +17,16 @@ from ksi_completion.providers.litellm_settings import LitellmSettings
 from ksi_completion.providers.section import Section
 from ksi_daemon.plugin import Processes
 
+TAKEN: Final = ("embedded", "litellm", "claude-cli", "jsonl-cli", "mock", "replay")
+"""Names that no program may have."""
+
+
+def _free(programs: dict[str, JsonlCliSettings]) -> dict[str, JsonlCliSettings]:
+    for name in programs:
+        if name in TAKEN:
+            raise ValueError(f'"{name}" is the name of another provider')
+    return programs
+
 
 class ProvidersSettings(Section):
     """How providers are reached."""
@@ -24,7 +35,7 @@ class ProvidersSettings(Section):
     claude_cli: ClaudeCliSettings = Field(
         ClaudeCliSettings(), alias="claude-cli", description="The Claude CLI."
     )
-    jsonl_cli: dict[Name, JsonlCliSettings] = Field(
+    jsonl_cli: Annotated[dict[Name, JsonlCliSettings], AfterValidator(_free)] = Field(
         default_factory=dict, alias="jsonl-cli", description="Other programs, each a provider by its name."
     )
 

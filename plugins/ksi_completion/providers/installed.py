@@ -22,7 +22,9 @@ def python_with(name: str, package: str) -> str | None:
     python = environment(name) / "bin" / "python"
     if any(environment(name).glob(f"lib/python3*/site-packages/{package}/__init__.py")) and python.exists():
         return str(python)
-    return sys.executable if find_spec(package) else None
+    spec = find_spec(package)
+    # A folder of that name, without a package in it, has no origin.
+    return sys.executable if spec and spec.origin else None
 
 
 def packaged(name: str, package: str, path: str) -> str | None:

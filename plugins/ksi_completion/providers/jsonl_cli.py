@@ -29,7 +29,7 @@ class JsonlCliProvider:
         self.keeps_sessions = bool(settings.resume)
         self.restricts_tools = settings.names("tools")
         self._settings = settings
-        self._work = settings.work_dir or state_dir.absolute() / name
+        self._work = settings.work_dir or state_dir.absolute() / "jsonl-cli" / name
         program = settings.command[0].format(folder=settings.folder)
         self._program = Found(lambda: on_path(program))
         self._commands = Commands(processes)

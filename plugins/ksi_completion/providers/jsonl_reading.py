@@ -48,8 +48,9 @@ class JsonlReading:
         for name in _KEPT:
             if (path := getattr(meaning, name)) and (value := found(line, path)) is not None:
                 self._values[name] = value
-        if meaning.failure and (said := found(line, meaning.failure)) is not None:
-            raise _failure(meaning, line, str(said), self.usage)
+        said = found(line, meaning.failure) if meaning.failure else None
+        if said is not None or meaning.kind:
+            raise _failure(meaning, line, str(said or "the program failed"), self.usage)
         self._has_ended = self._has_ended or meaning.end
         text = found(line, meaning.text) if meaning.text else None
         if isinstance(text, str):

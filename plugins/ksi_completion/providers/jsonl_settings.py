@@ -59,10 +59,10 @@ class Meaning(Section):
     cached_tokens: FieldPath | None = Field(None, description="Of the prompt, not computed again.")
     cost_usd: FieldPath | None = Field(None, description="The price of this call.")
     structured: FieldPath | None = Field(None, description="What a response_schema asked for.")
-    failure: FieldPath | None = Field(None, description="Why there is no answer.")
+    failure: FieldPath | None = Field(None, description="Why there is no answer, where that is said.")
     status: FieldPath | None = Field(None, description="A failure's HTTP status, which says its class.")
     retry_after_s: FieldPath | None = Field(None, description="A failure's time to wait.")
-    kind: FailureClass | None = Field(None, description="A failure's class.")
+    kind: FailureClass | None = Field(None, description="The class of a failure, which such a line then is.")
     reason: str | None = Field(None, description="A failure's name.")
     end: bool = Field(default=False, description="It is the program's last word.")
 
@@ -97,7 +97,7 @@ class JsonlCliSettings(Section):
     )
     env: dict[str, str] = Field(default_factory=dict, description="Variables for it, nothing secret.")
     work_dir: WholePath | None = Field(
-        None, description="Where it runs, and its HOME; default: state/NAME in $KSI_HOME."
+        None, description="Where it runs, and its HOME; default: state/jsonl-cli/NAME in $KSI_HOME."
     )
     lines: list[Meaning] = Field(
         default_factory=list, description="What its lines mean; of those that fit, the first."

@@ -6,7 +6,7 @@ from pydantic import Field, JsonValue
 
 from ksi_common.events.completion import ModelName
 from ksi_completion.providers.section import Section
-from ksi_completion.whole_path import WholePath
+from ksi_completion.whole_path import KeyFile
 
 
 class LitellmModel(Section):
@@ -14,7 +14,7 @@ class LitellmModel(Section):
 
     model: str = Field(min_length=1, description="What litellm calls it: openai/gpt-5, ollama/qwen3, ...")
     api_key_env: str | None = Field(None, description="Variable that has the key; only its name stands here.")
-    api_key_file: WholePath | None = Field(None, description="File that has the key, in place of a variable.")
+    api_key_file: KeyFile | None = Field(None, description="File that has the key, in place of a variable.")
     api_base: str | None = Field(None, description="Another address of the service.")
     api_version: str | None = Field(None, description="As Azure wants it.")
     parameters: dict[str, JsonValue] = Field(

@@ -80,6 +80,8 @@ class Desk:
             end = failed.report
         except Exception as error:
             end = failure(error)
+            # Services quote what they do not accept.
+            end["message"] = end["message"].replace(key(order["options"]) or NO_KEY, "(the key)")
         del self._tasks[ident]
         self.report({**end, "id": ident})
 
