@@ -13,6 +13,11 @@ from ksi_daemon.database import Database, Transaction
 
 _FIND: Final = "SELECT owner, token, expires FROM leases WHERE name = ?"
 _TAKE: Final = "REPLACE INTO leases (name, owner, token, expires) VALUES (?, ?, ?, ?)"
+_TAKE_FREE: Final = (
+    "UPDATE leases SET owner = ?2, token = token + 1, expires = ?3 "
+    "WHERE name = ?1 AND (owner IS NULL OR owner = ?2) RETURNING token"
+)
+"""The usual case in one statement: nobody has it, or the owner itself."""
 _RENEW: Final = "UPDATE leases SET expires = ? WHERE name = ?"
 _REVOKE: Final = "UPDATE leases SET owner = NULL WHERE name = ? AND owner IS NOT NULL"
 _RELEASE: Final = "UPDATE leases SET owner = NULL WHERE name = ? AND token = ? AND owner IS NOT NULL"
@@ -107,8 +112,12 @@ class DatabaseLeases:
     def acquire_in(self, tx: Transaction, name: str, owner: str, ttl_s: float) -> Lease:
         """Take the lease in a unit of work."""
         now = self._clock.time_us()
+        free = tx.execute(_TAKE_FREE, (name, owner, _expiry(now, ttl_s))).fetchone()
+        if free is not None:
+            tx.on_commit(lambda: self._count_acquired(taken_over=False))
+            return Lease(name, owner, free[0], _expiry(now, ttl_s))
         holder, token, expires = tx.execute(_FIND, (name,)).fetchone() or (None, 0, 0)
-        if holder not in (None, owner) and expires > now:
+        if holder is not None and expires > now:
             raise LeaseHeld(
                 f"lease {name!r} is held by {holder!r}",
                 reason="lease_held",
@@ -117,7 +126,7 @@ class DatabaseLeases:
             )
         lease = Lease(name, owner, token + 1, _expiry(now, ttl_s))
         tx.execute(_TAKE, (lease.name, lease.owner, lease.token, lease.expires_us))
-        tx.on_commit(lambda: self._count_acquired(taken_over=holder not in (None, owner)))
+        tx.on_commit(lambda: self._count_acquired(taken_over=holder is not None))
         return lease
 
     async def renew(self, lease: Lease, ttl_s: float) -> Lease:

@@ -96,10 +96,9 @@ class Ending:
 
         ``outcome``: None where a daemon before wrote the line.
         """
-        session = _after(await self._sessions.find(row.session_id), line, written)
-        changed = session.changes_with(line.provider, line.model) if line.outcome == "result" else None
-        if changed is not None:
-            session = replace(session, provider=line.provider, model=line.model)
+        before = await self._sessions.find(row.session_id)
+        changed = before.changes_with(line.provider, line.model) if line.outcome == "result" else None
+        session = _after(before, line, written)
         step = step_of(row, line, written.reference, provider_changed=changed)
         told = _told(row, line, step)
 
@@ -148,6 +147,8 @@ def _after(session: Session, line: Line, written: Written) -> Session:
     return replace(
         session,
         file_end=written.end,
+        provider=line.provider,
+        model=line.model,
         provider_session=line.provider_session,
         resume_at=line.resume_at,
     )

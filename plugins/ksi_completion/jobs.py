@@ -69,7 +69,9 @@ class Jobs:
                     for message in stored
                 ]
 
-    async def make(self, row: Row, session: Session, keeps_sessions: bool, left_s: float) -> Job:  # noqa: FBT001 - of a callback
+    async def make(
+        self, row: Row, session: Session, *, attempt: int, keeps_sessions: bool, left_s: float
+    ) -> Job:
         """Give what the provider is asked; a session that it keeps itself is not told again."""
         prompt = await self._prompt(row.request_id)
         goes_on = keeps_sessions and session.is_bound_to(row.provider, row.model) and not is_whole(prompt)
@@ -82,6 +84,7 @@ class Jobs:
             row.session_id,
             row.model,
             messages,
+            attempt=attempt,
             max_tokens=row.max_tokens,
             provider_session=session.provider_session if goes_on else None,
             resume_at=session.resume_at if goes_on else None,

@@ -12,6 +12,8 @@ it is installed; and what has an ``unknown_outcome`` may still be at work: anoth
 """
 SESSION_LOST: Final = "session_lost"
 """The reason of a provider that no longer knows its session: it is told the whole conversation again."""
+SESSION_BUSY: Final = "session_busy"
+"""The reason where another may be at work on the session yet: it says nothing of the provider."""
 FIRST_DELAY_S: Final = 1.0
 MAX_DELAY_S: Final = 60.0
 

@@ -10,6 +10,7 @@ from typing import Final, TypeVar
 from ksi_completion.circuit_breakers import Candidate, CircuitBreakers
 from ksi_completion.providers.interface import Answer, FailureClass, ProviderFailure
 from ksi_completion.response_cache import is_cached
+from ksi_completion.retry_manager import SESSION_BUSY
 
 FAILED_OVER: Final[frozenset[FailureClass]] = frozenset(
     ("transient", "rate_limited", "stalled", "auth", "not_deployed")
@@ -53,7 +54,7 @@ class Routes:
             if isinstance(came, Answer):
                 said_something = not is_cached(came.response)
             elif isinstance(came, ProviderFailure):
-                said_something = came.kind not in NO_FAULT
+                said_something = came.kind not in NO_FAULT and came.reason != SESSION_BUSY
         finally:
             if not said_something:
                 self._breakers.left(current)
@@ -66,7 +67,7 @@ class Routes:
     def instead(self, alias: str | None, current: Candidate, failure: ProviderFailure) -> Candidate | None:
         """Give who may be asked at once instead of who failed; None where the round is over."""
         candidates = self._aliases.get(alias or "", ())
-        if failure.kind not in FAILED_OVER or current not in candidates:
+        if failure.kind not in FAILED_OVER or failure.reason == SESSION_BUSY or current not in candidates:
             return None
         for candidate in candidates[candidates.index(current) + 1 :]:
             if self._is_usable(candidate.provider) and not self._breakers.wait_s(candidate):

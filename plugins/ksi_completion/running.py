@@ -1,9 +1,9 @@
 """One attempt at a completion: from its turn to an answer, a failure, or the proof that it was stopped."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import structlog
 
@@ -26,7 +26,7 @@ from ksi_completion.provider_manager import ProviderManager
 from ksi_completion.providers.interface import Answer, Generation, Job, ProviderFailure
 from ksi_completion.reservations import OverBudget, Reservation
 from ksi_completion.response_cache import ResponseCache
-from ksi_completion.retry_manager import RETRIED, SESSION_LOST, RetryManager
+from ksi_completion.retry_manager import RETRIED, SESSION_BUSY, SESSION_LOST, RetryManager
 from ksi_completion.routes import SHUT
 from ksi_completion.rows import Row
 from ksi_completion.session_manager import Session, SessionManager
@@ -46,8 +46,16 @@ _BEGIN: Final = (
 PROGRESS_S: Final = 5.0
 """Between words of an attempt that is at work and says nothing."""
 
-MakeJob = Callable[[Row, Session, bool, float], Awaitable[Job]]
-"""Give what a provider is asked; whether it keeps its sessions itself, and the seconds that it may take."""
+
+class MakeJob(Protocol):
+    """Give what a provider is asked."""
+
+    def __call__(
+        self, row: Row, session: Session, *, attempt: int, keeps_sessions: bool, left_s: float
+    ) -> Awaitable[Job]:
+        """``keeps_sessions``: the provider does so itself; ``left_s``: the seconds that it may take."""
+        ...
+
 
 _Came = Answer | ProviderFailure | OverBudget | Failure | None
 """What came of the work; None: it was stopped by wish."""
@@ -171,7 +179,7 @@ class Attempt:
                 return None
             async with asyncio.timeout(None) as scope:
                 self._scope = scope
-                return await self._answer(scope, replace(job, attempt=self._attempt))
+                return await self._answer(scope, job)
         except TimeoutError:
             return self._broken_off()
         except (ProviderFailure, OverBudget) as error:
@@ -199,7 +207,13 @@ class Attempt:
     async def _job(self) -> Job:
         """Give what the provider is asked; after an answer that does not fit, for a better one."""
         row, provider = self.row, self._providers.get(self.row.provider)
-        job = await self._make_job(row, self._session, provider.keeps_sessions, self._left_s())
+        job = await self._make_job(
+            row,
+            self._session,
+            attempt=self._attempt + 1,
+            keeps_sessions=provider.keeps_sessions,
+            left_s=self._left_s(),
+        )
         bad = self._unfit.pop(row.request_id, None)
         if row.last_reason == structured.REASON:
             job = replace(job, messages=structured.repaired(job.messages, bad, row.last_message or ""))
@@ -283,7 +297,7 @@ class Attempt:
             # Whoever has it could not be ended: two at work on a session would spoil it.
             retry_after_s = min(60.0, float(lease.details["retry_after_s"]))
             raise ProviderFailure(
-                lease.message, reason="session_busy", kind="transient", retry_after_s=retry_after_s
+                lease.message, reason=SESSION_BUSY, kind="transient", retry_after_s=retry_after_s
             )
         self._attempt, self._lease = attempt, lease
         self._live.started(self._named() | {"provider": row.provider, "model": row.model})

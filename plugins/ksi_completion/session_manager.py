@@ -27,7 +27,8 @@ _ENTER: Final = (
     "INSERT INTO completion_sessions (session_id, created_us, updated_us, message_count) "
     "VALUES (?1, ?2, ?2, ?3) ON CONFLICT (session_id) "
     "DO UPDATE SET updated_us = ?2, message_count = message_count + ?3 "
-    "RETURNING file_end, provider, model, provider_session, resume_at, forked_from"
+    "RETURNING file_end, provider, model, provider_session, resume_at, forked_from, "
+    "(SELECT count(*) FROM completions c WHERE c.session_id = ?1 AND sha256 IS NULL)"
 )
 _FIND: Final = (
     "SELECT file_end, provider, model, provider_session, resume_at, forked_from FROM completion_sessions "
@@ -123,16 +124,14 @@ class SessionManager:
         Gives the session's id and how many completions of it are open already. Raises ResourceExhausted.
         """
         name = session_id or self._free_name(tx)
-        (open_count,) = tx.execute(
-            "SELECT count(*) FROM completions WHERE session_id = ? AND sha256 IS NULL", (name,)
-        ).fetchone()
+        *columns, open_count = tx.execute(_ENTER, (name, time_us, messages)).fetchone()
         if open_count >= self._session_queue:
             raise ResourceExhausted(
                 f"queue of session {name} is full ({open_count} of {self._session_queue})",
                 reason="session_queue_full",
                 retry_after_s=RETRY_AFTER_S,
             )
-        found = Session(*tx.execute(_ENTER, (name, time_us, messages)).fetchone())
+        found = Session(*columns)
         tx.on_commit(lambda: self._remember(name, found))
         return name, open_count
 
@@ -155,8 +154,8 @@ class SessionManager:
 
     def give_back_in(self, tx: Transaction, lease: Lease) -> None:
         """End the right, with what came of it, in a unit; raise LeaseLost where another has it meanwhile."""
-        self._leases.check_in(tx, lease)
-        self._leases.release_in(tx, lease)
+        if not self._leases.release_in(tx, lease):
+            self._leases.check_in(tx, lease)
 
     def revoke_in(self, tx: Transaction, session_id: str) -> None:
         """Take the right to a session from who is known to be gone, in a unit."""

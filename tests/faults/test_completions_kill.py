@@ -19,7 +19,7 @@ from ksi_common.errors import KSIError
 from ksi_common.events import completion, completion_status
 from ksi_common.events.completion import Failure
 from ksi_completion.responses import Line
-from tests.support.completion_audit import check_completions
+from tests.support.completion_audit import check_calls, check_completions
 from tests.support.daemon_process import DaemonProcess
 from tests.support.scale import scaled
 from tests.support.waiting import eventually
@@ -27,6 +27,8 @@ from tests.support.waiting import eventually
 KILLS = scaled(4, 10)
 COMPLETIONS = scaled(24, 50)
 SESSIONS = 10
+MANY = scaled(40, 200)
+MANY_KILLS = scaled(4, 30)
 WORKER = Path(__file__).parents[1] / "support" / "odd_worker.py"
 
 PROMPTS = ("echo: one two three", "mode:slow 4 0.03", "mode:fork", "mode:pieces", "mode:fail invalid")
@@ -67,13 +69,15 @@ def workers_of(daemon: DaemonProcess) -> list[int]:
     return found
 
 
-async def accept(client: AsyncClient, count: int, prompts: tuple[str, ...] = PROMPTS) -> list[str]:
-    """Ask for so many, over ten sessions; give the ids of those that were accepted."""
+async def accept(
+    client: AsyncClient, count: int, prompts: tuple[str, ...] = PROMPTS, *, sessions: int = SESSIONS
+) -> list[str]:
+    """Ask for so many, over some sessions; give the ids of those that were accepted."""
     for number in range(count):
         await client.call(
             completion.Async(
                 prompt=prompts[number % len(prompts)],
-                session_id=f"s{number % SESSIONS}",
+                session_id=f"s{number % sessions}",
                 request_id=f"r{number}",
             )
         )
@@ -85,10 +89,9 @@ async def kill_after(daemon: DaemonProcess, events: int) -> None:
     async with AsyncClient(daemon.socket) as client:
         following = client.subscribe("completion:*")
         with suppress(KSIError):
-            async for _ in following:
+            while events and await open_count(client):
+                await anext(following)
                 events -= 1
-                if not events or await open_count(client) == 0:
-                    break
         daemon.kill_now()
         await following.aclose()
     await daemon.wait()
@@ -123,6 +126,29 @@ async def test_fifty_queued_completions_end_once_through_ten_kills() -> None:
         await daemon.stop()
         outcomes = await check_completions(daemon.home, accepted)
     assert set(outcomes.values()) == {"completed", "failed"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60 + 10 * MANY_KILLS)
+async def test_kills_in_the_middle_of_failures_and_back_offs_cost_no_answer_and_no_token() -> None:
+    """Each request ends once, in its session's order, and is paid for as often as a provider was asked."""
+    draw = random.Random(7)
+    mock = {"latency_s": 0.4, "distribution": "uniform", "failure_rate": 0.3, "failures_cost": True}
+    settings = {"mock": mock, "attempts": 10, "retry_delay_s": 0.2, "concurrency": 8}
+    daemon = DaemonProcess()
+    daemon.environ |= {"KSI_PROVIDER": "mock", "KSI_PLUGINS": json.dumps({"completion": settings})}
+    async with daemon:
+        async with AsyncClient(daemon.socket) as client:
+            accepted = await accept(client, MANY, tuple(f"say {n}" for n in range(7)), sessions=20)
+        for _ in range(MANY_KILLS):
+            await kill_after(daemon, draw.randint(1, 3 * MANY // MANY_KILLS))
+            tear(daemon.home, draw)
+            await daemon.start()
+        await wait_all_ended(daemon)
+        await daemon.stop()
+        outcomes = await check_completions(daemon.home, accepted)
+        await check_calls(daemon.home, kills=MANY_KILLS)
+    assert set(outcomes.values()) == {"completed"}
 
 
 def tear(home: Path, draw: random.Random) -> None:
@@ -274,6 +300,34 @@ async def test_what_a_kill_could_do_is_found_out(damage: str | Callable[[Path], 
             await _execute(daemon.database, damage)
         with pytest.raises(AssertionError, match=finding):
             await check_completions(daemon.home, accepted)
+
+
+ONE_MORE = """
+    INSERT INTO token_usage (request_id, attempt, session_id, provider, model, day, prompt_tokens,
+        completion_tokens, cached_tokens)
+    SELECT request_id, attempt + 9, session_id, provider, model, day, 1, 1, 0 FROM token_usage LIMIT 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("damage", "finding"),
+    [
+        ("DELETE FROM token_usage", "r0 was asked for 1 times, and paid for 0 times"),
+        (ONE_MORE, "r0 was asked for 1 times, and paid for 2 times"),
+        ("UPDATE token_usage SET completion_tokens = 99", "the ledger has 99 tokens"),
+        ("UPDATE completions SET attempts = 5", "r0 had 5 attempts"),
+    ],
+)
+async def test_a_call_too_many_or_not_accounted_for_is_found_out(damage: str, finding: str) -> None:
+    async with daemon_with_odd_model() as daemon:
+        async with AsyncClient(daemon.socket) as client:
+            await accept(client, 1)
+        await wait_all_ended(daemon)
+        await daemon.stop()
+        await check_calls(daemon.home, kills=0)
+        await _execute(daemon.database, damage)
+        with pytest.raises(AssertionError, match=finding):
+            await check_calls(daemon.home, kills=0)
 
 
 async def _execute(path: Path, sql: str) -> None:

@@ -287,7 +287,7 @@ async def test_what_a_request_says_of_tools_and_form_reaches_the_provider_after_
 
     monkeypatch.setattr(EmbeddedProvider, "start", noted)
     tool = {"type": "function", "function": {"name": "look", "parameters": {}}}
-    said = {
+    said: Frame = {
         "tools": [tool],
         "allowed_tools": ["look", "mcp__ksi__read"],
         "response_schema": {"type": "object"},

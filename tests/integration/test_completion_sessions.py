@@ -47,6 +47,10 @@ class Keeper:
         """The last job."""
         return self.jobs[-1]
 
+    def session(self) -> str | None:
+        """Its own id of the session, as the last job had it."""
+        return self.jobs[-1].provider_session
+
     def told(self) -> Sequence[str]:
         """What the last job had of messages."""
         return [message.content for message in self.last.messages]
@@ -81,9 +85,10 @@ async def ask(wire: Wire, prompt: str, **fields: Any) -> Frame:
 async def test_a_provider_that_keeps_its_sessions_is_told_the_new_prompt_only(keeper: Keeper) -> None:
     async with daemon() as ksi, ksi.connect() as wire:
         await ask(wire, "one")
-        assert (keeper.last.provider_session, keeper.told()) == (None, ["one"])
+        assert keeper.session() is None
+        assert keeper.told() == ["one"]
         await ask(wire, "two")
-        assert (keeper.last.provider_session, keeper.last.resume_at) == ("own-1", "turn-1")
+        assert (keeper.session(), keeper.last.resume_at) == ("own-1", "turn-1")
         assert keeper.told() == ["two"]
         state = await ksi.call_raw("completion:session_status", {"session_id": "s"})
         assert (state["provider"], state["model"], state["provider_session"]) == ("mock", "mock", "own-1")
@@ -94,7 +99,7 @@ async def test_what_the_result_said_of_the_session_outlives_a_restart(keeper: Ke
         await ask(wire, "one")
     async with daemon(tmp_path / "var") as ksi, ksi.connect() as wire:
         await ask(wire, "two")
-        assert (keeper.last.provider_session, keeper.last.resume_at) == ("own-1", "turn-1")
+        assert (keeper.session(), keeper.last.resume_at) == ("own-1", "turn-1")
         assert keeper.told() == ["two"]
 
 
@@ -112,13 +117,14 @@ async def test_another_model_is_told_everything_and_the_answer_says_that_it_chan
         assert (await ask(wire, "one"))["provider_changed"] is False
         last = await ask(wire, "two", model="other", request_id="r2")
         assert last["provider_changed"] is True
-        assert (keeper.last.provider_session, keeper.told()) == (None, ["one", "one", "two"])
+        assert keeper.session() is None
+        assert keeper.told() == ["one", "one", "two"]
         assert [event["provider_changed"] for event in ksi.emitted("completion:result")] == [False, True]
         one = (await ksi.call_raw("completion:status", {"request_id": "r2"}))["completion"]
         assert one["provider_changed"] is True
         # Neither goes the first one on where it was: it has not heard the second turn.
         await ask(wire, "three", model="mock")
-        assert keeper.last.provider_session is None
+        assert keeper.session() is None
         assert keeper.told() == ["one", "one", "two", "two", "three"]
 
 
@@ -131,11 +137,13 @@ async def test_a_session_that_the_provider_forgot_is_told_again_from_the_file(
     async with daemon(tmp_path / "var") as ksi, ksi.connect() as wire:
         last = await ask(wire, "two", request_id="r2")
         assert (last["type"], last["attempt"]) == ("result", 2)
-        assert (keeper.last.provider_session, keeper.told()) == (None, ["one", "one", "two"])
+        assert keeper.session() is None
+        assert keeper.told() == ["one", "one", "two"]
         (retrying,) = ksi.emitted("completion:retrying")
         assert (retrying["reason"], retrying["delay_s"], retrying["failures"]) == ("session_lost", 0.0, 0)
         await ask(wire, "three")
-        assert (keeper.last.provider_session, keeper.told()) == ("own-3", ["three"])
+        assert keeper.session() == "own-3"
+        assert keeper.told() == ["three"]
 
 
 async def test_a_session_that_is_lost_anew_each_time_fails(keeper: Keeper) -> None:
@@ -155,7 +163,8 @@ async def test_a_whole_conversation_begins_a_session_of_the_provider_anew(keeper
         assert (await wire.call("completion:async", data))["type"] == "reply"
         await ask(wire, "last")
         assert (keeper.jobs[1].provider_session, len(keeper.jobs[1].messages)) == (None, 3)
-        assert (keeper.last.provider_session, keeper.told()) == ("own-2", ["last"])
+        assert keeper.session() == "own-2"
+        assert keeper.told() == ["last"]
 
 
 # Forks
@@ -170,13 +179,14 @@ async def test_a_fork_goes_on_from_an_answer_and_leaves_the_session_as_it_is(kee
         )
         assert forked == {"session_id": "f", "forked_from": "s", "request_id": "r1", "messages": 4}
         await ask(wire, "four", session_id="f")
-        assert keeper.last.provider_session is None
+        assert keeper.session() is None
         assert keeper.told() == ["one", "one", "two", "two", "four"]
         again = await ksi.call_raw("conversation:fork", {"session_id": "f"})
         await ask(wire, "five", session_id=again["session_id"])
         assert keeper.told() == ["one", "one", "two", "two", "four", "four", "five"]
         await ask(wire, "next")
-        assert (keeper.last.provider_session, keeper.told()) == ("own-1", ["next"])
+        assert keeper.session() == "own-1"
+        assert keeper.told() == ["next"]
         read = await ksi.call_raw("conversation:get", {"session_id": "f"})
         assert [message["content"] for message in read["messages"]] == [
             "one", "one", "two", "two", "four", "four",
@@ -219,7 +229,7 @@ async def test_nobody_begins_on_a_session_that_another_may_be_at_work_on() -> No
         assert [event["session_id"] for event in ksi.emitted("completion:started")] == ["t"]
 
 
-async def test_what_one_did_who_lost_the_session_is_not_kept(keeper: Keeper) -> None:
+async def test_what_one_did_who_lost_the_session_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     async with daemon() as ksi, ksi.connect() as wire:
         leases: Leases = ksi.daemon.services.get(Leases)  # type: ignore[type-abstract]
         database = ksi.daemon.database
@@ -234,7 +244,7 @@ async def test_what_one_did_who_lost_the_session_is_not_kept(keeper: Keeper) -> 
             await steal(job)
             return await start(provider, job)
 
-        MockProvider.start = robbed  # type: ignore[method-assign]  # the fixture puts it back
+        monkeypatch.setattr(MockProvider, "start", robbed)
         last = await ask(wire, "one", request_id="r1")
         assert (last["type"], last["attempt"]) == ("result", 2)
         (retrying,) = ksi.emitted("completion:retrying")

@@ -36,6 +36,26 @@ async def check_completions(home: Path, accepted: Collection[str]) -> Mapping[st
     return states
 
 
+async def check_calls(home: Path, *, kills: int) -> None:
+    """Compare how often providers were asked with what was paid for; each failure has to have cost something.
+
+    Raises AssertionError that names the request.
+    """
+    async with AsyncSQLiteDB(home / "db" / "ksi.db", read_only=True) as database:
+        rows = await database.fetch("SELECT * FROM completions")
+        ledger = await database.fetch("SELECT request_id, completion_tokens FROM token_usage")
+    paid = Counter(entry["request_id"] for entry in ledger)
+    for row in rows:
+        request, known = row["request_id"], row["failures"] + (row["state"] == "completed")
+        assert paid[request] == known, (
+            f"{request} was asked for {known} times, and paid for {paid[request]} times"
+        )
+        assert row["attempts"] <= known + kills, f"{request} had {row['attempts']} attempts"
+    said = sum(row["completion_tokens"] or 0 for row in rows)
+    counted = sum(entry["completion_tokens"] for entry in ledger)
+    assert counted == said, f"the ledger has {counted} tokens, the answers {said}"
+
+
 def _lines(folder: Path) -> Mapping[str, list[dict[str, Any]]]:
     lines: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for path in folder.glob("*.jsonl"):
