@@ -188,7 +188,8 @@ def statements(script: str) -> Iterable[str]:
             yield statement.strip()
             statement = ""
     if _HAS_SQL.search(re.sub(r"--[^\n]*", "", statement)):
-        raise ValueError(f"script ends within a statement: {statement.strip()[:60]!r}")
+        begins = statement.strip()[:60]
+        raise ValueError(f"script ends within a statement: {begins!r} has no final semicolon")
 
 
 _HAS_SQL = re.compile(r"\S")

@@ -4,11 +4,14 @@ First an event's data goes: its row stays as a stub, with its id, digest and cha
 verified over it and the same event is not stored again. Later the oldest rows go, up to a recorded horizon
 before which nothing holds data: the chain is verified from there. Blobs that nobody refers to any more are
 removed, and free pages are given back to the file system. Each slice is one unit of some milliseconds.
+
+What a table is made of again stays, whatever the rules say, until a snapshot of the table stands for it: one
+is made, and held against what is live, when the first such event is to go.
 """
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import Final
 
@@ -16,12 +19,14 @@ import orjson
 import structlog
 
 from ksi_common.clock import Clock
+from ksi_common.errors import KSIError
 from ksi_common.events.event import Swept as SweptEvent
 from ksi_common.messages import matches
 from ksi_daemon import blob_files
 from ksi_daemon.database import Database, Transaction
 from ksi_daemon.database.log_index import drop_indexed
 from ksi_daemon.referrers import Referrers
+from ksi_daemon.replay.sandboxes import Sandboxes
 from ksi_daemon.settings import RetentionRule, RetentionSettings
 
 log = structlog.get_logger()
@@ -64,6 +69,8 @@ class Swept:
     blob_bytes: int = 0
     returned_bytes: int = 0
     """Of the database's file."""
+    needed: int = 0
+    """Events that no rule keeps, and that are left because tables are made of them again."""
 
 
 @dataclass(slots=True)
@@ -84,10 +91,17 @@ class Retention:
     """Sweep the log now and then. One sweep at a time; whoever lags behind gets a gap."""
 
     def __init__(
-        self, database: Database, referrers: Referrers, clock: Clock, settings: RetentionSettings
+        self,
+        database: Database,
+        referrers: Referrers,
+        clock: Clock,
+        settings: RetentionSettings,
+        sandboxes: Sandboxes,
     ) -> None:
         self._database = database
         self._referrers = referrers
+        self._sandboxes = sandboxes
+        self._snapshot_seq = 0
         self._clock = clock
         self.settings = settings
         self.rules = settings.all_rules
@@ -104,16 +118,21 @@ class Retention:
             await asyncio.sleep(self.settings.every_s)
             await self.sweep()
 
-    async def sweep(self) -> Swept:
-        """Remove what no rule keeps."""
-        async with self._turn:
+    async def sweep(self, *, trust_live: bool = False) -> Swept:
+        """Remove what no rule keeps.
+
+        ``trust_live``: where the log does not make the tables that are live, let these be the snapshot.
+        """
+        async with self._turn, self._sandboxes.turn:
             swept = Swept()
             await self._remove_data(swept)
+            if swept.needed and await self._keep_snapshot(trust_live=trust_live):
+                await self._remove_data(swept)
             await self._compact(swept)
             await self._collect(swept)
             await self._return_pages(swept)
             self.last, self.swept_us = swept, self._clock.time_us()
-            if swept != Swept():
+            if replace(swept, needed=0) != Swept():
                 told = SweptEvent(horizon=self._database.facts.horizon, **asdict(swept))
                 await self._database.write_apart(lambda tx: tx.tell(told))
         return swept
@@ -124,6 +143,9 @@ class Retention:
 
     async def _remove_data(self, swept: Swept) -> None:
         """Go from the newest events to the oldest: what fits is kept, what is beyond loses its data."""
+        snapshot = await self._sandboxes.snapshot()
+        self._snapshot_seq = snapshot.seq if snapshot is not None else 0
+        swept.needed = 0
         now_us = self._clock.time_us()
         allowances = {id(rule): _Allowance(rule) for rule in self.rules}
         high = self._database.head
@@ -160,13 +182,29 @@ class Retention:
             gone: list[tuple[str, int]] = []
             for seq, name, time_us, data, reference in reversed(rows):
                 size, stub = _stub(data, reference)
-                if not allowances[id(self.rule_of(name))].takes(time_us, size, now_us):
+                if allowances[id(self.rule_of(name))].takes(time_us, size, now_us):
+                    continue
+                if seq > self._snapshot_seq and name in self._sandboxes.needed:
+                    swept.needed += 1
+                else:
                     gone.append((stub, seq))
                     swept.removed_bytes += size
             if gone:
                 await self._database.write_apart(lambda tx, gone=gone: _remove(tx, gone))  # type: ignore[misc]
                 swept.removed += len(gone)
             high = first
+
+    async def _keep_snapshot(self, *, trust_live: bool) -> bool:
+        """Have a snapshot stand for what tables are made of; give whether there is one."""
+        try:
+            differences = await self._sandboxes.keep_snapshot(trust_live=trust_live)
+        except KSIError as error:
+            log.error("retention.no_snapshot", error=str(error))  # noqa: TRY400 -- expected, and said whole
+            return False
+        if differences and not trust_live:
+            log.error("retention.snapshot_differs", difference=differences[0], hint="ksi replay")
+            return False
+        return True
 
     async def _compact(self, swept: Swept) -> None:
         """Delete the oldest rows: up to the first that has data, and not the last of all."""

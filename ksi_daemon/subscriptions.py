@@ -107,6 +107,8 @@ class _Feed:
         self._interest = interest
         self._sink = sink
         self._position = 0
+        self._opens_us: int | None = None
+        """It begins with the first event told then, or later; there was none yet."""
         self._state: Literal["behind", "holding", "live"] = "behind"
         self._held: list[Batch] = []
         self._held_events = 0
@@ -148,7 +150,7 @@ class _Feed:
                 self._overflow(batch)
             else:
                 self._position = batch.head
-                self._sink.deliver(batch)
+                self._give(batch)
         elif self._state == "holding":
             self._held.append(batch)
             self._held_events += len(batch.events)
@@ -185,7 +187,10 @@ class _Feed:
             case {"cursor": str(text)}:
                 self._go_to(self._log.locate(text, self._hub.head))
             case {"time": str(text)}:
-                self._position = await self._log.position_at(parse_time(text))
+                time_us = parse_time(text)
+                self._position = await self._log.position_at(time_us)
+                if self._position >= self._hub.head:
+                    self._opens_us = time_us
 
     def _go_to(self, place: Place) -> None:
         self._position = place.seq
@@ -239,7 +244,7 @@ class _Feed:
             self._mark("gap", reason="retention", removed=page.removed)
         self._position = page.last
         if page.events:
-            self._sink.deliver(Batch(page.events, page.last, self._log.log_id))
+            self._give(Batch(page.events, page.last, self._log.log_id))
         return bool(page.events)
 
     async def _wait_overflow(self) -> None:
@@ -260,7 +265,17 @@ class _Feed:
             self._mark("gap", reason="overflow", dropped=dropped)
         self._position = self._hub.head
         if events:
-            self._sink.deliver(Batch(events, self._position, self._log.log_id))
+            self._give(Batch(events, self._position, self._log.log_id))
+
+    def _give(self, batch: Batch) -> None:
+        if self._opens_us is None:
+            self._sink.deliver(batch)
+            return
+        for index, event in enumerate(batch.events):
+            if event.time_us >= self._opens_us:
+                self._opens_us = None
+                self._sink.deliver(Batch(batch.events[index:], batch.head, self._log.log_id))
+                return
 
     def _mark(self, kind: MarkKind, **fields: Any) -> None:
         self._sink.mark(kind, self._log.cursor(self._position), fields)

@@ -58,6 +58,8 @@ def import_(invocation: Invocation, file: str) -> int:
     if done is None:
         return FAILED
     _show(invocation, done, f"{done.get('events', 0):,} events read, up to seq {done.get('seq', 0):,}")
+    if done.get("missing"):
+        click.echo(f"ksi import: tables lack {done['missing']:,} events, whose data was gone", err=True)
     return 0
 
 

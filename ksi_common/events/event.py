@@ -284,6 +284,13 @@ class Subscribe(Stream[Subscribed], event="event:subscribe", safe=True, raises=(
     max_attempts: Annotated[int, Field(ge=1, le=1000)] | None = Field(
         None, description="Of a named consumer: failures that make an event a dead letter; default 5."
     )
+    ack_wait_s: Annotated[float, Field(ge=0.1, le=86_400)] | None = Field(
+        None,
+        description=(
+            "Of a named consumer: when this member has events and has acknowledged none, nor given one back, "
+            "for so long, they are taken back and given again, to others first; default: it has all the time."
+        ),
+    )
 
 
 class Verified(Message):
@@ -339,10 +346,22 @@ class Removal(Message):
     blob_bytes: int
     returned_bytes: int
     """Given back to the file system, of the database's file."""
+    needed: int = 0
+    """Events that no rule keeps, and that stay: tables are made of them, and no snapshot stands for them."""
 
 
 class Sweep(Request[Removal], event="event:sweep", idempotent=True):
-    """Apply retention now, rather than at its time; broken off, what was removed stays removed."""
+    """Apply retention now, rather than at its time; broken off, what was removed stays removed.
+
+    Events that tables are made of (``state:changed``) stay until a snapshot of the tables stands for them. It
+    is made when they are to go, and kept where it is what is live, byte for byte; `ksi replay` says what
+    differs.
+    """
+
+    trust_live: bool = Field(
+        default=False,
+        description="Where the log does not make the tables that are live, take these as the snapshot.",
+    )
 
 
 class Swept(Removal, Notification, event="event:swept"):

@@ -21,6 +21,13 @@ class TableCompared(Message):
     """The first difference; None: there is none."""
 
 
+class TableLeftOut(Message):
+    """A table that no plugin says how to make of the log: it is neither in the sandbox nor compared."""
+
+    table: str
+    plugin: str
+
+
 class Replayed(Message):
     """How far it is. The last one has ``done``."""
 
@@ -41,6 +48,10 @@ class Replayed(Message):
     done: bool = False
     tables: list[TableCompared] = Field(default_factory=list)
     """What came of a sandbox."""
+    not_compared: list[TableLeftOut] = Field(default_factory=list)
+    """What a sandbox cannot have: its first difference from what is live may lie there."""
+    socket: str | None = None
+    """Where a sandbox that is kept answers."""
 
 
 class Replay(
@@ -51,9 +62,11 @@ class Replay(
 ):
     """Replay the log: into a sandbox and compare, into a projection, or into a subscriber of a plugin.
 
-    A sandbox is a database of its own in a temporary folder, made of the whole log and compared with what is
-    live. A projection is built again of the whole log, beside what readers see. A handler gets the events
-    that it subscribes to; what it would write, tell or ask is held back, unless ``effects`` are wished.
+    A sandbox is a daemon of its own, a child process in a home of its own, made of the whole log (from the
+    last snapshot on, where retention needed one) and compared with what is live, byte for byte. Its effects
+    are off: no timer, subscriber or worker runs there, and it answers only what is safe. A projection is
+    built again of the whole log, beside what readers see. A handler gets the events that it subscribes to;
+    what it would write, tell or ask is held back, unless ``effects`` are wished.
     """
 
     into: Literal["sandbox", "projection", "handler"] = Field("sandbox", description="What is to get them.")
@@ -66,3 +79,7 @@ class Replay(
         default_factory=list, description="Only events that match; none: all that the handler takes."
     )
     effects: bool = Field(default=False, description="Let the handler do what it does.")
+    keep: bool = Field(
+        default=False,
+        description="Let the sandbox answer, at the ``socket`` of the last item, until this is cancelled.",
+    )

@@ -68,6 +68,8 @@ class Member:
     has: dict[int, Entry] = field(default_factory=dict)
     alone: bool = False
     """What it has is given alone."""
+    silent: bool = False
+    """What it had was taken back, and nothing was heard of it since: others come first."""
 
     @property
     def has_room(self) -> bool:
@@ -155,6 +157,10 @@ class Ledger:
     def leave(self, member: Member, *, lost: bool) -> Sequence[Entry]:
         """Let a member go, and take back what it has; ``lost``: count that. Gives what has changed."""
         self.members.remove(member)
+        return self.take_back(member, lost=lost)
+
+    def take_back(self, member: Member, *, lost: bool) -> Sequence[Entry]:
+        """Take back what a member has; as for ``leave``."""
         entries = sorted(member.has.values(), key=lambda entry: entry.seq)
         for entry in entries:
             if lost:
@@ -162,6 +168,7 @@ class Ledger:
                 entry.failures.attempts += member.alone
                 entry.failures.losses += not member.alone
             self._put_back(entry)
+        member.has.clear()
         member.alone = False
         return entries if lost else ()
 
@@ -181,7 +188,7 @@ class Ledger:
                 entry.place = "held"
                 heappush(self._held.setdefault(entry.key, []), entry.seq)
                 continue
-            member = _ranked(free, entry.key)
+            member = _ranked([each for each in free if not each.silent] or free, entry.key)
             if entry.failures.losses >= LOSSES_TOGETHER and member.has:
                 reserved.add(member)  # until it has nothing else
                 left.append(entry.seq)

@@ -83,15 +83,23 @@ class Running:
         """Let a member go; may be called twice. ``lost``: what it had counts as tried in vain."""
         if self.seats.pop(seat.member, None) is None:
             return
-        for entry in self.ledger.leave(seat.member, lost=lost):
+        self._note_lost(self.ledger.leave(seat.member, lost=lost))
+        self.dispatch()
+
+    def _note_lost(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
             self._lost[entry.seq] = entry
             if entry.failures.attempts >= self.row.max_attempts:
                 self.ledger.let_die(entry)
             self._work.set()
-        self.dispatch()
 
     def report(self, seqs: Sequence[int], refusal: Refusal | None) -> "asyncio.Future[int]":
         """Take what is said of events; the future gives how many it was about, once that is on disk."""
+        now_us = self._clock.time_us()
+        for seq in seqs:
+            entry = self.ledger.entries.get(seq)
+            if entry is not None and entry.member is not None:
+                self.seats[entry.member].hear(now_us)
         report = Report(seqs, asyncio.get_running_loop().create_future(), refusal)
         self._reports.append(report)
         self._work.set()
@@ -176,9 +184,11 @@ class Running:
     def dispatch(self) -> None:
         """Give members what they may have."""
         given: dict[Member, list[Entry]] = {}
-        for member, entry in self.ledger.give(
-            self._clock.time_us(), lambda member: self.seats[member].has_room()
-        ):
+        now_us = self._clock.time_us()
+        self._take_back_overdue(now_us)
+        for member, entry in self.ledger.give(now_us, lambda member: self.seats[member].has_room()):
+            if len(member.has) == 1:
+                self.seats[member].heard_us = now_us
             given.setdefault(member, []).append(entry)
         for member, entries in given.items():
             self._hand_over(self.seats[member], entries)
@@ -188,6 +198,15 @@ class Running:
                     seat.told_caught_up = True
                     seat.sink.mark("caught_up", self._cursor(), {})
         self._set_alarm()
+
+    def _take_back_overdue(self, now_us: int) -> None:
+        """Have what members had for too long, without a word of any of it, given again."""
+        for seat in self.seats.values():
+            overdue_us = seat.overdue_at_us()
+            if overdue_us is not None and overdue_us <= now_us:
+                log.warning("consumer.overdue", consumer=self.row.name, member=seat.member.name)
+                seat.member.silent = True
+                self._note_lost(self.ledger.take_back(seat.member, lost=True))
 
     def _hand_over(self, seat: Seat, entries: Sequence[Entry]) -> None:
         events = [rendered(entry, self._subscriptions.log.cursor(entry.seq)) for entry in entries]
@@ -201,9 +220,10 @@ class Running:
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
-        due_us = self.ledger.next_due_us()
-        if due_us is not None and self.seats:
-            delay_s = max(due_us - self._clock.time_us(), 0) / 1e6
+        overdue = (seat.overdue_at_us() for seat in self.seats.values())
+        due = [at_us for at_us in (self.ledger.next_due_us(), *overdue) if at_us is not None]
+        if due and self.seats:
+            delay_s = max(min(due) - self._clock.time_us(), 0) / 1e6
             self._alarm = asyncio.get_running_loop().call_later(delay_s, self.dispatch)
 
     async def _settle(self) -> None:
@@ -331,4 +351,6 @@ class Running:
         return self._subscriptions.log.cursor(self.ledger.position)
 
 
-_LOST: Final = Refusal(reason="member_lost", message="its member went away each time that it had it alone")
+_LOST: Final = Refusal(
+    reason="member_lost", message="its member went away, or said nothing, each time that it had it alone"
+)

@@ -45,6 +45,10 @@ class Seat:
     sink: Sink
     automatic: bool
     """What it was given counts as done."""
+    ack_wait_s: float | None = None
+    """How long it may have events without a word of any."""
+    heard_us: int = 0
+    """When it said something of one, or was given one while it had none."""
     stalled: bool = False
     """Its sink is full."""
     error: KSIError | None = None
@@ -56,6 +60,17 @@ class Seat:
     def has_room(self) -> bool:
         """Tell whether it may be given one more event."""
         return self.member.has_room and not self.stalled
+
+    def overdue_at_us(self) -> int | None:
+        """Give when what it has is to be taken back; None: never."""
+        if self.ack_wait_s is None or not self.member.has:
+            return None
+        return self.heard_us + round(self.ack_wait_s * 1e6)
+
+    def hear(self, now_us: int) -> None:
+        """Take note of a sign of life."""
+        self.heard_us = now_us
+        self.member.silent = False
 
     def stall(self) -> None:
         """Give it no more until its sink is drained."""

@@ -105,7 +105,7 @@ class Consumers:
         running = await self._open(wish)
         name = wish.consumer or new_id()
         member = Member(name, wish.max_inflight or MAX_INFLIGHT)
-        seat = Seat(member, sink, wish.automatic)
+        seat = Seat(member, sink, wish.automatic, ack_wait_s=wish.ack_wait_s)
         running.join(seat)
         try:
             await _keep_going(running, seat)
@@ -288,7 +288,15 @@ class Consumers:
         head = self.subscriptions.hub.head
         match start:
             case {"time": str(text)}:
-                return await self.subscriptions.log.position_at(parse_time(text)), None
+                time_us = parse_time(text)
+                if time_us > self.clock.time_us():
+                    raise InvalidArgument(
+                        f"a cursor that is kept begins with what there is, and {text} is still to come",
+                        reason="start_in_future",
+                        field="start",
+                        hint='begin "now", or follow without a name',
+                    )
+                return await self.subscriptions.log.position_at(time_us), None
             case {"cursor": str(text)}:
                 return _place(self.subscriptions.log.locate(text, head))
             case "beginning":

@@ -25,6 +25,7 @@ class Wish:
     group: str | None = None
     max_inflight: int | None = None
     max_attempts: int | None = None
+    ack_wait_s: float | None = None
     automatic: bool = False
 
     @property

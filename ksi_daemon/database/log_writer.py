@@ -215,19 +215,20 @@ def from_row(row: Iterable[Any]) -> StoredEvent:
         data,
         *_,
     ) = row
+    # By position, in the order of its fields: names cost a third of it.
     return StoredEvent(
-        event=name,
-        data=data.encode() if data is not None else b"null",
-        event_id=event_id,
-        correlation_id=correlation,
-        causation_id=causation,
-        actor=actor,
-        hop=hop,
-        time_us=time_us,
-        seq=seq,
-        stream=stream,
-        version=version,
-        kind=KINDS[kind],
+        name,
+        data.encode() if data is not None else b"null",
+        event_id,
+        correlation,
+        causation,
+        actor,
+        hop,
+        time_us,
+        seq,
+        stream,
+        version,
+        KINDS[kind],
     )
 
 

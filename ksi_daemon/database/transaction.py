@@ -1,5 +1,6 @@
 """What a unit of work may do: run SQL, tell events, and leave word for before and after the commit."""
 
+import re
 import sqlite3
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
@@ -16,6 +17,11 @@ from ksi_daemon.event_versions import stamped
 MAX_EVENT_DATA: Final = 1024 * 1024 - 4096
 """Bytes of one event's data."""
 MAX_HOPS: Final = 32
+_CONTROLS: Final = frozenset(("BEGI", "COMM", "END", "END;", "ROLL"))
+"""How statements begin that begin or end a transaction: that is the writer's to do."""
+_TO_A_SAVEPOINT: Final = re.compile(r"ROLLBACK\s+(TRANSACTION\s+)?TO\s", re.IGNORECASE)
+_COMMENTS: Final = re.compile(r"(\s|--[^\n]*(\n|$)|/\*.*?\*/|;)+", re.DOTALL)
+"""What may stand before a statement."""
 
 
 R = TypeVar("R")
@@ -63,7 +69,16 @@ class Transaction:
         return self._envelope
 
     def execute(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> sqlite3.Cursor:
-        """Run one statement. A unit that runs none pays for no savepoint."""
+        """Run one statement. A unit that runs none pays for no savepoint.
+
+        Raises FailedPrecondition for COMMIT and the like: what a unit does is committed when it has ended.
+        """
+        begins = sql if sql[:1].isalpha() else _COMMENTS.sub("", sql, count=1)
+        if begins[:4].rstrip().upper() in _CONTROLS and not _TO_A_SAVEPOINT.match(begins):
+            raise FailedPrecondition(
+                f"a unit of work may not run {begins.split()[0]}: it is committed as a whole when it ends",
+                reason="transaction_control",
+            )
         if not self.saved:
             self._connection.execute("SAVEPOINT unit")
             self.saved = True

@@ -10,10 +10,10 @@ from ksi_daemon.projections.declaration import (
     ProjectionError,
     Rows,
     projection,
-    rebuilder,
     table_projection,
 )
 from ksi_daemon.projections.follower import Projection
+from ksi_daemon.projections.rebuilders import Tables, rebuilder
 from ksi_daemon.projections.service import Projections
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "ProjectionError",
     "Projections",
     "Rows",
+    "Tables",
     "projection",
     "rebuilder",
     "table_projection",

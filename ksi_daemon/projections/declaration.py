@@ -5,14 +5,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
-from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ksi_common.bus import Delivered
 from ksi_common.envelope import StoredEvent
 from ksi_common.errors import FailedPrecondition
 from ksi_common.messages import Message, Notification, is_event_pattern, spec_of
-from ksi_daemon.database import Transaction
-from ksi_daemon.marks import PROJECTION, REBUILDER
+from ksi_daemon.marks import PROJECTION
 
 S = TypeVar("S", bound=Message)
 E = TypeVar("E")
@@ -29,12 +28,19 @@ class ProjectionError(FailedPrecondition):
     """A projection is declared wrongly; the message says which and how."""
 
 
+class Executing(Protocol):
+    """A transaction of the one writer, or the connection of a database that is made apart."""
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ..., /) -> Any:
+        """Run one statement."""
+
+
 class Rows:
     """The table of a projection while an event is applied to it. Valid only until ``apply`` returns."""
 
     __slots__ = ("_table", "_tx")
 
-    def __init__(self, tx: Transaction, table: str) -> None:
+    def __init__(self, tx: Executing, table: str) -> None:
         self._tx = tx
         self._table = table
 
@@ -49,11 +55,12 @@ class Rows:
         """Delete the rows whose columns are equal to these; give how many there were."""
         terms = " AND ".join(f"{name} = ?" for name in columns) or "1"
         sql = f"DELETE FROM {self._table} WHERE {terms}"  # noqa: S608 -- keywords of a call
-        return self._tx.execute(sql, tuple(columns.values())).rowcount
+        return int(self._tx.execute(sql, tuple(columns.values())).rowcount)
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> Sequence[tuple[Any, ...]]:
         """Run one statement, in which ``{table}`` is the table; give its rows."""
-        return self._tx.execute(sql.replace("{table}", self._table), parameters).fetchall()
+        rows = self._tx.execute(sql.replace("{table}", self._table), parameters)
+        return list(rows)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,52 +144,17 @@ def table_projection(
     return mark
 
 
-def rebuilder(table: str) -> Callable[[Callable[[Rows, E], None]], Callable[[Rows, E], None]]:
-    """Say how ``table``, which the plugin keeps itself, is made of the log again: ``apply(rows, event)``.
-
-    It is run where the log is replayed into a sandbox or imported, never on the live table. Afterwards the
-    table must be what it was, byte for byte: `ksi replay` compares.
-    """
-
-    def mark(apply: Callable[[Rows, E], None]) -> Callable[[Rows, E], None]:
-        setattr(apply, REBUILDER, True)
-        setattr(apply, _OPTIONS, _Options(1, table, (), None, None))
-        return apply
-
-    return mark
-
-
-def rebuilder_of(function: Apply, plugin: str) -> Declaration:
-    """Read what a ``@rebuilder`` declares; its name is the table. Raise ProjectionError."""
-    table = str(getattr(function, _OPTIONS).name)
-    _, second = _parameters(function, table)
-    classes = _classes(second, table)
-    if not classes:
-        raise ProjectionError(f"the rebuilder of {table} takes told events by their classes")
-    return Declaration(
-        name=table,
-        plugin=plugin,
-        version=1,
-        patterns=tuple(classes),
-        apply=function,
-        classes=classes,
-        document=None,
-        columns=None,
-        key=None,
-    )
-
-
 def fold_of(function: Apply) -> Declaration:
     """Read what any ``apply(state, event)`` says of itself by its annotations; raise ProjectionError."""
     name = f"{function.__module__}.{function.__qualname__}"
-    first, second = _parameters(function, name)
+    first, second = parameters_of(function, name)
     return Declaration(
         name=name,
         plugin="",
         version=1,
         patterns=(),
         apply=function,
-        classes=_classes(second, name),
+        classes=classes_of(second, name),
         document=_document(first, name),
         columns=None,
         key=None,
@@ -195,8 +167,8 @@ def declaration_of(function: Apply, plugin: str) -> Declaration:
     name = options.name or function.__name__
     if not _NAME.fullmatch(name):
         raise ProjectionError(f"{name!r} names no projection: small letters, digits and underscores")
-    first, second = _parameters(function, name)
-    classes = _classes(second, name)
+    first, second = parameters_of(function, name)
+    classes = classes_of(second, name)
     patterns = tuple(options.patterns) or tuple(classes)
     if not patterns or not all(map(is_event_pattern, patterns)):
         raise ProjectionError(f"projection {name}: patterns={list(patterns)} are to be event patterns")
@@ -219,7 +191,8 @@ def _marked(apply: F, options: _Options) -> F:
     return apply
 
 
-def _parameters(function: Apply, name: str) -> tuple[Any, Any]:
+def parameters_of(function: Apply, name: str) -> tuple[Any, Any]:
+    """Give what the two parameters of a function are annotated with; raise ProjectionError."""
     try:
         hints = get_type_hints(function)
     except NameError as error:
@@ -230,7 +203,8 @@ def _parameters(function: Apply, name: str) -> tuple[Any, Any]:
     return hints[names[0]], hints[names[1]]
 
 
-def _classes(annotation: Any, name: str) -> Mapping[str, type[Notification]]:
+def classes_of(annotation: Any, name: str) -> Mapping[str, type[Notification]]:
+    """Give the told events that an annotation means, by each of their names; raise ProjectionError."""
     options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     if options == (Delivered,):
         return {}

@@ -20,6 +20,8 @@ log = structlog.get_logger()
 
 UNSTORED: Final = 20_000
 """Positions that a projection may pass over, as nothing there is for it, before it stores how far it is."""
+PAGE: Final = 3000
+"""Rows that are looked at in one go: what is far behind needs few commits."""
 RETRY_S: Final = 1.0
 """After the database refused, as it does when the disk is full."""
 
@@ -185,7 +187,7 @@ class Projection:
             horizon = self._log.horizon
             await move(self._database, generation, horizon, horizon - generation.position)
         async with self._reading:
-            page = await self._log.page(generation.position, head, self.declaration.patterns, None)
+            page = await self._log.page(generation.position, head, self.declaration.patterns, None, PAGE)
             if page.events:
                 await self._folder.fold(generation, page)
                 generation.applied += len(page.events)

@@ -1,79 +1,89 @@
-"""Tables made of the log again, in another database."""
+"""Tables made of the log again, in a database that has the log, and that nobody else writes."""
 
-from collections.abc import Sequence
-from functools import partial
-from time import monotonic
-from typing import Final
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
 
 from ksi_common.envelope import StoredEvent
 from ksi_common.errors import DataLoss
-from ksi_daemon.database import Database, Transaction
-from ksi_daemon.eventlog import EventLog
-from ksi_daemon.projections.declaration import Declaration, Rows
-from ksi_daemon.projections.folding import missing_in
-from ksi_daemon.threads import Threads
+from ksi_common.messages import Notification
+from ksi_daemon.database import Connection
+from ksi_daemon.database.log_rows import Damage, DamagedRow, RemovedEvent, event_of, read_page
+from ksi_daemon.projections.rebuilders import Rebuilder, Tables
 
-SLICE_S: Final = 0.1
-"""Of one commit in a database that nobody else writes."""
+PAGE: Final = 1000
+"""Rows that are looked at in one go."""
+_NAME: Final = 3
 
-_Given = Sequence[tuple[Declaration, object]]
+_Applying = tuple[type[Notification], Callable[[Any], None], Tables]
 
 
 class Rebuilding:
-    """Apply the events of a log, in order, to the tables of another database."""
+    """Apply the events of a log, in order, to the tables beside it. The caller has a transaction open."""
 
     def __init__(
-        self, log: EventLog, rebuilders: Sequence[Declaration], target: Database, threads: Threads
+        self,
+        connection: Connection,
+        home: Path,
+        rebuilders: Sequence[Rebuilder],
+        upcast: Callable[[StoredEvent], None],
+        *,
+        begin: int = 0,
+        horizon: int = 0,
     ) -> None:
-        self.position = 0
+        """``begin``: the tables are as they were there. ``horizon``: the log has nothing up to there."""
+        self.position = max(begin, horizon)
         """Everything up to here is applied."""
         self.applied = 0
-        self.missing = log.horizon
+        self.missing = max(horizon - begin, 0)
         """Positions of the log that it could not have: what is damaged, and what retention deleted."""
-        self._log = log
-        self._rebuilders = rebuilders
-        self._target = target
-        self._threads = threads
-        self._patterns = tuple(pattern for each in rebuilders for pattern in each.patterns)
+        self._connection = connection
+        self._home = home
+        self._upcast = upcast
+        self._applying: dict[str, list[_Applying]] = {}
+        for each in rebuilders:
+            apply, tables = each.on(connection)
+            for name, kind in each.classes.items():
+                self._applying.setdefault(name, []).append((kind, apply, tables))
 
-    async def advance(self, until: int) -> bool:
+    def advance(self, until: int) -> bool:
         """Apply the next page up to ``until``; give whether there is more."""
-        if self.position >= until:
-            return False
-        page = await self._log.page(self.position, until, self._patterns, None)
-        given = await self._threads.run(partial(self._read, page.events))
-        done = 0
-        while done < len(given):
-            done = await self._target.write_apart(partial(self._apply, given, done))
-        self.applied += len(page.events)
-        self.missing += missing_in(page)
-        self.position = page.last
-        return self.position < until
+        last = min(until, self.position + PAGE)
+        for row in read_page(self._connection, self.position, last, PAGE):
+            if isinstance(row, Damage):
+                self.missing += row.count
+                continue
+            applying = self._applying.get(row[_NAME])
+            if applying is not None:
+                self._take(row, applying)
+        self.position = last
+        return last < until
 
-    def _read(self, events: Sequence[StoredEvent]) -> _Given:
-        given: list[tuple[Declaration, object]] = []
-        for event in events:
-            cursor = self._log.cursor(event.position)
-            try:
-                given += [
-                    (each, each.read(event, cursor))
-                    for each in self._rebuilders
-                    if event.event in each.classes
-                ]
-            except ValueError as error:
-                raise DataLoss(
-                    f"event {event.event_id} at {event.seq} is no {event.event}: {error}",
-                    reason="unreadable_event",
-                    seq=event.seq,
-                ) from error
-        return given
+    def _take(self, row: Sequence[Any], applying: Sequence[_Applying]) -> None:
+        try:
+            event = event_of(tuple(row), self._home)
+        except DamagedRow:
+            self.missing += 1
+            return
+        if event.kind == "request":
+            return
+        if type(event) is RemovedEvent:
+            self.missing += 1
+            return
+        self._upcast(event)
+        for kind, apply, tables in applying:
+            tables.time_us = event.time_us
+            apply(_read(kind, event))
+        self.applied += 1
 
-    @staticmethod
-    def _apply(given: _Given, start: int, tx: Transaction) -> int:
-        ends = monotonic() + SLICE_S
-        index = start
-        while index < len(given) and (index == start or monotonic() < ends):
-            declared, event = given[index]
-            declared.apply(Rows(tx, declared.name), event)
-            index += 1
-        return index
+
+def _read(kind: type[Notification], event: StoredEvent) -> object:
+    try:
+        made: object = kind.__pydantic_validator__.validate_json(event.data)
+    except ValueError as error:
+        raise DataLoss(
+            f"event {event.event_id} at {event.seq} is no {event.event}: {error}",
+            reason="unreadable_event",
+            seq=event.seq,
+        ) from error
+    return made

@@ -1,11 +1,10 @@
 """Replays: the whole log into a sandbox, or a part of it into a subscriber."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ksi_common.async_db import AsyncSQLiteDB
-from ksi_common.clock import Clock
 from ksi_common.envelope import EventEnvelope, StoredEvent, event_context
 from ksi_common.errors import NotFound
 from ksi_common.messages import spec_of
@@ -15,10 +14,9 @@ from ksi_daemon.eventlog import EventLog
 from ksi_daemon.handlers import Compiler
 from ksi_daemon.hub import Hub
 from ksi_daemon.projections.folding import missing_in
-from ksi_daemon.replay.comparing import Compared, compare
+from ksi_daemon.replay.comparing import Compared
 from ksi_daemon.replay.holding_back import HoldingBack
-from ksi_daemon.replay.rebuilding import Rebuilding
-from ksi_daemon.replay.sandbox import sandbox
+from ksi_daemon.replay.sandboxes import Sandboxes
 from ksi_daemon.services import Services
 from ksi_daemon.supervisor import attempt_async
 from ksi_daemon.threads import Threads
@@ -35,8 +33,13 @@ class Step:
     failed: int = 0
     error: str | None = None
     held_back: int = 0
-    compared: Sequence[tuple[str, Compared]] | None = None
-    """At the end of a sandbox: of each table its plugin, and what came of it."""
+    done: bool = False
+    compared: Sequence[Compared] = ()
+    """At the end of a sandbox: what came of each table."""
+    left_out: Sequence[tuple[str, str]] = ()
+    """Likewise: tables that no plugin says how to make of the log; each after its plugin."""
+    socket: str | None = None
+    """Likewise: where it answers, if it is kept."""
 
 
 class Replays:
@@ -49,41 +52,44 @@ class Replays:
         database: Database,
         log: EventLog,
         hub: Hub,
-        clock: Clock,
+        sandboxes: Sandboxes,
     ) -> None:
         self._assembly = assembly
         self._services = services
         self._database = database
         self._log = log
         self._hub = hub
-        self._clock = clock
+        self._sandboxes = sandboxes
         self._threads = Threads(1)
 
-    async def into_sandbox(self) -> AsyncIterator[Step]:
-        """Make the tables that plugins can rebuild, of the whole log, and compare them with the live ones."""
-        assembly = self._assembly
-        migrations = {plugin.name: assembly.relay.migrations(plugin.name) for plugin in assembly.loaded}
-        async with sandbox(migrations, self._clock, self._threads) as made:
-            work = Rebuilding(self._log, assembly.rebuilders, made, self._threads)
-            end = self._hub.head
-            while await work.advance(end):
-                yield _step(work, end)
-            # The rest within one snapshot of the live tables, so that both are of the same moment.
-            async with AsyncSQLiteDB(self._database.path, read_only=True) as live:
-                await live.execute("ATTACH ? AS made", (str(made.path),))
-                await live.execute("BEGIN")
-                end = (await live.fetch("SELECT coalesce(max(seq), 0) FROM log"))[0][0]
-                while await work.advance(end):
-                    yield _step(work, end)
-                compared = [
-                    (each.plugin, await live.run(_comparing(each.name))) for each in assembly.rebuilders
-                ]
-                await live.execute("COMMIT")
-            yield replace(_step(work, end), compared=compared)
+    async def into_sandbox(self, *, keep: bool = False) -> AsyncGenerator[Step, None]:
+        """Make a daemon of the whole log, and compare the tables that plugins can make again.
+
+        ``keep``: it answers what is safe until this generator is closed; otherwise it is gone at the end.
+        """
+        async with self._sandboxes.start(keep_running=keep) as said:
+            end = 0
+            async with self._sandboxes.turn:
+                async for words in said:
+                    end = words.get("end", words["position"])
+                    if not words.get("done"):
+                        yield Step(words["applied"], words["position"], end, words["missing"])
+            yield Step(
+                words["applied"],
+                words["position"],
+                words["position"],
+                words["missing"],
+                done=True,
+                compared=[Compared(**found) for found in words["compared"]],
+                left_out=[(plugin, table) for plugin, table in words["left_out"]],
+                socket=words["socket"] if keep else None,
+            )
+            if keep:
+                await asyncio.get_running_loop().create_future()  # for ever
 
     async def into_handler(
         self, name: str, *, start: int, end: int | None, patterns: Sequence[str], effects: bool
-    ) -> AsyncIterator[Step]:
+    ) -> AsyncGenerator[Step, None]:
         """Give a subscriber of a plugin its events of ``start < seq <= end`` again."""
         subscriber = self._subscriber(name)
         held = HoldingBack(self._services)
@@ -108,10 +114,11 @@ class Replays:
                 step.failed + len(errors),
                 step.error or next(iter(errors), None),
                 held.count,
+                done=page.last >= until,
             )
             yield step
         if start >= until:
-            yield step
+            yield replace(step, done=True)
 
     def _subscriber(self, name: str) -> Subscriber:
         known = {f"{each.plugin}.{each.name}": each for each in self._assembly.subscribers}
@@ -122,14 +129,6 @@ class Replays:
                 hint=f"there are {', '.join(sorted(known)) or 'none'}",
             )
         return known[name]
-
-
-def _comparing(table: str) -> Callable[[Any], Compared]:
-    return lambda connection: compare(connection, table, made="made")
-
-
-def _step(work: Rebuilding, end: int) -> Step:
-    return Step(work.applied, work.position, end, work.missing)
 
 
 async def _give(subscriber: Subscriber, call: Callable[..., Any], event: StoredEvent) -> str | None:

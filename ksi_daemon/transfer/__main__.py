@@ -54,7 +54,15 @@ def _import(file: Path) -> dict[str, object]:
         daemon = Daemon(paths, load_settings(paths))
         daemon.load()
         made = asyncio.run(import_(paths, daemon, file, clock=SystemClock(), progress=_progress()))
-    return {"done": {"events": made.head - made.after, "seq": made.head, "log_id": made.log_id}}
+    export = made.export
+    return {
+        "done": {
+            "events": export.head - export.after,
+            "seq": export.head,
+            "log_id": export.log_id,
+            "missing": made.missing,
+        }
+    }
 
 
 def _progress() -> Callable[[int, int], None]:

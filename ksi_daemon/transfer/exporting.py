@@ -4,8 +4,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, Final
+
+import orjson
 
 from ksi_common.async_db import AsyncSQLiteDB
 from ksi_common.clock import Clock, format_time
@@ -14,6 +17,8 @@ from ksi_common.paths import Paths
 from ksi_daemon.database import Connection
 from ksi_daemon.database.log_rows import Damage, RemovedEvent, event_of, read_page
 from ksi_daemon.database.log_writer import EMPTY_CHAIN
+from ksi_daemon.replay.snapshots import Snapshot, check
+from ksi_daemon.transfer.kept import kept_lines, rows_of, streams_of
 from ksi_daemon.transfer.lines import FINISHED, STARTED, line_of, mark, parse_line
 
 PAGE: Final = 1000
@@ -44,12 +49,17 @@ async def export(paths: Paths, file: Path, *, clock: Clock, progress: Callable[[
         facts = {row["name"]: row["value"] for row in await database.fetch("SELECT name, value FROM meta")}
         log_id, horizon = str(facts["log_id"]), int(facts.get("horizon", 0))
         head = (await database.fetch("SELECT coalesce(max(seq), ?) FROM log", (horizon,)))[0][0]
+        snapshot = Snapshot(**orjson.loads(facts["snapshot"])) if "snapshot" in facts else None
         with file.open("ab+") as out:
             position = _resumed(out, log_id)
-            if position is None:
+            if position is None or (snapshot is not None and position < snapshot.seq):
+                out.truncate(0)
                 position = horizon
-                chain = bytes.fromhex(facts.get("horizon_chain", EMPTY_CHAIN.hex()))
-                out.write(mark(STARTED, log_id, horizon, chain, format_time(clock.time_us())))
+                begins = bytes.fromhex(facts.get("horizon_chain", EMPTY_CHAIN.hex()))
+                time = format_time(clock.time_us())
+                out.write(mark(STARTED, log_id, horizon, begins, time))
+                if horizon or snapshot is not None:
+                    await _write_kept(out, paths, database, snapshot, log_id, time)
             lines = 0
             while position < head:
                 page = await database.run(partial(_page, paths, log_id, position, head))
@@ -58,11 +68,30 @@ async def export(paths: Paths, file: Path, *, clock: Clock, progress: Callable[[
                 position += len(page)
                 progress(position, head)
             rows = await database.fetch("SELECT chain FROM log WHERE seq = ?", (head,))
-            chain = rows[0]["chain"] if rows else bytes.fromhex(facts.get("horizon_chain", EMPTY_CHAIN.hex()))
-            out.write(mark(FINISHED, log_id, head, chain, format_time(clock.time_us())))
+            ends = rows[0]["chain"] if rows else bytes.fromhex(facts.get("horizon_chain", EMPTY_CHAIN.hex()))
+            out.write(mark(FINISHED, log_id, head, ends, format_time(clock.time_us())))
             out.flush()
             os.fsync(out.fileno())
     return Exported(lines, head)
+
+
+async def _write_kept(
+    out: BinaryIO, paths: Paths, database: AsyncSQLiteDB, snapshot: Snapshot | None, log_id: str, time: str
+) -> None:
+    """Write what stands for the events that retention has taken."""
+    streams = await database.run(lambda log: list(streams_of(log)))
+
+    def write(tables: Connection | None) -> None:
+        rows = rows_of(tables) if tables is not None else ()
+        seq = snapshot.seq if snapshot is not None else 0
+        out.writelines(kept_lines(log_id, time, seq, chain(streams, rows)))
+
+    if snapshot is None:
+        write(None)
+        return
+    check(snapshot, paths.home)
+    async with AsyncSQLiteDB(paths.home / snapshot.path, read_only=True) as tables:
+        await tables.run(write)
 
 
 def _page(paths: Paths, log_id: str, after: int, head: int, connection: Connection) -> list[bytes]:
@@ -94,4 +123,4 @@ def _resumed(out: BinaryIO, log_id: str) -> int | None:
         raise FailedPrecondition("the file is of another log", reason="other_log")
     if last["type"] == FINISHED:
         raise AlreadyExists("the file is a finished export", reason="finished")
-    return int(last["ksiseq"])
+    return int(last["ksiseq"]) if "ksikind" in last else None  # what comes before events is soon written anew

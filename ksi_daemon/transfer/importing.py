@@ -2,7 +2,7 @@
 
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
@@ -12,19 +12,16 @@ from typing import Final
 import orjson
 
 from ksi_common.clock import Clock
-from ksi_common.errors import AlreadyExists
+from ksi_common.errors import AlreadyExists, InvalidArgument
 from ksi_common.paths import Paths
 from ksi_daemon.daemon import Daemon
-from ksi_daemon.database import Database, Transaction
+from ksi_daemon.database import Connection, Database, Transaction
+from ksi_daemon.database.apart import apart
 from ksi_daemon.database.log_writer import COLUMNS, KINDS
-from ksi_daemon.eventlog import EventLog
-from ksi_daemon.marks import REBUILDER, UPCASTER
-from ksi_daemon.plugins import declared
-from ksi_daemon.projections.declaration import rebuilder_of
+from ksi_daemon.projections.rebuilders import declared_by
 from ksi_daemon.replay.rebuilding import Rebuilding
-from ksi_daemon.threads import Threads
+from ksi_daemon.transfer.kept import SEQUENCE, Kept, KeptReader
 from ksi_daemon.transfer.lines import FINISHED, STARTED, BadLine, Line, event_in, parse_line
-from ksi_daemon.upcasting import upcasting_by
 
 FOLDER: Final = "importing"
 """Of the home: what is not finished yet, and gone on with."""
@@ -45,6 +42,17 @@ class Export:
     chain: bytes
     """The chain there."""
     head: int
+    kept: Kept
+    """What stands for the events that retention had taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What came of an import."""
+
+    export: Export
+    missing: int
+    """Events that tables could not be made of: retention had taken them, and no snapshot stands for them."""
 
 
 def check(file: Path) -> Export:
@@ -54,7 +62,7 @@ def check(file: Path) -> Export:
     return made
 
 
-async def import_(paths: Paths, daemon: Daemon, file: Path, *, clock: Clock, progress: Progress) -> Export:
+async def import_(paths: Paths, daemon: Daemon, file: Path, *, clock: Clock, progress: Progress) -> Imported:
     """Make the log of ``file`` that of a home without one: the same ids, order, versions, times and chain.
 
     ``daemon``: with its plugins loaded; they say how their tables are made of the log. The home's lock is
@@ -64,16 +72,19 @@ async def import_(paths: Paths, daemon: Daemon, file: Path, *, clock: Clock, pro
         raise AlreadyExists(f"{paths.home} has a database already", reason="not_empty", hint="set KSI_HOME")
     export = check(file)
     folder = paths.home / FOLDER
+    migrations = {plugin.name: daemon.relay.migrations(plugin.name) for plugin in daemon.assembly.loaded}
     async with _database(folder, clock) as database:
-        for plugin in daemon.assembly.loaded:
-            database.migrate(plugin.name, daemon.relay.migrations(plugin.name))
+        for plugin, scripts in migrations.items():
+            database.migrate(plugin, scripts)
         database.start()
         await _insert(database, export, file, progress)
-        await _rebuild(database, daemon)
+    made = Paths(folder)
+    with apart(made.database, migrations, lasting=True) as connection:
+        work = _rebuild(connection, folder, export, daemon)
     shutil.rmtree(folder / "run", ignore_errors=True)
     (folder / "db").rename(paths.home / "db")
     shutil.rmtree(folder, ignore_errors=True)
-    return export
+    return Imported(export, work.missing)
 
 
 def _database(folder: Path, clock: Clock) -> Database:
@@ -111,23 +122,40 @@ async def _insert(database: Database, export: Export, file: Path, progress: Prog
                 (export.after, export.chain.hex()),
             )
 
+        for stream, version in export.kept.streams:
+            tx.execute("REPLACE INTO compacted_streams VALUES (?, ?)", (stream, version))
+
     await database.write_apart(facts)
 
 
-async def _rebuild(database: Database, daemon: Daemon) -> None:
-    modules = [(plugin.name, plugin.module) for plugin in daemon.assembly.loaded]
-    rebuilders = [
-        rebuilder_of(made, name) for name, module in modules for made in declared(module, REBUILDER)
-    ]
-    upcasters = [made for _, module in modules for made in declared(module, UPCASTER)]
-    log = EventLog(database)
-    log.upcast = upcasting_by(upcasters)
-    head = (await database.read("SELECT coalesce(max(seq), 0) FROM log"))[0][0]
-    for each in rebuilders:
-        await database.write_apart(lambda tx, table=each.name: tx.execute(f"DELETE FROM {table}").rowcount)  # type: ignore[misc]  # noqa: S608
-    work = Rebuilding(log, rebuilders, database, Threads(1))
-    while await work.advance(head):
-        pass
+def _rebuild(connection: Connection, home: Path, export: Export, daemon: Daemon) -> Rebuilding:
+    """Make tables of what was kept and of the log; from the beginning, whatever a former run has done."""
+    rebuilders, upcast = declared_by(daemon.assembly.loaded)
+    tables = {table for each in rebuilders for table in each.tables}
+    connection.execute("BEGIN")
+    for table in (*sorted(tables), SEQUENCE):
+        connection.execute(f"DELETE FROM {table}")  # noqa: S608 -- tables of plugins
+    for table, columns in export.kept.rows:
+        if table == SEQUENCE:  # rows have left another number there
+            connection.execute("DELETE FROM sqlite_sequence WHERE name = ?", (columns.get("name"),))
+        if table in tables or (table == SEQUENCE and columns.get("name") in tables):
+            _put(connection, table, columns)
+    work = Rebuilding(connection, home, rebuilders, upcast, begin=export.kept.seq, horizon=export.after)
+    while work.position < export.head:
+        work.advance(export.head)
+        connection.execute("COMMIT")
+        connection.execute("BEGIN")
+    connection.execute("COMMIT")
+    return work
+
+
+def _put(connection: Connection, table: str, columns: Mapping[str, object]) -> None:
+    known = {row[0] for row in connection.execute("SELECT name FROM pragma_table_info(?)", (table,))}
+    if not columns.keys() <= known:
+        unknown = sorted(columns.keys() - known)
+        raise InvalidArgument(f"table {table} has no {', '.join(unknown)} here", reason="other_schema")
+    names, marks = ", ".join(columns), ", ".join("?" * len(columns))
+    connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", tuple(columns.values()))  # noqa: S608
 
 
 def _lines(file: Path) -> Iterator[tuple[Line | None, Export | None]]:
@@ -139,16 +167,19 @@ def _lines(file: Path) -> Iterator[tuple[Line | None, Export | None]]:
             raise BadLine(number, f"an export begins with {STARTED}")
         seq = after = int(first["ksiseq"])
         chain = start = bytes.fromhex(first["ksichain"])
+        kept = KeptReader()
         for text in lines:
             number += 1
             attributes = parse_line(text, number)
+            if seq == after and kept.take(attributes, number):
+                continue
             if attributes["type"] == FINISHED:
                 if int(attributes["ksiseq"]) != seq or attributes["ksichain"] != chain.hex():
                     raise BadLine(number, f"the export ends at {attributes['ksiseq']}, the lines at {seq}")
                 if next(lines, None) is not None:
                     raise BadLine(number + 1, "there is something after the end")
                 log_id = str(attributes["source"]).rpartition("/")[2]
-                yield None, Export(log_id, after, start, seq)
+                yield None, Export(log_id, after, start, seq, kept.kept)
                 return
             line = event_in(attributes, text, number)
             if line.event.seq != seq + 1:

@@ -1,6 +1,7 @@
 """Lines of an export: CloudEvents 1.0 in JSON, which hold everything that a row of the log does.
 
 The first line says where the log begins, the last one where it ends: a file without that is cut short.
+Between the first and the events stands what retention has left of what came before: see `kept`.
 Extension attributes are those that CloudEvents has no name for: small letters and digits, numbers as texts.
 """
 
@@ -38,7 +39,7 @@ class Line:
 
 def mark(kind: str, log_id: str, seq: int, chain: bytes, time: str) -> bytes:
     """Render the first or the last line: ``seq`` and ``chain`` before it."""
-    return _rendered(
+    return rendered(
         {
             "specversion": "1.0",
             "id": f"{log_id}-{kind.rpartition(':')[2]}-{seq}",
@@ -72,7 +73,7 @@ def line_of(event: StoredEvent, digest: bytes, log_id: str, *, has_data: bool) -
         attributes["ksicausation"] = event.causation_id
     if has_data:
         attributes |= {"datacontenttype": "application/json", "data": orjson.Fragment(event.data)}
-    return _rendered(attributes)
+    return rendered(attributes)
 
 
 def parse_line(text: bytes, number: int) -> Mapping[str, Any]:
@@ -130,5 +131,6 @@ def _data_in(text: bytes, data: object) -> bytes:
     return text[start + len(_DATA) : text.rindex(b"}")]
 
 
-def _rendered(attributes: Mapping[str, Any]) -> bytes:
+def rendered(attributes: Mapping[str, Any]) -> bytes:
+    """Render a line."""
     return orjson.dumps(attributes, option=orjson.OPT_APPEND_NEWLINE)

@@ -202,6 +202,7 @@ def _wish(request: Subscribe, patterns: Sequence[str], start: str | dict[str, st
         group=request.group,
         max_inflight=request.max_inflight,
         max_attempts=request.max_attempts,
+        ack_wait_s=request.ack_wait_s,
         automatic=request.ack == "auto",
     )
 

@@ -1,9 +1,10 @@
 """The log, gone through again, as clients ask for it."""
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 from ksi_common.events.event import FromCursor, FromTime
-from ksi_common.events.replay import Replay, Replayed, TableCompared
+from ksi_common.events.replay import Replay, Replayed, TableCompared, TableLeftOut
 from ksi_daemon.plugin import (
     EventLog,
     FailedPrecondition,
@@ -11,6 +12,7 @@ from ksi_daemon.plugin import (
     InvalidArgument,
     Projections,
     Replays,
+    ReplayStep,
     handler,
     parse_time,
 )
@@ -34,26 +36,31 @@ async def replay(
         if request.into == "projection":
             yield await _into_projection(_named(request), projections, log, hub)
             return
-        steps = replays.into_sandbox()
-    last = None
-    async for step in steps:
-        if last is not None:
-            yield last
-        last = Replayed(
-            applied=step.applied,
-            position=step.position,
-            end=step.end,
-            missing=step.missing,
-            failed=step.failed,
-            error=step.error,
-            held_back=step.held_back,
-            tables=[
-                TableCompared(table=found.table, plugin=plugin, rows=found.rows, difference=found.difference)
-                for plugin, found in step.compared or ()
-            ],
-        )
-    if last is not None:
-        yield last.model_copy(update={"done": True})
+        steps = replays.into_sandbox(keep=request.keep)
+    async with aclosing(steps):
+        async for step in steps:
+            yield _replayed(step)
+
+
+def _replayed(step: ReplayStep) -> Replayed:
+    return Replayed(
+        applied=step.applied,
+        position=step.position,
+        end=step.end,
+        missing=step.missing,
+        failed=step.failed,
+        error=step.error,
+        held_back=step.held_back,
+        done=step.done,
+        tables=[
+            TableCompared(
+                table=found.table, plugin=found.plugin, rows=found.rows, difference=found.difference
+            )
+            for found in step.compared
+        ],
+        not_compared=[TableLeftOut(plugin=plugin, table=table) for plugin, table in step.left_out],
+        socket=step.socket,
+    )
 
 
 async def _into_projection(name: str, projections: Projections, log: EventLog, hub: Hub) -> Replayed:
@@ -79,6 +86,8 @@ def _named(request: Replay) -> str:
 
 
 def _check_whole(request: Replay) -> None:
+    if request.keep and request.into != "sandbox":
+        raise InvalidArgument("keep is for sandboxes", field="keep")
     if request.start or request.end or request.patterns or request.effects:
         raise InvalidArgument(
             f"a {request.into} is made of the whole log, and has no effects: "

@@ -7,9 +7,9 @@ from ksi_daemon.plugin import EventLog, Hub, Retention, format_time, handler
 
 
 @handler
-async def sweep(_: Sweep, retention: Retention) -> Removal:
+async def sweep(request: Sweep, retention: Retention) -> Removal:
     """Sweep, slice by slice."""
-    return Removal(**asdict(await retention.sweep()))
+    return Removal(**asdict(await retention.sweep(trust_live=request.trust_live)))
 
 
 @handler

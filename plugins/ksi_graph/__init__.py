@@ -14,6 +14,7 @@ from ksi_graph.handlers import (
     traverse,
     update_entity,
 )
+from ksi_graph.rebuilding import rebuild_graph
 
 __all__ = [
     "bulk_create_entities",
@@ -26,6 +27,7 @@ __all__ = [
     "ksi_migrations",
     "query_entities",
     "query_relationships",
+    "rebuild_graph",
     "traverse",
     "update_entity",
 ]

@@ -12,6 +12,7 @@ from ksi_queues.handlers import (
     queue_length,
     sweep,
 )
+from ksi_queues.rebuilding import rebuild_queues
 
 __all__ = [
     "delete",
@@ -23,5 +24,6 @@ __all__ = [
     "pop",
     "push",
     "queue_length",
+    "rebuild_queues",
     "sweep",
 ]

@@ -11,7 +11,7 @@ import pytest
 from ksi_client import AsyncClient, Client
 from ksi_common.errors import KSIError
 from ksi_daemon.consumers.ledger import LOSSES_TOGETHER
-from ksi_daemon.testing import PATIENCE_S, RunningDaemon, Wire, running_daemon
+from ksi_daemon.testing import PATIENCE_S, FakeClock, RunningDaemon, Wire, running_daemon
 from tests.support.databases import writable
 from tests.support.waiting import eventually
 
@@ -492,3 +492,55 @@ async def test_the_client_takes_what_waits_again_after_a_restart(tmp_path: Path)
             await client.__aexit__(None, None, None)
     numbers = [item.data["n"] for item in rest]
     assert numbers in ([2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 3, 4, 5, 6, 7, 8])  # whichever was first
+
+
+async def test_what_a_member_that_says_nothing_has_is_given_to_another(ksi: RunningDaemon) -> None:
+    await tell(ksi, 0, 1, 2)
+    async with following(ksi, group="g", consumer="a", start="beginning", ack_wait_s=0.2) as silent:
+        assert await silent.numbers(3) == [0, 1, 2]
+        async with following(ksi, group="g", consumer="b", start="beginning") as other:
+            items = await other.items(3)
+            assert [item["data"]["attempt"] for item in items] == [2, 2, 2]
+            await other.ack(*items)
+            assert await silent.is_given_nothing()
+            await tell(ksi, 3)
+            (last,) = await other.items(1)  # nothing was heard of the first since
+            await other.ack(last)
+        assert (await silent.ack(*items))["done"] == 0
+
+
+async def test_a_word_of_one_event_gives_time_for_all() -> None:
+    clock = FakeClock()
+    async with running_daemon(clock=clock) as ksi:
+        await tell(ksi, 0, 1, 2)
+        async with following(ksi, consumer="c", start="beginning", ack_wait_s=600) as member:
+            items = await member.items(3)
+            for item in items[:2]:  # twice as long as one may take, in all
+                clock.advance(500)
+                assert (await member.ack(item))["done"] == 1
+            await tell(ksi, 3)
+            assert await member.numbers(1) == [3]
+            assert await member.is_given_nothing()
+            clock.advance(601)
+            await tell(ksi, 4)
+            again = await member.items(3)
+            assert [(item["data"]["data"]["n"], item["data"]["attempt"]) for item in again] == [
+                (2, 2),
+                (3, 2),
+                (4, 1),
+            ]
+            await member.ack(*again)
+        found = await state(ksi, "c")
+        assert (found["lag"], found["in_flight"], found["waiting_again"]) == (0, 0, 0)
+
+
+async def test_what_nobody_ever_says_a_word_of_becomes_a_dead_letter(ksi: RunningDaemon) -> None:
+    await tell(ksi, 0)
+    async with following(ksi, consumer="c", start="beginning", ack_wait_s=0.1, max_attempts=2) as member:
+        attempts = [item["data"]["attempt"] for item in await member.items(LOSSES_TOGETHER + 2)]
+        assert attempts == list(range(1, LOSSES_TOGETHER + 3))
+
+        async def buried() -> bool:
+            return [letter["reason"] for letter in await letters(ksi)] == ["member_lost"]
+
+        await eventually(buried)

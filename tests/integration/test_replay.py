@@ -1,61 +1,247 @@
-"""A program's talk with a model, recorded once and replayed: the same steps, without the model."""
+"""The log is replayed: into a sandbox that is compared with what is live, a projection, or a subscriber."""
 
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ksi_daemon.testing import RunningDaemon, running_daemon
+import pytest
 
-from .conftest import LogFile
+from ksi_daemon.testing import RunningDaemon, Wire, running_daemon
+from tests.integration.conftest import WritePlugin
+from tests.support.waiting import eventually
+
+POPULARITY = Path(__file__).resolve().parents[2] / "examples" / "plugins" / "popularity.py"
+
+AUDITOR = """
+from ksi_common.events.state import Changed, Set
+from ksi_daemon.plugin import Blobs, Bus, Database, Notification, subscriber
+
+class Seen(Notification, event="audit:seen"):
+    key: str
+
+@subscriber
+async def look(change: Changed, bus: Bus, database: Database) -> None:
+    if change.key.startswith("odd"):
+        raise ValueError("odd")
+    await database.write(lambda tx: tx.tell(Seen(key=change.key)))
+    await bus.notify(Seen(key=change.key))
+    if change.key == "meddling":
+        await bus.call(Set(key="meddled", value=1))
+
+@subscriber
+async def keep(change: Changed, blobs: Blobs) -> None:
+    pass
+"""
 
 
-def table(**settings: Any) -> dict[str, Any]:
-    return {"plugins": {"completion": {"provider": "replay", **settings}}}
-
-
-async def talk(ksi: RunningDaemon) -> list[tuple[str, Any]]:
-    """Hold a conversation of two turns, the second of which goes on from the first."""
-    seen = []
+async def replay(ksi: RunningDaemon, data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Replay, and give every item; an error's frame where it ends with one."""
+    items: list[dict[str, Any]] = []
     async with ksi.connect() as wire:
-        for prompt in ("one two", "three"):
-            data = {"prompt": prompt, "session_id": "talk"}
-            wire.send({"event": "completion:stream", "data": data, "id": prompt})
-            while (frame := await wire.receive())["type"] == "item":
-                seen.append((frame["data"]["type"], frame["data"]["text"]))
-    return seen
+        wire.send({"event": "event:replay", "data": dict(data), "id": "r"})
+        while True:
+            frame = await wire.receive()
+            if frame["type"] != "item":
+                return [*items, frame] if frame["type"] == "error" else items
+            items.append(frame["data"])
 
 
-async def test_a_talk_is_replayed_as_it_was_recorded(tmp_path: Path) -> None:
-    cassette = str(tmp_path / "talk.jsonl")
-    recording = table(replay={"cassette": cassette, "record": "mock"}, mock={"delta_characters": 3})
-    async with running_daemon(settings=recording) as ksi:
-        first = await talk(ksi)
-    async with running_daemon(settings=table(replay={"cassette": cassette})) as ksi:
-        assert await talk(ksi) == first
-    assert ("delta", "one two") in first
-    assert ("result", "three") in first
+async def live(ksi: RunningDaemon) -> None:
+    """Let state be set, replaced, removed and cleared."""
+    odd: list[Any] = [None, {"a": [1.5, -0.0, 1e300, "\u2028\ud83d\ude00"]}, 2**53, "", True, [[], {}]]
+    for number, value in enumerate(odd):
+        metadata = {"n": number} if number % 2 else None
+        await ksi.call_raw("state:set", {"key": f"k{number}", "value": value, "metadata": metadata})
+    await ksi.call_raw("state:set", {"key": "k1", "value": "again"})
+    await ksi.call_raw("state:delete", {"key": "k2"})
+    await ksi.call_raw("state:set", {"namespace": "gone", "key": "a", "value": 1})
+    await ksi.call_raw("state:clear", {"namespace": "gone"})
+    await ksi.call_raw("state:set", {"namespace": "b", "key": "a:b", "value": 1.0})
 
 
-async def test_a_request_that_is_not_on_the_cassette_fails_at_once_and_clearly(tmp_path: Path) -> None:
-    cassette = str(tmp_path / "talk.jsonl")
-    async with running_daemon(
-        settings=table(replay={"cassette": cassette, "record": "mock"}, mock={})
-    ) as ksi:
-        await talk(ksi)
-    async with running_daemon(settings=table(replay={"cassette": cassette})) as ksi, ksi.connect() as wire:
-        wire.send({"event": "completion:stream", "data": {"prompt": "something else"}, "id": "ask"})
-        step: dict[str, Any] = {}
-        while (frame := await wire.receive())["type"] == "item":
-            step = frame["data"]
-        assert step["type"] == "failed"
-        assert step["attempt"] == 1
-        assert step["failure"]["reason"] == "not_on_cassette"
-        assert "nearest prompt" in step["failure"]["message"]
+@pytest.fixture
+async def ksi(write_plugin: WritePlugin) -> AsyncIterator[RunningDaemon]:
+    plugin = write_plugin(AUDITOR)
+    async with running_daemon(plugins=[plugin, POPULARITY], settings={"strict": False}) as running:
+        yield running
 
 
-async def test_a_setting_that_records_nobody_is_refused_by_name(log_file: LogFile) -> None:
-    replay = {"cassette": "/nowhere/talk.jsonl", "record": "nobody"}
-    with log_file.written():
-        async with running_daemon(settings=table(replay=replay)):
+async def test_a_sandbox_made_of_the_log_is_what_is_live(ksi: RunningDaemon) -> None:
+    await live(ksi)
+    *_, last = await replay(ksi, {})
+    (state,) = (table for table in last["tables"] if table["table"] == "state")
+    assert state == {"table": "state", "plugin": "state", "rows": 6, "difference": None}
+    assert (last["done"], last["applied"], last["missing"]) == (True, 11, 0)
+    assert last["position"] == last["end"]
+
+
+@pytest.mark.parametrize(
+    ("meddle", "difference"),
+    [
+        ("UPDATE state SET value = '1' WHERE key = 'a:b'", "value is '1' live and '1.0' replayed"),
+        ("UPDATE state SET metadata = '{}' WHERE key = 'k0'", "metadata is '{}' live and None replayed"),
+        ("DELETE FROM state WHERE key = 'k5'", "it is replayed, and not live"),
+        ("INSERT INTO state VALUES ('z', 'z', 'null', NULL)", "it is live, and not replayed"),
+    ],
+)
+async def test_twin_what_nobody_told_is_named(ksi: RunningDaemon, meddle: str, difference: str) -> None:
+    await live(ksi)
+    await ksi.daemon.database.write(lambda tx: tx.execute(meddle).rowcount)
+    *_, last = await replay(ksi, {"into": "sandbox"})
+    (found,) = (table["difference"] for table in last["tables"] if table["table"] == "state")
+    assert difference in found
+
+
+async def test_everything_relational_is_made_again(ksi: RunningDaemon) -> None:
+    await live(ksi)
+    await relate(ksi)
+    *_, last = await replay(ksi, {})
+    rows = {table["table"]: table["rows"] for table in last["tables"] if table["difference"] is None}
+    expected = {
+        "state": 6, "entities": 2, "entity_properties": 3, "relationships": 1,
+        "relationship_properties": 1, "queue_items": 2,
+    }  # fmt: skip
+    assert rows == expected, last
+    left_out = {table["plugin"] for table in last["not_compared"]}
+    assert left_out.isdisjoint({"state", "graph", "queues"})
+
+
+async def relate(ksi: RunningDaemon) -> None:
+    """Let there be a graph and queues, of which something has gone."""
+    for ident, properties in (("a", {"n": 1, "x": -0.0}), ("gone", {}), ("b", {"t": "é"})):
+        new = {"type": "t", "id": ident, "properties": properties}
+        await ksi.call_raw("state:entity:create", new)
+    await ksi.call_raw("state:entity:delete", {"id": "gone"})
+    await ksi.call_raw("state:entity:update", {"id": "a", "properties": {"x": None}})
+    edge = {"type": "r", "from": "a", "to": "b", "properties": {"w": 0.5}}
+    await ksi.call_raw("state:relationship:create", edge)
+    for number in range(4):
+        await ksi.call_raw("async_state:push", {"key": "q", "data": number, "ttl_seconds": 900})
+    await ksi.call_raw("async_state:expire_queue", {"key": "q", "ttl_seconds": 600})
+    for _ in range(2):
+        await ksi.call_raw("async_state:pop", {"key": "q"})
+
+
+@pytest.mark.parametrize(
+    ("meddle", "difference"),
+    [
+        ("UPDATE entity_properties SET value = 2 WHERE name = 'n'", "value is 2 live and 1 replayed"),
+        ("UPDATE entities SET version = 7 WHERE id = 'a'", "version is 7 live and 2 replayed"),
+        ("UPDATE sqlite_sequence SET seq = 9 WHERE name = 'entities'", "last number given is 9 live and 3"),
+        ("DELETE FROM queue_items WHERE number = 4", "it is replayed, and not live"),
+    ],
+)
+async def test_twin_what_nobody_told_of_the_graph_and_the_queues_is_named(
+    ksi: RunningDaemon, meddle: str, difference: str
+) -> None:
+    await relate(ksi)
+    await ksi.daemon.database.write(lambda tx: tx.execute(meddle).rowcount)
+    *_, last = await replay(ksi, {})
+    (found,) = (table["difference"] for table in last["tables"] if table["difference"])
+    assert difference in found
+
+
+async def test_a_sandbox_that_is_kept_answers_what_is_safe_and_does_nothing(ksi: RunningDaemon) -> None:
+    await live(ksi)
+    await ksi.call_raw("event:publish", {"event": "demo:large", "data": {"text": "x" * 100_000}})
+    sandboxes = ksi.paths.run / "sandboxes"
+    async with ksi.connect() as wire:
+        wire.send({"event": "event:replay", "data": {"keep": True}, "id": "r"})
+        while not (item := (await wire.receive())["data"])["done"]:
             pass
-    (refused,) = log_file.lines("plugin.refused")
-    assert 'replay.record: there is no provider "nobody"' in refused["error"]
+        reader, writer = await asyncio.open_unix_connection(item["socket"], limit=4 * 1024 * 1024)
+        sandbox = Wire(reader, writer)
+        found = await sandbox.call("state:get", {"namespace": "b", "key": "a:b"})
+        assert found["data"]["value"] == 1.0
+        large = await sandbox.call("event:query", {"patterns": ["demo:large"]})
+        assert len(large["data"]["events"][0]["data"]["text"]) == 100_000
+        refused = await sandbox.call("state:set", {"key": "k", "value": 1})
+        assert refused["error"]["details"]["reason"] == "sandbox"
+        there = await sandbox.call("event:query", {"patterns": ["*"], "limit": 1000})
+        here = await ksi.call_raw("event:query", {"patterns": ["*"], "limit": 1000})
+        ended = {event["event_id"] for event in there["data"]["events"]}
+        assert ended <= {event["event_id"] for event in here["events"]}
+        assert not [name for name in (event["event"] for event in there["data"]["events"]) if "stop" in name]
+        wire.send({"type": "cancel", "id": "r"})
+        assert (await wire.receive())["type"] == "error"
+        assert await reader.read() == b""  # it is gone with who asked for it
+        writer.close()
+
+    async def nothing_left() -> bool:
+        return not any(sandboxes.iterdir())
+
+    await eventually(nothing_left)
+
+
+async def test_it_says_how_far_it_is_and_leaves_nothing(ksi: RunningDaemon, tmp_path: Path) -> None:
+    for number in range(1200):
+        await ksi.daemon.database.write(
+            lambda tx, n=number: tx.tell_raw("demo:told", json.dumps({"n": n}).encode())  # type: ignore[misc]
+        )
+    steps = await replay(ksi, {})
+    assert [step["done"] for step in steps] == [False] * (len(steps) - 1) + [True]
+    assert len(steps) > 1
+    positions = [step["position"] for step in steps]
+    assert positions == sorted(positions)
+
+
+async def test_a_projection_is_built_again(ksi: RunningDaemon) -> None:
+    await live(ksi)
+    (last,) = await replay(ksi, {"into": "projection", "name": "popularity"})
+    assert (last["done"], last["applied"]) == (True, 9)
+    found = await ksi.call_raw("projection:get", {"name": "popularity", "key": "k1"})
+    assert found["value"] == {"changes": 2, "last": "global"}
+
+
+async def test_a_subscriber_gets_its_events_again_and_its_effects_are_held_back(ksi: RunningDaemon) -> None:
+    for key in ("a", "meddling", "odd"):
+        await ksi.call_raw("state:set", {"key": key, "value": 1})
+    async with ksi.connect() as wire:  # its live run is over when it has told of this one
+        wire.send({"event": "event:subscribe", "data": {"patterns": ["audit:seen"]}, "id": "s"})
+        while (await wire.receive())["type"] != "caught_up":
+            pass
+        await ksi.call_raw("state:set", {"key": "last", "value": 1})
+        while (await wire.receive())["data"]["data"]["key"] != "last":
+            pass
+        await wire.receive()
+    before = await ksi.call_raw("event:query", {"patterns": ["audit:*", "state:*"]})
+    *_, last = await replay(ksi, {"into": "handler", "name": "probe.look"})
+    assert (last["done"], last["applied"], last["failed"], last["held_back"]) == (True, 5, 2, 9)
+    assert "state:set is not asked while effects are held back" in last["error"]
+    assert await ksi.call_raw("event:query", {"patterns": ["audit:*", "state:*"]}) == before
+    *_, last = await replay(ksi, {"into": "handler", "name": "probe.look", "effects": True})
+    assert (last["failed"], last["held_back"]) == (1, 0)
+    after = await ksi.call_raw("event:query", {"patterns": ["audit:*", "state:*"]})
+    assert after["count"] > before["count"]
+
+
+async def test_a_part_of_the_log_is_replayed(ksi: RunningDaemon) -> None:
+    cursors = []
+    for key in ("a", "b", "c", "d"):
+        await ksi.call_raw("state:set", {"key": key, "value": 1})
+        cursors.append((await ksi.call_raw("system:info"))["log"]["cursor"])
+    data = {"into": "handler", "name": "probe.look"}
+    *_, last = await replay(ksi, {**data, "start": {"cursor": cursors[0]}, "end": {"cursor": cursors[2]}})
+    assert last["applied"] == 2
+    *_, last = await replay(ksi, {**data, "patterns": ["no:*"]})
+    assert last["applied"] == 0
+    *_, last = await replay(ksi, {**data, "start": {"time": "2100-01-01T00:00:00Z"}})
+    assert (last["applied"], last["done"]) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        ({"into": "handler"}, "INVALID_ARGUMENT"),
+        ({"into": "handler", "name": "none.none"}, "NOT_FOUND"),
+        ({"into": "handler", "name": "probe.keep"}, "FAILED_PRECONDITION"),
+        ({"into": "projection", "name": "none"}, "NOT_FOUND"),
+        ({"into": "sandbox", "patterns": ["a:b"]}, "INVALID_ARGUMENT"),
+        ({"into": "handler", "name": "probe.look", "start": {"cursor": "0-1"}}, "INVALID_ARGUMENT"),
+    ],
+)
+async def test_what_is_asked_wrongly_is_refused(ksi: RunningDaemon, data: Any, code: str) -> None:
+    (frame,) = await replay(ksi, data)
+    assert frame["error"]["code"] == code, frame

@@ -216,3 +216,55 @@ async def test_what_a_plugin_refers_to_is_kept_while_the_plugin_is_not_loaded(tm
     async with running_daemon(home=home, settings={"load_plugins": "events"}) as ksi:
         assert (await ksi.call_raw("event:sweep"))["blobs"] == 0
         assert kept.exists()
+
+
+async def test_what_tables_are_made_of_goes_when_a_snapshot_stands_for_it(clock: FakeClock) -> None:
+    async with keeping(clock, max_age_days=1, stubs_max_age_days=1) as ksi:
+        for number in range(5):
+            await ksi.call_raw("state:set", {"key": f"k{number % 3}", "value": number})
+        clock.advance(3 * DAY_S)
+        await ksi.call_raw("state:set", {"key": "young", "value": 1})
+        swept = await ksi.call_raw("event:sweep")
+        assert (swept["removed"] > 5, swept["compacted"] > 5, swept["needed"]) == (True, True, 0)
+        assert await differences(ksi) == []
+        clock.advance(3 * DAY_S)
+        await ksi.call_raw("state:delete", {"key": "k0"})
+        assert (await ksi.call_raw("event:sweep"))["needed"] == 0
+        assert len(list((ksi.paths.home / "snapshots").iterdir())) == 1
+        assert await differences(ksi) == []
+        assert (await ksi.call_raw("state:list"))["keys"] == ["k1", "k2", "young"]
+
+
+async def test_what_tables_are_made_of_stays_where_the_log_does_not_make_them(clock: FakeClock) -> None:
+    async with keeping(clock, max_age_days=1) as ksi:
+        await ksi.call_raw("state:set", {"key": "k", "value": 1})
+        await publish(ksi, 1)
+        await ksi.daemon.database.write(lambda tx: tx.execute("UPDATE state SET value = '2'").rowcount)
+        clock.advance(3 * DAY_S)
+        swept = await ksi.call_raw("event:sweep")
+        assert (swept["needed"], await ids_with_data(ksi, "state:changed")) != (0, [])
+        assert await ids_with_data(ksi) == []  # what nothing is made of has gone
+        (difference,) = await differences(ksi)
+        assert "value is '2' live and '1' replayed" in difference
+        assert (await ksi.call_raw("event:sweep", {"trust_live": True}))["needed"] == 0
+        assert await ids_with_data(ksi, "state:changed") == []
+        assert await differences(ksi) == []
+
+
+async def test_a_snapshot_that_is_damaged_is_named(clock: FakeClock) -> None:
+    async with keeping(clock, max_age_days=1) as ksi, ksi.connect() as wire:
+        await ksi.call_raw("state:set", {"key": "k", "value": 1})
+        clock.advance(3 * DAY_S)
+        assert (await ksi.call_raw("event:sweep"))["needed"] == 0
+        (file,) = (ksi.paths.home / "snapshots").iterdir()
+        file.write_bytes(file.read_bytes()[:-1])
+        (frame,) = await stream(wire, "event:replay", {})
+        assert frame["error"]["details"]["reason"] == "reference_corrupt"
+        assert file.name in frame["error"]["message"]
+
+
+async def differences(ksi: RunningDaemon) -> list[str]:
+    """Replay into a sandbox; give what differs."""
+    async with ksi.connect() as wire:
+        *frames, _ = await stream(wire, "event:replay", {})
+    return [table["difference"] for table in frames[-1]["data"]["tables"] if table["difference"]]

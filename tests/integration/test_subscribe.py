@@ -144,12 +144,26 @@ async def test_a_time_has_the_offset_that_it_is_written_with() -> None:
             assert await frames(wire, "caught_up") == [1, "caught_up"]
 
 
-async def test_a_time_to_come_gives_what_is_told_from_now_on(ksi: RunningDaemon) -> None:
-    await tell(ksi, [0])
-    async with subscribed(ksi, start={"time": "2100-01-01T00:00:00Z"}) as wire:
-        assert await frames(wire, "caught_up") == ["caught_up"]
-        await tell(ksi, [1])
-        assert await frames(wire, 1) == [1]
+async def test_a_time_to_come_gives_nothing_before_it() -> None:
+    clock = FakeClock()
+    async with running_daemon(clock=clock) as ksi:
+        await tell(ksi, [0])
+        start = {"time": format_time(clock.time_us() + 60_000_000)}
+        async with subscribed(ksi, start=start) as wire:
+            assert await frames(wire, "caught_up") == ["caught_up"]
+            await tell(ksi, [1, 2])
+            clock.advance(59.5)
+            await tell(ksi, [3])
+            clock.advance(0.5)
+            await tell(ksi, [4])
+            clock.jump(-30)  # it has begun: a clock that is put back ends nothing
+            await tell(ksi, [5])
+            assert await frames(wire, 5) == [4, 5]
+        answer = {"patterns": ["demo:*"], "start": start, "consumer": "c"}
+        clock.jump(-3600)
+        async with ksi.connect() as wire:
+            refusal = await wire.call("event:subscribe", answer)
+            assert refusal["error"]["details"]["reason"] == "start_in_future"
 
 
 @pytest.mark.parametrize(

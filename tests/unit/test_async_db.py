@@ -290,7 +290,7 @@ END;
 
 
 def test_a_script_that_ends_within_a_statement_is_refused() -> None:
-    with pytest.raises(ValueError, match="script ends within a statement: 'SELECT 1'"):
+    with pytest.raises(ValueError, match="statement: 'SELECT 1' has no final semicolon"):
         list(statements("SELECT 0;\nSELECT 1"))
 
 

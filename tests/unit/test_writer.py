@@ -184,6 +184,16 @@ def test_a_unit_may_undo_a_part_of_itself(desk: Bench) -> None:
     assert logged(desk) == [(1, "kept")]
 
 
+@pytest.mark.parametrize(
+    "sql",
+    ["COMMIT", "commit;", " ; -- so\n/* or so */ End transaction", "ROLLBACK", "BEGIN IMMEDIATE", "END"],
+)
+def test_a_unit_may_not_end_the_transaction(desk: Bench, sql: str) -> None:
+    job = in_between(desk, both(put("guilty"), lambda tx: tx.execute(sql).fetchall()))
+    assert isinstance(job.error, FailedPrecondition)
+    assert job.error.details["reason"] == "transaction_control"
+
+
 def test_a_savepoint_left_open_ends_with_its_unit(desk: Bench) -> None:
     desk.group(lambda tx: tx.execute("SAVEPOINT part"), put("a"), raising(ValueError()), put("b"))
     assert things(desk) == ["a", "b"]
