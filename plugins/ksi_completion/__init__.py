@@ -19,6 +19,15 @@ from ksi_completion.handlers import (
     status,
     stream,
 )
+from ksi_completion.injection_handlers import (
+    batch,
+    clear_injections,
+    execute,
+    inject,
+    injection_status,
+    list_injections,
+    process_result,
+)
 from ksi_completion.manager_handlers import (
     export,
     get_budget,
@@ -34,13 +43,18 @@ from ksi_completion.manager_handlers import (
 
 __all__ = [
     "async_",
+    "batch",
     "cancel",
+    "clear_injections",
     "clear_session",
+    "execute",
     "export",
     "fork",
     "get",
     "get_budget",
     "get_process",
+    "inject",
+    "injection_status",
     "ksi_drain",
     "ksi_migrations",
     "ksi_serve",
@@ -48,8 +62,10 @@ __all__ = [
     "ksi_startup",
     "list_",
     "list_budgets",
+    "list_injections",
     "list_processes",
     "pause",
+    "process_result",
     "provider_status",
     "remove_budget",
     "resume",

@@ -3,12 +3,13 @@
 import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
 from ksi_common.clock import Clock
 from ksi_common.events.completion import Accepted, Asked, ChatMessage, CompletionAccepted, PromptMessage
+from ksi_completion.injections import Injections
 from ksi_completion.jobs import insert_tools_in
 from ksi_completion.prompts import Prompts
 from ksi_completion.provider_manager import ProviderManager
@@ -57,6 +58,7 @@ class Acceptance:
         prompts: Prompts,
         providers: ProviderManager,
         sessions: SessionManager,
+        injections: Injections,
     ) -> None:
         self._database = database
         self._blobs = blobs
@@ -64,6 +66,7 @@ class Acceptance:
         self._prompts = prompts
         self._providers = providers
         self._sessions = sessions
+        self._injections = injections
 
     async def prepare(self, asked: Asked, *, opened: Opened) -> Unit[Accepted]:
         """Give the unit that puts a completion on disk, or finds the one that its request_id had before.
@@ -101,6 +104,8 @@ class Acceptance:
                 return _again(tx, Row.of(known), entering.digest)
         now = self._clock.time_us()
         session_id, ahead = self._sessions.enter_in(tx, asked.session_id, messages=len(stored), time_us=now)
+        stored = self._injections.join_in(tx, session_id, request_id, stored)
+        entering = replace(entering, stored=stored)
         told = tx.tell(entering.told(session_id), stream=f"completion/{request_id}")
         row = entering.insert_in(tx, session_id, told, time_us=now)
         tx.on_commit(lambda: opened(row, ahead, stored))

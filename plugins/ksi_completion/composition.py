@@ -14,6 +14,7 @@ from ksi_completion.conductor import Conductor
 from ksi_completion.conversations import Conversations
 from ksi_completion.dead_completions import DeadCompletions
 from ksi_completion.ending import Ending
+from ksi_completion.injections import Injections
 from ksi_completion.jobs import Jobs
 from ksi_completion.managers import MANAGERS
 from ksi_completion.next_tries import NextTries
@@ -265,6 +266,7 @@ async def _service(
     tries: NextTries,
     dead: DeadCompletions,
     conductor: Conductor,
+    injections: Injections,
 ) -> AsyncIterator[CompletionService]:
     yield CompletionService(
         database=database,
@@ -276,6 +278,7 @@ async def _service(
             prompts=Prompts([paths.home / "lib", *settings.prompt_roots]),
             providers=providers,
             sessions=sessions,
+            injections=injections,
         ),
         conductor=conductor,
         sessions=sessions,

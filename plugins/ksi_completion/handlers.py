@@ -23,9 +23,12 @@ from ksi_completion.budget_holds import BudgetHolds
 from ksi_completion.completion_service import CompletionService
 from ksi_completion.composition import PARTS
 from ksi_completion.conversations import Conversations
+from ksi_completion.injection_handlers import send_unsent
+from ksi_completion.injections import Injections
 from ksi_completion.managers import take_up
 from ksi_completion.rows import REFERRED
 from ksi_daemon.plugin import (
+    Bus,
     Referrers,
     Service,
     Services,
@@ -56,10 +59,11 @@ async def ksi_startup(services: Services) -> None:
 
 
 @hookimpl
-async def ksi_serve(services: Services) -> None:
+async def ksi_serve(bus: Bus, services: Services) -> None:
     """Work on completions."""
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(services.get(BudgetHolds).serve(), name="holds of budgets")
+        tasks.create_task(send_unsent(services.get(Injections), bus), name="injections")
         tasks.create_task(services.get(CompletionService).serve(), name="completions")
 
 

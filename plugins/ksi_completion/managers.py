@@ -12,6 +12,7 @@ from ksi_completion.circuit_breakers import CircuitBreakers
 from ksi_completion.completion_service import CompletionService
 from ksi_completion.conversation_reading import ConversationReading
 from ksi_completion.conversations import Conversations
+from ksi_completion.injections import Injections
 from ksi_completion.process_registry import ProcessRegistry
 from ksi_completion.response_cache import ResponseCache
 from ksi_completion.settings import CompletionSettings
@@ -65,11 +66,19 @@ async def _reading(conversations: Conversations, paths: Paths) -> AsyncIterator[
     yield ConversationReading(conversations, paths.home)
 
 
+@asynccontextmanager
+async def _injections(
+    database: Database, clock: Clock, settings: CompletionSettings
+) -> AsyncIterator[Injections]:
+    yield Injections(database, clock, settings.injection)
+
+
 async def take_up(services: Services) -> None:
     """Read what an earlier daemon knew, before anything begins."""
     await services.get(ChildRegistry).bury(services.get(Processes).reaped)
     await services.get(CircuitBreakers).load()
     await services.get(Budgets).load()
+    await services.get(Injections).load()
     services.get(Budgets).hold_with(services.get(BudgetHolds))
 
 
@@ -81,5 +90,6 @@ MANAGERS: Final[Sequence[Service[Any]]] = (
     Service(ChildRegistry, _children),
     Service(BudgetHolds, _holds),
     Service(ProcessRegistry, _registry),
+    Service(Injections, _injections),
     Service(ConversationReading, _reading),
 )

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from ksi_common.events.budget import BudgetKey, Limits
 from ksi_common.events.completion import ModelName
 from ksi_completion.circuit_breakers import Candidate
+from ksi_completion.injections import InjectionSettings
 from ksi_completion.providers.configured import ProvidersSettings
 from ksi_completion.providers.mock import NAME as MOCK
 from ksi_completion.providers.mock import MockSettings
@@ -100,6 +101,9 @@ class CompletionSettings(BaseModel):
     )
     cache: CacheSettings | None = Field(
         None, description="Answers are given again to the same request; without the table they are not."
+    )
+    injection: InjectionSettings = Field(
+        InjectionSettings(), description="What a session may be given: max_depth, max_tokens, max_per_minute."
     )
     mock: MockSettings | None = Field(
         None,

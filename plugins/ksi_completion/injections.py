@@ -1,0 +1,221 @@
+"""Text that becomes a part of what sessions are asked: it waits on disk, and is taken with a prompt, once.
+
+Three breakers keep programs that answer each other from doing so forever: how deep an injection is, how many
+tokens a session is given in an hour, and how often in a minute.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field
+
+from ksi_common.clock import Clock
+from ksi_common.events.injection import (
+    Cleared,
+    Inject,
+    Injected,
+    InjectionQueued,
+    InjectionTaken,
+    Item,
+    Standing,
+    Waiting,
+    WaitingList,
+)
+from ksi_completion.reservations import CHARACTERS_PER_TOKEN
+from ksi_completion.rows import PRIORITIES, StoredMessage
+from ksi_daemon.plugin import Database, ResourceExhausted, Transaction, format_time, new_id
+
+MINUTE_US: Final = 60_000_000
+HOUR_US: Final = 60 * MINUTE_US
+KEPT_US: Final = 30 * 24 * HOUR_US
+"""How long what was taken is remembered."""
+MAX_LISTED: Final = 1000
+DIRECT: Final = "injection-"
+"""What the request of a direct injection is named by, before its id."""
+
+_INSERT: Final = (
+    "INSERT INTO injections (injection_id, session_id, mode, content, tokens, depth, how, priority, "
+    "queued_us, expires_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_DEPTH: Final = "SELECT max(depth) FROM injections WHERE request_id = ?"
+_RECENT: Final = (
+    "SELECT coalesce(sum(tokens), 0), count(*) FILTER (WHERE queued_us > ?3) FROM injections "
+    "WHERE session_id = ?1 AND queued_us > ?2"
+)
+_NEXT: Final = (
+    "SELECT injection_id, content, how FROM injections WHERE session_id = ? AND request_id IS NULL "
+    "AND mode = 'next' AND expires_us > ? ORDER BY priority DESC, number"
+)
+_DIRECT: Final = "SELECT injection_id FROM injections WHERE request_id IS NULL AND mode = 'direct'"
+_FIND: Final = "SELECT session_id, content, how FROM injections WHERE injection_id = ?"
+_TAKE: Final = "UPDATE injections SET request_id = ? WHERE injection_id = ? AND request_id IS NULL"
+_FORGET: Final = (
+    "DELETE FROM injections WHERE session_id = ?1 "
+    "AND ((request_id IS NULL AND expires_us <= ?2) OR queued_us <= ?3)"
+)
+_WAITING: Final = (
+    "FROM injections WHERE request_id IS NULL AND expires_us > ?2 AND (?1 IS NULL OR session_id = ?1)"
+)
+_DROP: Final = "DELETE FROM injections WHERE injection_id = ?"
+_CLEAR: Final = "DELETE FROM injections WHERE request_id IS NULL AND (?1 IS NULL OR session_id = ?1)"
+
+
+class InjectionSettings(BaseModel):
+    """The table ``[plugins.completion.injection]``: what a session may be given. Beyond it is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_depth: int = Field(5, ge=1, description="How many injections may follow from each other.")
+    max_tokens: int = Field(50_000, ge=1, description="Of one session, in an hour; estimated.")
+    max_per_minute: int = Field(30, ge=1, description="Of one session.")
+
+
+class Injections:
+    """Keep what waits. ``waiting``: sessions that may have some; prompts of the others cost nothing more."""
+
+    def __init__(self, database: Database, clock: Clock, settings: InjectionSettings) -> None:
+        self._database = database
+        self._clock = clock
+        self._settings = settings
+        self._waiting: set[str] = set()
+        self._blocked = 0
+
+    async def load(self) -> None:
+        """Find which sessions have something waiting."""
+        query = "SELECT DISTINCT session_id FROM injections WHERE request_id IS NULL AND mode = 'next'"
+        self._waiting = {row[0] for row in await self._database.read(query)}
+
+    def queue_in(self, tx: Transaction, asked: Inject | Item) -> Injected:
+        """Put one on disk, in a unit of work; raise ResourceExhausted where a breaker is open."""
+        now = self._clock.time_us()
+        tx.execute(_FORGET, (asked.session_id, now, now - KEPT_US))
+        tokens = -(-len(asked.content) // CHARACTERS_PER_TOKEN)
+        depth = self._admitted_depth(tx, asked, tokens, now)
+        injection_id = new_id()
+        how = asked.model_dump_json(exclude={"session_id", "content", "mode"})
+        about = (injection_id, asked.session_id, asked.mode, asked.content, tokens, depth, how)
+        when = (PRIORITIES[asked.priority], now, now + round(asked.ttl_s * 1e6))
+        tx.execute(_INSERT, (*about, *when))
+        named: dict[str, Any] = {
+            "injection_id": injection_id,
+            "session_id": asked.session_id,
+            "mode": asked.mode,
+            "depth": depth,
+        }
+        tx.tell(InjectionQueued(**named), stream=f"injection/{asked.session_id}")
+        if asked.mode == "next":
+            tx.on_commit(lambda: self._waiting.add(asked.session_id))
+        return Injected(**named, request_id=None if asked.mode == "next" else f"{DIRECT}{injection_id}")
+
+    def join_in(
+        self, tx: Transaction, session_id: str, request_id: str, prompt: Sequence[StoredMessage]
+    ) -> Sequence[StoredMessage]:
+        """Give a prompt with what waits for it, which waits no more; in the unit that accepts it.
+
+        A prompt that is a blob is left as it is, and what waits waits for the next.
+        """
+        if session_id not in self._waiting or prompt[-1].text is None:
+            return prompt
+        found = tx.execute(_NEXT, (session_id, self._clock.time_us())).fetchall()
+        before: list[str] = []
+        after: list[str] = []
+        for injection_id, content, how in found:
+            fields = orjson.loads(how)
+            (before if fields["position"] == "before_prompt" else after).append(styled(content, fields))
+            tx.execute(_TAKE, (request_id, injection_id))
+            taken = InjectionTaken(injection_id=injection_id, session_id=session_id, request_id=request_id)
+            tx.tell(taken, stream=f"injection/{session_id}")
+        tx.on_commit(lambda: self._waiting.discard(session_id))
+        text = "\n\n".join([*before, prompt[-1].text, *after])
+        return [*prompt[:-1], replace(prompt[-1], text=text)]
+
+    async def unsent(self) -> Sequence[str]:
+        """List the direct ones that have not become a completion yet."""
+        return [row[0] for row in await self._database.read(_DIRECT)]
+
+    async def find(self, injection_id: str) -> tuple[str, str, dict[str, Any]]:
+        """Give the session, the content and the other fields of one."""
+        ((session_id, content, how),) = await self._database.read(_FIND, (injection_id,))
+        return session_id, content, orjson.loads(how)
+
+    async def sent(self, injection_id: str) -> None:
+        """Note that a direct one is a completion."""
+        request_id = f"{DIRECT}{injection_id}"
+        await self._database.write_apart(lambda tx: tx.execute(_TAKE, (request_id, injection_id)))
+
+    async def drop(self, injection_id: str) -> None:
+        """Forget a direct one that cannot become a completion."""
+        await self._database.write_apart(lambda tx: tx.execute(_DROP, (injection_id,)))
+
+    async def listed(self, session_id: str | None) -> WaitingList:
+        """List what waits."""
+        now = self._clock.time_us()
+        order = "ORDER BY session_id, priority DESC, number LIMIT ?3"
+        rows = await self._database.read(f"SELECT * {_WAITING} {order}", (session_id, now, MAX_LISTED))
+        ((count,),) = await self._database.read(f"SELECT count(*) {_WAITING}", (session_id, now))
+        return WaitingList(injections=[_waiting(row) for row in rows], count=count)
+
+    def clear_in(self, tx: Transaction, session_id: str | None) -> Cleared:
+        """Drop what waits, in a unit of work."""
+        return Cleared(cleared=tx.execute(_CLEAR, (session_id,)).rowcount)
+
+    async def status(self) -> Standing:
+        """Tell how many wait, and what is allowed."""
+        query = f"SELECT count(*), count(DISTINCT session_id) {_WAITING}"
+        ((count, sessions),) = await self._database.read(query, (None, self._clock.time_us()))
+        settings = self._settings
+        return Standing(
+            queued_count=count,
+            sessions=sessions,
+            blocked_count=self._blocked,
+            max_depth=settings.max_depth,
+            max_tokens=settings.max_tokens,
+            max_per_minute=settings.max_per_minute,
+        )
+
+    def _admitted_depth(self, tx: Transaction, asked: Inject | Item, tokens: int, now: int) -> int:
+        """Give how deep it is; raise ResourceExhausted where that, or what was before it, is too much."""
+        settings, session_id = self._settings, asked.session_id
+        (before,) = tx.execute(_DEPTH, (asked.after_request,)).fetchone()
+        depth = (before or 0) + 1
+        given, count = tx.execute(_RECENT, (session_id, now - HOUR_US, now - MINUTE_US)).fetchone()
+        if depth > settings.max_depth:
+            message = f"injection {depth} deep, after {asked.after_request}: {settings.max_depth} are allowed"
+            raise self._block(message, reason="injection_depth", retryable=False)
+        if given + tokens > settings.max_tokens:
+            message = f"session {session_id} was given {given} tokens of {settings.max_tokens} this hour"
+            raise self._block(message, reason="injection_tokens", retry_after_s=60.0)
+        if count >= settings.max_per_minute:
+            message = (
+                f"session {session_id} was given {count} injections of {settings.max_per_minute} a minute"
+            )
+            raise self._block(message, reason="injection_rate", retry_after_s=10.0)
+        return depth
+
+    def _block(self, message: str, **details: Any) -> ResourceExhausted:
+        self._blocked += 1
+        return ResourceExhausted(message, **details)
+
+
+def styled(content: str, fields: dict[str, Any]) -> str:
+    """Give a text as it stands in a prompt."""
+    if fields["style"] == "plain":
+        return content
+    return f"<system-reminder>\n{content}\n</system-reminder>"
+
+
+def _waiting(row: Sequence[Any]) -> Waiting:
+    _, injection_id, session_id, mode, content, _, depth, how, _, queued_us, expires_us, _ = row
+    fields = orjson.loads(how)
+    return Waiting(
+        injection_id=injection_id,
+        session_id=session_id,
+        mode=mode,
+        content=content,
+        depth=depth,
+        queued=format_time(queued_us),
+        expires=format_time(expires_us),
+        **{name: fields[name] for name in ("position", "style", "priority", "metadata")},
+    )
