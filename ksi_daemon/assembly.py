@@ -15,7 +15,7 @@ from ksi_daemon.catalog import Catalog, Plugin
 from ksi_daemon.database import Database
 from ksi_daemon.handlers import Compiler
 from ksi_daemon.hooks import Relay
-from ksi_daemon.immediate import HandlerError
+from ksi_daemon.immediate import HandlerError, endpoint
 from ksi_daemon.layers import Layer, name_of
 from ksi_daemon.marks import DURABLE, HANDLER, PROJECTION, REBUILDER, SUBSCRIBER, UPCASTER, Durable
 from ksi_daemon.middleware.observation import Observer
@@ -153,7 +153,7 @@ class Assembly:
             route = compiler.handler(function, plugin.name)
             if not plugin.builtin:
                 route.message.model_rebuild()  # what is wrong with it is said now
-                route = self._marked(plugin.name, route)
+                route = self._marked(plugin.name, route, compiler.database)
             self._check_free(route, routes)
             routes[route.spec.name] = route
         subscribers = []
@@ -197,9 +197,12 @@ class Assembly:
             if self.catalog.declare(notification):
                 plugin.told.append(spec_of(notification).name)
 
-    def _marked(self, plugin: str, route: Route) -> Route:
-        begin = self.breadcrumb.before(plugin, route.begin) if route.begin is not None else None
-        return replace(route, handle=self.breadcrumb.around(plugin, route.handle), begin=begin)
+    def _marked(self, plugin: str, route: Route, database: Database) -> Route:
+        if route.begin is None:
+            return replace(route, handle=self.breadcrumb.around(plugin, route.handle))
+        begin = self.breadcrumb.before(plugin, route.begin)
+        handle = self.breadcrumb.around(plugin, endpoint(begin, route.spec, database))
+        return replace(route, handle=handle, begin=begin)
 
     def _marked_layer(self, plugin: Plugin, given: Layer) -> Layer:
         if plugin.builtin:
