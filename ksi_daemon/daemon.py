@@ -28,6 +28,7 @@ from ksi_daemon.catalog import Catalog
 from ksi_daemon.children import Children, Tasks
 from ksi_daemon.connection_limits import ConnectionLimits
 from ksi_daemon.consumers import Consumers
+from ksi_daemon.contributions import Commands, HttpRoutes
 from ksi_daemon.database import Database
 from ksi_daemon.dead_letters import REFERRED, DatabaseDeadLetters, DeadLetters
 from ksi_daemon.durable_listener import DurableListener
@@ -120,12 +121,17 @@ class Daemon:
         self.hub = Hub(loop.call_soon)
         async with AsyncExitStack() as stack:
             stack.enter_context(self.breadcrumb)
-            self.tasks = await stack.enter_async_context(Children())
+            self.tasks = self.relay.tasks = await stack.enter_async_context(Children())
             await self._open_database(stack)
             await self._assemble(stack)
             await self._start_children()
             server = await stack.enter_async_context(self._server())
             self.lifecycle.connections = lambda: len(server.connections)
+            gates = await stack.enter_async_context(AsyncExitStack())
+            for plugin in self.assembly.loaded:
+                error = await attempt_async(partial(self._open_gates, plugin.name, server, gates))
+                if error is not None:
+                    self._switch_off(plugin.name, f"its transport cannot be opened: {explain(error)}")
             await self.bus.notify(
                 Started(version=self.lifecycle.version, pid=os.getpid(), recovered=recovered)
             )
@@ -134,8 +140,13 @@ class Daemon:
             await tell_lost_tail(self.database)
             ready(self)
             stop = await self.lifecycle.stopping
+            await gates.aclose()
             await self._drain(server, stop)
         return stop
+
+    async def _open_gates(self, plugin: str, server: UnixServer, gates: AsyncExitStack) -> None:
+        for transport in self.relay.transports(plugin):
+            await gates.enter_async_context(transport(server.gate))
 
     async def _open_database(self, stack: AsyncExitStack) -> None:
         self.database = await stack.enter_async_context(
@@ -206,6 +217,8 @@ class Daemon:
         offer(Projections, self.projections)
         offer(Aggregates, Aggregates(self.database, self.eventlog))
         offer(Relay, self.relay)
+        offer(HttpRoutes, self.assembly.http)
+        offer(Commands, self.assembly.commands)
         offer(Remotes, Remotes(self.catalog, self.assembly.table, self.database))
         offer(Reloading, self.reloading)
         replays = Replays(self.assembly, self.services, self.database, self.eventlog, self.hub, self.clock)
