@@ -12,10 +12,11 @@ from ksi_common.errors import AlreadyExists
 from ksi_common.messages import Notification, spec_of
 from ksi_daemon.breadcrumb import Breadcrumb
 from ksi_daemon.catalog import Catalog, Plugin
+from ksi_daemon.contributions import Commands, HttpRoutes
 from ksi_daemon.database import Database
 from ksi_daemon.handlers import Compiler
 from ksi_daemon.hooks import Relay
-from ksi_daemon.immediate import HandlerError
+from ksi_daemon.immediate import HandlerError, endpoint
 from ksi_daemon.layers import Layer, name_of
 from ksi_daemon.marks import DURABLE, HANDLER, PROJECTION, REBUILDER, SUBSCRIBER, UPCASTER, Durable
 from ksi_daemon.middleware.observation import Observer
@@ -62,6 +63,8 @@ class Assembly:
     rebuilders: list[Rebuilder] = field(default_factory=list)
     upcasters: dict[tuple[str, int], Callable[[Data], Data]] = field(default_factory=dict)
     """By the name of the event, and the version that they take."""
+    http: HttpRoutes = field(default_factory=HttpRoutes)
+    commands: Commands = field(default_factory=Commands)
     listening: dict[str, list[asyncio.Task[None]]] = field(default_factory=dict)
     """What gives the subscribers of each plugin their events."""
     table: Table = field(init=False)
@@ -142,40 +145,52 @@ class Assembly:
     def _compile(self, plugin: Plugin, compiler: Compiler) -> None:
         if not plugin.builtin:
             # Threads of its own: those that it does not give back are no other's.
-            compiler = replace(
-                compiler, threads=Threads(around=partial(self.breadcrumb.in_thread, plugin.name))
-            )
+            around = partial(self.breadcrumb.in_thread, plugin.name)
+            compiler = replace(compiler, threads=Threads(around=around))
         made = self.relay.handlers(plugin.name)
         heard = [function for function in made if getattr(function, SUBSCRIBER, False)]
-        routes: dict[str, Route] = {}
-        for function in dict.fromkeys((*declared(plugin.module, HANDLER), *made)):
-            if function in heard:
-                continue
-            route = compiler.handler(function, plugin.name)
-            if not plugin.builtin:
-                route.message.model_rebuild()  # what is wrong with it is said now
-                route = self._marked(plugin.name, route)
-            self._check_free(route, routes)
-            routes[route.spec.name] = route
-        subscribers = []
-        for function in dict.fromkeys((*declared(plugin.module, SUBSCRIBER), *heard)):
-            event, call = compiler.subscriber(function)
-            if not plugin.builtin:
-                call = self.breadcrumb.around_call(plugin.name, call)
-            durable: Durable | None = getattr(function, DURABLE, None)
-            if durable is not None and spec_of(event).ephemeral:
-                raise HandlerError(
-                    f"{function.__qualname__} is durable, but {spec_of(event).name} is never stored"
-                )
-            subscribers.append(Subscriber(function.__qualname__, plugin.name, event, call, function, durable))
+        asked = [function for function in made if function not in heard]
+        routes = self._routes(plugin, (*declared(plugin.module, HANDLER), *asked), compiler)
+        subscribers = [
+            self._subscriber(plugin, function, compiler)
+            for function in dict.fromkeys((*declared(plugin.module, SUBSCRIBER), *heard))
+        ]
         projections = self._projections(plugin)
         rebuilders = [rebuilder_of(made, plugin.name) for made in declared(plugin.module, REBUILDER)]
         upcasters = _upcasters(plugin, routes)
+        http = self.relay.routes(plugin.name)
+        for command in self.relay.commands(plugin.name):
+            self.commands.add(command, plugin.name)
         layers = [self._marked_layer(plugin, each) for each in self.relay.middleware(plugin.name)]
         self._take_in(plugin, routes, subscribers, layers)
+        self.http.all.extend(http)
         self.projections.extend(projections)
         self.rebuilders.extend(rebuilders)
         self.upcasters.update(upcasters)
+
+    def _routes(
+        self, plugin: Plugin, functions: Sequence[Callable[..., Any]], compiler: Compiler
+    ) -> dict[str, Route]:
+        routes: dict[str, Route] = {}
+        for function in dict.fromkeys(functions):
+            route = compiler.handler(function, plugin.name)
+            if not plugin.builtin:
+                route.message.model_rebuild()  # what is wrong with it is said now
+                route = self._marked(plugin.name, route, compiler.database)
+            self._check_free(route, routes)
+            routes[route.spec.name] = route
+        return routes
+
+    def _subscriber(self, plugin: Plugin, function: Callable[..., Any], compiler: Compiler) -> Subscriber:
+        event, call = compiler.subscriber(function)
+        if not plugin.builtin:
+            call = self.breadcrumb.around_call(plugin.name, call)
+        durable: Durable | None = getattr(function, DURABLE, None)
+        if durable is not None and spec_of(event).ephemeral:
+            raise HandlerError(
+                f"{function.__qualname__} is durable, but {spec_of(event).name} is never stored"
+            )
+        return Subscriber(function.__qualname__, plugin.name, event, call, function, durable)
 
     def _take_in(
         self,
@@ -198,9 +213,12 @@ class Assembly:
             if self.catalog.declare(notification):
                 plugin.told.append(spec_of(notification).name)
 
-    def _marked(self, plugin: str, route: Route) -> Route:
-        begin = self.breadcrumb.before(plugin, route.begin) if route.begin is not None else None
-        return replace(route, handle=self.breadcrumb.around(plugin, route.handle), begin=begin)
+    def _marked(self, plugin: str, route: Route, database: Database) -> Route:
+        if route.begin is None:
+            return replace(route, handle=self.breadcrumb.around(plugin, route.handle))
+        begin = self.breadcrumb.before(plugin, route.begin)
+        handle = self.breadcrumb.around(plugin, endpoint(begin, route.spec, database))
+        return replace(route, handle=handle, begin=begin)
 
     def _marked_layer(self, plugin: Plugin, given: Layer) -> Layer:
         if plugin.builtin:
@@ -242,6 +260,9 @@ class Assembly:
         plugin.handled, plugin.told, plugin.subscribed = [], [], []
         for observer in self._observers.pop(plugin.name, ()):
             self.observers.remove(observer)
+        self.http.all[:] = [route for route in self.http.all if route.plugin != plugin.name]
+        for name in [each.name for each in self.commands.by_name.values() if each.plugin == plugin.name]:
+            del self.commands.by_name[name]
         self.projections[:] = [each for each in self.projections if each.plugin != plugin.name]
         self.rebuilders[:] = [each for each in self.rebuilders if each.plugin != plugin.name]
         self.subscribers[:] = [heard for heard in self.subscribers if heard.plugin != plugin.name]

@@ -55,6 +55,31 @@ class LocalBus:
         await self._dispatch()(envelope_of(request, timeout_s), send)
         return self._reply(request, outcomes)
 
+    async def ask(
+        self, event: str, data: Mapping[str, Any], *, timeout_s: float | None = None
+    ) -> Mapping[str, Any]:
+        """Ask by name, as a client does: for events whose class is not at hand."""
+        outcomes: list[Outcome] = []
+
+        async def send(outcome: Outcome) -> None:
+            outcomes.append(outcome)
+
+        cause, ident = current_envelope(), new_id()
+        envelope = EventEnvelope(
+            event,
+            data,
+            ident,
+            cause.correlation_id if cause else ident,
+            cause.event_id if cause else None,
+            cause.actor if cause else SYSTEM,
+            _hop(cause, event),
+            timeout_s,
+            cause.deadline if cause else None,
+        )
+        await self._dispatch()(envelope, send)
+        reply = self._last(event, outcomes)
+        return reply if isinstance(reply, Mapping) else reply.model_dump(mode="json", by_alias=True)
+
     async def stream(self, request: Stream[R], *, timeout_s: float | None = None) -> AsyncIterator[R]:
         """Ask for many items; closing the iterator stops the handler."""
         outcomes: asyncio.Queue[Outcome] = asyncio.Queue()
@@ -132,19 +157,20 @@ class LocalBus:
             Failed(InternalError(f"{envelope.event} was not answered"))
         )  # unless it was: none reads on
 
+    def _reply(self, request: Request[R], outcomes: Sequence[Outcome]) -> R:
+        # The route checks what its handler returns.
+        return self._last(spec_of(type(request)).name, outcomes)  # type: ignore[return-value]
+
     @staticmethod
-    def _reply(request: Request[R], outcomes: Sequence[Outcome]) -> R:
-        if not outcomes:
-            raise InternalError(f"{spec_of(type(request)).name} was not answered")
-        outcome = outcomes[-1]
+    def _last(event: str, outcomes: Sequence[Outcome]) -> Message | Mapping[str, Any]:
+        outcome = outcomes[-1] if outcomes else None
         if isinstance(outcome, Failed):
             raise outcome.error
         if isinstance(outcome, Replied):
             reply = outcome.value
-            if isinstance(reply, Rendered):
-                reply = reply.message.model_validate_json(reply.data)
-            return reply  # type: ignore[return-value]  # the route checks what its handler returns
-        raise InternalError(f"{spec_of(type(request)).name} was answered with a stream")
+            return reply.message.model_validate_json(reply.data) if isinstance(reply, Rendered) else reply
+        how = "not answered" if outcome is None else "answered with a stream"
+        raise InternalError(f"{event} was {how}")
 
 
 def envelope_of(message: Message, timeout_s: float | None = None) -> EventEnvelope:

@@ -43,6 +43,7 @@ from ksi_daemon.plugin import handler
 from ksi_daemon.plugin_handlers import (
     dependencies,
     graph,
+    list_commands,
     orphaned_events,
     relationships,
     serve,
@@ -54,7 +55,7 @@ from ksi_daemon.subscriptions import Subscriptions
 
 WIRE_VERSION = 1
 
-__all__ = ["dependencies", "graph", "orphaned_events", "relationships", "serve", "validate"]
+__all__ = ["dependencies", "graph", "list_commands", "orphaned_events", "relationships", "serve", "validate"]
 
 
 @handler

@@ -28,6 +28,7 @@ from ksi_daemon.catalog import Catalog
 from ksi_daemon.children import Children, Tasks
 from ksi_daemon.connection_limits import ConnectionLimits
 from ksi_daemon.consumers import Consumers
+from ksi_daemon.contributions import Commands, HttpRoutes
 from ksi_daemon.database import Database
 from ksi_daemon.dead_letters import REFERRED, DatabaseDeadLetters, DeadLetters
 from ksi_daemon.draining import drain
@@ -127,25 +128,38 @@ class Daemon:
         self.hub = Hub(loop.call_soon)
         async with AsyncExitStack() as stack:
             stack.enter_context(self.breadcrumb)
-            self.tasks = await stack.enter_async_context(Children())
+            self.tasks = self.relay.tasks = await stack.enter_async_context(Children())
             await self._open_database(stack)
             await self._assemble(stack)
             if not self.sandbox:
                 await self._start_children()
             server = await stack.enter_async_context(self._server())
             self.lifecycle.connections = lambda: len(server.connections)
+            gates = await stack.enter_async_context(AsyncExitStack())
             stack.enter_context(Watchdog(self.guard.owner, self.guard.held, self.guard.resumed))
             self.tasks.create_task(Presence(self.paths.socket).watch(self._unreachable))
             if not self.sandbox:
+                await self._open_gates(server, gates)
                 await self._announce(recovered=recovered)
             ready(self)
             stop = await self.lifecycle.stopping
+            await gates.aclose()
             await self._drain(server, stop)
         return stop
 
     async def _announce(self, *, recovered: bool) -> None:
         await self.bus.notify(Started(version=self.lifecycle.version, pid=os.getpid(), recovered=recovered))
         await tell_lost_tail(self.database)
+
+    async def _open_gates(self, server: UnixServer, gates: AsyncExitStack) -> None:
+        for plugin in self.assembly.loaded:
+            error = await attempt_async(partial(self._open_gates_of, plugin.name, server, gates))
+            if error is not None:
+                self._switch_off(plugin.name, f"its transport cannot be opened: {explain(error)}")
+
+    async def _open_gates_of(self, plugin: str, server: UnixServer, gates: AsyncExitStack) -> None:
+        for transport in self.relay.transports(plugin):
+            await gates.enter_async_context(transport(server.gate))
 
     async def _open_database(self, stack: AsyncExitStack) -> None:
         self.database = await stack.enter_async_context(
@@ -219,6 +233,8 @@ class Daemon:
         offer(Projections, self.projections)
         offer(Aggregates, Aggregates(self.database, self.eventlog))
         offer(Relay, self.relay)
+        offer(HttpRoutes, self.assembly.http)
+        offer(Commands, self.assembly.commands)
         offer(Remotes, Remotes(self.catalog, self.assembly.table, self.database))
         offer(Reloading, self.reloading)
         offer(Services, self.services)

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ksi_common.envelope import EventEnvelope, EventMetadata
@@ -15,7 +16,7 @@ from ksi_daemon.immediate import HandlerError
 from ksi_daemon.outcomes import Ended, Endpoint, Replied, Send, Yielded
 from ksi_daemon.remote.server import Line
 from ksi_daemon.router import Route
-from ksi_daemon.services import Services, needs_of
+from ksi_daemon.services import ServiceError, Services, needs_of
 from ksi_daemon.several import item_of
 from ksi_daemon.subscriptions import Sink
 from ksi_daemon.threads import Threads
@@ -66,6 +67,13 @@ class Compiler:
             raise HandlerError(f"{function.__name__} takes a {event.__name__}; use @handler for it")
         return event, self._bind(function)
 
+    def _service(self, function: Function, name: str, kind: type) -> Any:
+        try:
+            return self.services.get(kind)
+        except ServiceError as error:
+            wants = f"{function.__qualname__} takes {name}: {getattr(kind, '__name__', kind)}"
+            raise ServiceError(f"{wants}, but {error.message}{place_of(function)}") from error
+
     def _bind(
         self, function: Function, call: Function | None = None
     ) -> Callable[[Message, EventEnvelope], Any]:
@@ -73,14 +81,31 @@ class Compiler:
 
         ``call``: what is called in its place; else a function that is not async gets a thread.
         """
-        _, *others = needs_of(function).items()
+        _, *others = _parameters(function).items()
         if call is not None:
             others = [(name, kind) for name, kind in others if kind is not Transaction]
-        services = {name: self.services.get(kind) for name, kind in others if kind not in _DYNAMIC}
+        services = {
+            name: self._service(function, name, kind) for name, kind in others if kind not in _DYNAMIC
+        }
         dynamic = {name: _DYNAMIC[kind] for name, kind in others if kind in _DYNAMIC}
         if call is None:
             call = function if immediate.waits(function) else self.threads.wrap(function)
         return _bound(call, services, dynamic)
+
+
+def place_of(function: Function) -> str:
+    """Say where a function is written, for people."""
+    code = getattr(function, "__code__", None)
+    return "" if code is None else f" ({Path(code.co_filename).name}:{code.co_firstlineno})"
+
+
+def _parameters(function: Function) -> Mapping[str, Any]:
+    try:
+        return needs_of(function)
+    except TypeError as error:
+        raise HandlerError(
+            f"{error}: write the service that it is to be, such as bus: Bus{place_of(function)}"
+        ) from error
 
 
 def event_of(function: Function) -> type[Message]:
@@ -89,11 +114,16 @@ def event_of(function: Function) -> type[Message]:
     try:
         hints = get_type_hints(function)
     except NameError as error:
-        raise HandlerError(f"{name}: annotation not found at load: {error}") from error
+        raise HandlerError(
+            f"{name}: annotation not found at load: {error}; import it at the top{place_of(function)}"
+        ) from error
     parameters = list(inspect.signature(function).parameters)
     first = hints.get(parameters[0]) if parameters else None
     if not (isinstance(first, type) and issubclass(first, Message) and hasattr(first, "__ksi__")):
-        raise HandlerError(f"{name}: the first parameter must be annotated with the class of an event")
+        raise HandlerError(
+            f"{name}: the first parameter must be annotated with the class of an event, "
+            f"such as request: Greet, where class Greet(Request[Greeting], event=...){place_of(function)}"
+        )
     return first
 
 
@@ -141,7 +171,11 @@ def _bound(
 def _check_reply(function: Function, spec: EventSpec) -> None:
     hints = get_type_hints(function)
     if "return" not in hints:
-        raise HandlerError(f"{function.__qualname__} does not say what it returns")
+        reply = spec.reply.__name__ if spec.reply else "None"
+        raise HandlerError(
+            f"{function.__qualname__} does not say what it returns; {spec.name} is answered with {reply}: "
+            f"write -> {reply}{place_of(function)}"
+        )
     returned = hints["return"]
     if spec.kind == "stream":
         item = get_args(returned)[0] if get_origin(returned) in _ITERATORS else returned
@@ -156,7 +190,8 @@ def _check_reply(function: Function, spec: EventSpec) -> None:
     if not fits:
         name = getattr(returned, "__name__", returned)
         raise HandlerError(
-            f"{function.__qualname__} returns {name}, but {spec.name} is answered with {wanted}"
+            f"{function.__qualname__} returns {name}, but {spec.name} is answered with {wanted}: "
+            f"write -> {wanted}{place_of(function)}"
         )
 
 

@@ -8,20 +8,33 @@ implementations from pluggy, in its order, and awaits them itself.
 import difflib
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import pluggy
+import structlog
 from pydantic import BaseModel
 
 from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import FailedPrecondition
 from ksi_daemon import hookspecs
+from ksi_daemon.contributions import Command, HttpRoute
 from ksi_daemon.layers import Layer, layer_of
 from ksi_daemon.services import Service
+from ksi_daemon.supervisor import attempt_async
+
+if TYPE_CHECKING:
+    from ksi_daemon.children import Tasks
+
+log = structlog.get_logger()
 
 PROJECT = "ksi"
+
+MAX_OBSERVING: Final = 256
+"""Events that an observer that waits may have at work."""
 
 T = TypeVar("T")
 
@@ -60,6 +73,8 @@ class Relay:
     """Register modules, ask them what they declare, and await what they do."""
 
     def __init__(self, marks: Marks | None = None) -> None:
+        self.tasks: Tasks | None = None
+        """Where observers that wait are run; None: before the daemon serves."""
         self._marks = marks
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(hookspecs)
@@ -92,6 +107,18 @@ class Relay:
             if not (isinstance(model, type) and issubclass(model, BaseModel)):
                 raise HookError(f"ksi_settings must give a class of pydantic's BaseModel, not {model!r}")
         return models[0] if models else None
+
+    def transports(self, name: str) -> Sequence[hookspecs.Transport]:
+        """Give a plugin's ways in."""
+        return [transport for several in self._ask("ksi_transports", name) for transport in several]
+
+    def routes(self, name: str) -> Sequence[HttpRoute]:
+        """Give a plugin's paths of HTTP."""
+        return [replace(route, plugin=name) for several in self._ask("ksi_routes", name) for route in several]
+
+    def commands(self, name: str) -> Sequence[Command]:
+        """Give a plugin's commands."""
+        return [command for several in self._ask("ksi_cli", name) for command in several]
 
     def middleware(self, name: str) -> Sequence[Layer]:
         """Give the layers of a plugin."""
@@ -173,15 +200,24 @@ class Relay:
     def _observer(self, name: str, implementation: Any) -> Callable[[EventEnvelope, float, str], None]:
         wanted = set(implementation.argnames)
 
+        later = Beside(self, name) if inspect.iscoroutinefunction(implementation.function) else None
+
         def observe(envelope: EventEnvelope, took_s: float, code: str) -> None:
-            arguments = {"envelope": envelope, "took_s": took_s, "code": code}
+            arguments = {"envelope": _copy_of(envelope), "took_s": took_s, "code": code}
             given = {key: value for key, value in arguments.items() if key in wanted}
-            if self._marks is None:
-                implementation.function(**given)
+            call = partial(implementation.function, **given)
+            if later is not None:
+                later.start(call)
+            elif self._marks is None:
+                call()
             else:
-                self._marks.during(name, partial(implementation.function, **given))
+                self._marks.during(name, call)
 
         return observe
+
+    async def awaited(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
+        """Await what a plugin does, noted as its own."""
+        return await (call() if self._marks is None else self._marks.awaiting(name, call()))
 
     async def _call(self, implementation: Any, arguments: Mapping[str, Any]) -> Any:
         name = implementation.plugin_name
@@ -203,5 +239,42 @@ def _check(hook: str, function: Callable[..., Any]) -> None:
     if strange:
         has = ", ".join(known) or "none"
         raise HookError(f"hook {hook} has no parameter {strange[0]}; it has {has}")
-    if inspect.iscoroutinefunction(function) and not inspect.iscoroutinefunction(spec):
+    may_wait = inspect.iscoroutinefunction(spec) or hook == "ksi_event_handled"
+    if inspect.iscoroutinefunction(function) and not may_wait:
         raise HookError(f"hook {hook} is called without await; {function.__name__} must not be async")
+
+
+class Beside:
+    """Runs an observer that waits, for many events at once; what is too much is passed over."""
+
+    def __init__(self, relay: Relay, plugin: str) -> None:
+        self._relay = relay
+        self._plugin = plugin
+        self._at_work = 0
+        self._passed_over = 0
+
+    def start(self, call: Callable[[], Awaitable[None]]) -> None:
+        """Run it for one event."""
+        if self._relay.tasks is None:
+            return
+        if self._at_work >= MAX_OBSERVING:
+            self._passed_over += 1
+            if self._passed_over == 1:
+                log.error("observer.full", plugin=self._plugin, at_work=MAX_OBSERVING)
+            return
+        self._at_work += 1
+        self._relay.tasks.create_task(self._run(call))
+
+    async def _run(self, call: Callable[[], Awaitable[None]]) -> None:
+        try:
+            error = await attempt_async(lambda: self._relay.awaited(self._plugin, call))
+            if isinstance(error, BaseException):
+                log.error("observer.failed", plugin=self._plugin, error=repr(error))
+        finally:
+            self._at_work -= 1
+
+
+def _copy_of(envelope: EventEnvelope) -> EventEnvelope:
+    copied = copy(envelope)
+    copied.data = MappingProxyType(dict(envelope.data))
+    return copied

@@ -4,7 +4,9 @@ pluggy declares, the router dispatches: a hook that is called per event costs no
 implements it, and one attribute look-up where somebody does.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pluggy
@@ -12,8 +14,11 @@ from pydantic import BaseModel
 
 from ksi_common.bus import Bus
 from ksi_common.envelope import EventEnvelope
+from ksi_daemon.contributions import Command, HttpRoute
 from ksi_daemon.outcomes import Middleware
 from ksi_daemon.services import Service, Services
+
+Transport = Callable[[Callable[[], asyncio.Protocol]], AbstractAsyncContextManager[object]]
 
 hookspec = pluggy.HookspecMarker("ksi")
 hookimpl = pluggy.HookimplMarker("ksi")
@@ -32,6 +37,25 @@ def ksi_services() -> Sequence[Service[Any]]:  # type: ignore[empty-body]
 @hookspec
 def ksi_settings() -> type[BaseModel]:  # type: ignore[empty-body]
     """Give the model of the plugin's table ``[plugins.NAME]``; handlers take it by its type."""
+
+
+@hookspec
+def ksi_transports() -> Sequence[Transport]:  # type: ignore[empty-body]
+    """Give further ways in: each takes what makes a connection, and is open while the daemon serves.
+
+    What it takes is the ``protocol_factory`` of ``loop.create_server`` and its kin: whoever connects speaks
+    the wire of the socket. It is the owner who comes this way: let in nobody else.
+    """
+
+
+@hookspec
+def ksi_routes() -> Sequence[HttpRoute]:  # type: ignore[empty-body]
+    """Give paths of HTTP that are answered by events, for whichever plugin serves HTTP."""
+
+
+@hookspec
+def ksi_cli() -> Sequence[Command]:  # type: ignore[empty-body]
+    """Give commands of ``ksi`` that send events; the command line imports nothing of the plugin."""
 
 
 @hookspec
@@ -78,4 +102,8 @@ async def ksi_handle_event(event: str, data: Mapping[str, Any], context: EventEn
 
 @hookspec
 def ksi_event_handled(envelope: EventEnvelope, took_s: float, code: str) -> None:
-    """See each event after its answer: seconds it took, and its error code or "OK". Must not wait."""
+    """See each event after its answer: seconds it took, and its error code or "OK".
+
+    It may be async: then it runs beside everything else, 256 at once. The envelope is a copy: nothing that is
+    done to it changes anything.
+    """

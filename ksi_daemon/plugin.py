@@ -53,13 +53,14 @@ from ksi_daemon.bus import LocalBus
 from ksi_daemon.catalog import Catalog
 from ksi_daemon.consumers import Consumers, ConsumerState, Refusal, Wish
 from ksi_daemon.consumers.wishes import key_of as consumer_key
+from ksi_daemon.contributions import Command, HttpRoute, HttpRoutes
 from ksi_daemon.cursors import parse_cursor
 from ksi_daemon.database import Database, Transaction, Unit
 from ksi_daemon.database.migrations import scripts
 from ksi_daemon.dead_letters import DatabaseDeadLetters, DeadLetter, DeadLetters
 from ksi_daemon.eventlog import Damage, EventLog, LogQuery, RemovedEvent
 from ksi_daemon.health import HealthChecks
-from ksi_daemon.hookspecs import hookimpl
+from ksi_daemon.hookspecs import Transport, hookimpl
 from ksi_daemon.hub import Hub
 from ksi_daemon.layers import Layer, layer
 from ksi_daemon.leases import Lease, LeaseHeld, LeaseLost, Leases
@@ -177,6 +178,7 @@ __all__ = [
     "Child",
     "ChildWatcher",
     "Clock",
+    "Command",
     "ConsumerState",
     "Consumers",
     "Damage",
@@ -197,6 +199,8 @@ __all__ = [
     "FailedPrecondition",
     "Field",
     "HealthChecks",
+    "HttpRoute",
+    "HttpRoutes",
     "Hub",
     "Interest",
     "InvalidArgument",
@@ -246,6 +250,7 @@ __all__ = [
     "Timer",
     "Timers",
     "Transaction",
+    "Transport",
     "Unavailable",
     "Unimplemented",
     "Unit",

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from ksi_common.bus import Bus
 from ksi_common.errors import NotFound
 from ksi_common.events.plugin import (
+    CommandList,
+    CommandOfPlugin,
     Dependencies,
     Edge,
     GetDependencies,
@@ -15,6 +17,7 @@ from ksi_common.events.plugin import (
     Graph,
     Joined,
     Left,
+    ListCommands,
     OrphanedEvents,
     PluginNeed,
     Problem,
@@ -27,6 +30,7 @@ from ksi_common.events.plugin import (
 )
 from ksi_daemon.catalog import Catalog, Plugin
 from ksi_daemon.children import Tasks
+from ksi_daemon.contributions import Commands
 from ksi_daemon.plugin import handler
 from ksi_daemon.remote import Remotes
 from ksi_daemon.remote.server import Line
@@ -107,6 +111,23 @@ async def relationships(_: GetRelationships, catalog: Catalog) -> Relationships:
     ]
     count = len(catalog.routes) + len(catalog.notifications)
     return Relationships(plugin_count=len(listed), event_count=count, relationships=listed)
+
+
+@handler
+async def list_commands(_: ListCommands, commands: Commands) -> CommandList:
+    """List what plugins give."""
+    return CommandList(
+        commands=[
+            CommandOfPlugin(
+                name=command.name,
+                event=command.event,
+                arguments=list(command.arguments),
+                summary=command.summary,
+                plugin=command.plugin,
+            )
+            for _, command in sorted(commands.by_name.items())
+        ]
+    )
 
 
 @handler

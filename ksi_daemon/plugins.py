@@ -15,6 +15,7 @@ from ksi_common.errors import KSIError
 from ksi_common.messages import Message, Notification
 from ksi_daemon.breadcrumb import Breadcrumb
 from ksi_daemon.catalog import Catalog, Plugin
+from ksi_daemon.first_style import adapted, is_first_style
 from ksi_daemon.hooks import Relay
 from ksi_daemon.needs import NeedError, Needs, arrange, needs_of, nobody_called
 from ksi_daemon.supervisor import attempt
@@ -83,7 +84,10 @@ class Loader:
             plugin.wants = [need.name for need in needs[name].wants if need.name in started]
 
     def _register(self, plugin: Plugin) -> None:
-        registered = attempt(lambda: self._relay.register(plugin.module, plugin.name))
+        module = plugin.module
+        if is_first_style(module):
+            module = adapted(module, plugin.name)
+        registered = attempt(lambda: self._relay.register(module, plugin.name))
         if isinstance(registered, BaseException):
             refuse(plugin, registered)
 

@@ -1,5 +1,6 @@
 """What handlers take as parameters, by type: opened once, in order of need, closed in reverse."""
 
+import difflib
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -69,8 +70,12 @@ class Services:
             instance: T = self._instances[interface]
         except KeyError:
             name = getattr(interface, "__name__", str(interface))
-            known = ", ".join(sorted(kind.__name__ for kind in self._instances))
-            raise ServiceError(f"no plugin offers the service {name}; there are {known}") from None
+            known = sorted(kind.__name__ for kind in self._instances)
+            near = difflib.get_close_matches(name, known, n=1)
+            guess = f"did you mean {near[0]}? " if near else ""
+            raise ServiceError(
+                f"no plugin offers the service {name}; {guess}there are {', '.join(known)}"
+            ) from None
         return instance
 
     def knows(self, interface: Any) -> bool:

@@ -33,13 +33,14 @@ def call(invocation: Invocation, event: str, words: tuple[str, ...]) -> None:
     """  # noqa: D301  (\b keeps click from joining the lines)
     fields = read_words(words, sys.stdin.buffer.read)
     try:
-        _call(invocation, event, fields)
+        ask(invocation, event, fields)
     except InvalidArgument as error:
         error.add_note(f"ksi events show {event}")
         raise
 
 
-def _call(invocation: Invocation, event: str, fields: Words) -> None:
+def ask(invocation: Invocation, event: str, fields: Words) -> None:
+    """Ask, and show the reply, or the items of a stream."""
     with invocation.client() as client:
         described = describe(client, event)
         data = fields.data(described.get("schema", {}))

@@ -52,8 +52,17 @@ class LazyGroup(click.Group):
         """Find the command; where there is none, name those that are nearly called so."""
         with suppress(IndexError):
             if args[0] not in COMMANDS and not args[0].startswith("-"):
+                command = _of_a_plugin(args[0])
+                if command is not None:
+                    return args[0], command, args[1:]
                 raise click.NoSuchCommand(args[0], possibilities=COMMANDS, ctx=ctx)
         return super().resolve_command(ctx, args)
+
+
+def _of_a_plugin(name: str) -> click.Command | None:
+    from ksi_client.cli.contributed import contributed  # noqa: PLC0415 -- only where a name is not known
+
+    return contributed(name)
 
 
 @click.group(cls=LazyGroup, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})

@@ -149,6 +149,27 @@ class GetOrphanedEvents(Request[OrphanedEvents], event="plugin:orphaned_events",
     """List events that are heard and never told, and those that are told and heard by no plugin."""
 
 
+class CommandOfPlugin(Message):
+    """A command of ``ksi`` that a plugin gives."""
+
+    name: str
+    event: str
+    arguments: list[str]
+    """Fields that its words fill, in order."""
+    summary: str
+    plugin: str
+
+
+class CommandList(Message):
+    """The commands of all plugins."""
+
+    commands: list[CommandOfPlugin]
+
+
+class ListCommands(Request[CommandList], event="plugin:commands", safe=True):
+    """List the commands that plugins give to ``ksi``."""
+
+
 class Relationship(Message):
     """What one plugin does with events."""
 

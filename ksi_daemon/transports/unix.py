@@ -116,6 +116,11 @@ class UnixServer:
     def _busy(self) -> int:
         return sum(connection.busy for connection in self.connections)
 
+    def gate(self) -> Connection:
+        """Make a connection that comes by another way than the socket, as its protocol."""
+        self.accepted += 1
+        return _Let(self, self._max_connections)
+
     def _connected(self) -> Connection:
         connection = _Admitted(self, self._max_connections)
         self.accepted += 1
@@ -128,8 +133,8 @@ class UnixServer:
             self.path.unlink(missing_ok=True)
 
 
-class _Admitted(Connection):
-    """A connection that is let in only where its peer is the owner and there is room."""
+class _Let(Connection):
+    """A connection that is let in where there is room; who it is was found out on its way."""
 
     def __init__(self, server: UnixServer, limit: int) -> None:
         super().__init__(server)
@@ -140,14 +145,28 @@ class _Admitted(Connection):
         """Let the client in, or say why not."""
         super().connection_made(transport)
         self._unix.connections.add(self)
-        uid = peer_uid(transport.get_extra_info("socket"))
-        if uid != os.getuid():
-            log.warning("connection.refused", uid=uid)
-            self.refuse(PermissionDenied(f"this daemon belongs to uid {os.getuid()}, not {uid}"))
+        refusal = self._refusal_of(transport)
+        if refusal is not None:
+            self.refuse(refusal)
         elif len(self._unix.connections) > self._limit:
             self.refuse(
                 ResourceExhausted(f"{self._limit} connections", reason="connections", retry_after_s=1)
             )
+
+    def _refusal_of(self, transport: asyncio.BaseTransport) -> PermissionDenied | None:
+        del transport
+        return None
+
+
+class _Admitted(_Let):
+    """A connection of the socket: its peer must be the owner."""
+
+    def _refusal_of(self, transport: asyncio.BaseTransport) -> PermissionDenied | None:
+        uid = peer_uid(transport.get_extra_info("socket"))
+        if uid == os.getuid():
+            return None
+        log.warning("connection.refused", uid=uid)
+        return PermissionDenied(f"this daemon belongs to uid {os.getuid()}, not {uid}")
 
 
 def peer_uid(sock: socket.socket) -> int:

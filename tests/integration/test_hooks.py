@@ -1,12 +1,23 @@
 """Each hook does what its specification says; a hook without a test here fails the last one."""
 
+import asyncio
+import json
+import os
+import socket
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from ksi_client import AsyncClient
 from ksi_daemon import hookspecs
 from ksi_daemon.testing import RunningDaemon, running_daemon
+from tests.support.waiting import eventually
 
 from .conftest import LogFile, WritePlugin
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "plugins"
 
 HEAD = """
     import asyncio
@@ -15,8 +26,8 @@ HEAD = """
     from pathlib import Path
     from typing import Protocol
     from ksi_daemon.plugin import (
-        Bus, Database, KSIError, Message, Middleware, NotFound, Notification, Replied, Request, Service,
-        handler, hookimpl, subscriber,
+        Bus, Database, EventEnvelope, KSIError, Message, Middleware, NotFound, Notification, Replied, Request,
+        Service, handler, hookimpl, subscriber,
     )
 
     class Said(Message):
@@ -338,6 +349,195 @@ async def test_hook_ksi_event_handled(write_plugin: WritePlugin) -> None:
         await wire.call("state:gett")
         seen = (await wire.call("probe:ask"))["data"]["text"].split()
     assert seen == ["state:get=OK", "plugin:inspect=NOT_FOUND", "state:gett=NOT_FOUND"]
+
+
+async def test_hook_ksi_transports(tmp_path: Path) -> None:
+    path = tmp_path / "second.sock"
+    settings = {"plugins": {"second_socket": {"path": str(path)}}}
+    async with running_daemon(plugins=[EXAMPLES / "second_socket.py"], settings=settings) as ksi:
+        async with AsyncClient(path) as client:
+            await client.call_raw("state:set", {"key": "a", "value": 1})
+            assert (await client.call_raw("system:health", safe=True))["active_connections"] == 1
+        assert (await ksi.call_raw("state:get", {"key": "a"}))["value"] == 1
+        hooks = (await ksi.call_raw("plugin:inspect", {"plugin_name": "second_socket"}))["hooks"]
+        assert set(hooks) == {"ksi_settings", "ksi_startup", "ksi_transports"}
+    assert not path.exists()
+
+
+async def test_a_transport_that_cannot_be_opened_switches_its_plugin_off(tmp_path: Path) -> None:
+    settings = {"plugins": {"second_socket": {"path": str(tmp_path / "nowhere" / "x.sock")}}}
+    async with running_daemon(plugins=[EXAMPLES / "second_socket.py"], settings=settings) as ksi:
+        details = await ksi.call_raw("plugin:inspect", {"plugin_name": "second_socket"})
+    assert details["status"] == "quarantined"
+    assert "its transport cannot be opened: FileNotFoundError" in details["error"]
+
+
+async def test_hook_ksi_routes(unused_port: int) -> None:
+    settings = {"plugins": {"web": {"port": unused_port}}}
+    async with running_daemon(plugins=[EXAMPLES / "web.py"], settings=settings) as ksi:
+        await ksi.call_raw("state:set", {"key": "a", "value": 7})
+        assert json.loads(await fetched(unused_port, "/state?key=a"))["value"] == 7
+        assert json.loads(await fetched(unused_port, "/health"))["pid"] == os.getpid()
+        assert json.loads(await fetched(unused_port, "/none"))["code"] == "NOT_FOUND"
+        assert json.loads(await fetched(unused_port, "/state"))["code"] == "INVALID_ARGUMENT"
+
+
+async def fetched(port: int, path: str) -> bytes:
+    async def is_there() -> bool:  # it begins to serve beside the daemon
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except ConnectionRefusedError:
+            return False
+        writer.write(b"GET /health HTTP/1.0\r\n")
+        writer.close()
+        return True
+
+    await eventually(is_there)
+    async with asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+        answer = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+    return answer.partition(b"\r\n\r\n")[2]
+
+
+@pytest.fixture
+def unused_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+    return port
+
+
+async def test_hook_ksi_cli(write_plugin: WritePlugin) -> None:
+    clash = """
+    from ksi_daemon.plugin import Command, hookimpl
+
+    @hookimpl
+    def ksi_cli():
+        return [Command("look-up", "state:get")]
+    """
+    files = [EXAMPLES / "web.py", write_plugin(clash, "zclash")]
+    async with running_daemon(plugins=files) as ksi:
+        assert (await ksi.call_raw("plugin:commands"))["commands"] == [
+            {
+                "name": "look-up",
+                "event": "state:get",
+                "arguments": ["key"],
+                "summary": "Show what is stored under a key.",
+                "plugin": "web",
+            }
+        ]
+        refused = await ksi.call_raw("plugin:inspect", {"plugin_name": "zclash"})
+        assert refused["error"] == "the command look-up is given by plugin web already"
+        await ksi.call_raw("state:set", {"key": "a", "value": 7})
+        shown = await run_ksi(ksi, "look-up", "a", "--json")
+        assert json.loads(shown)["value"] == 7
+        assert "Show what is stored under a key" in await run_ksi(ksi, "look-up", "--help")
+        assert "No such command" in await run_ksi(ksi, "look-upp")
+
+
+async def run_ksi(ksi: RunningDaemon, *words: str) -> str:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(EXAMPLES.parents[1] / "ksi"), *words,
+        env={**os.environ, "KSI_SOCKET": str(ksi.paths.socket)},
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    async with asyncio.timeout(30):
+        output, _ = await process.communicate()
+    return output.decode()
+
+
+async def test_an_observer_may_wait_beside_the_events_and_cannot_alter_them(
+    write_plugin: WritePlugin, log_file: LogFile
+) -> None:
+    source = """
+    gate = asyncio.Event()
+
+    @hookimpl
+    async def ksi_event_handled(envelope, code):
+        if envelope.event != "probe:ask":
+            return
+        envelope.actor = "somebody else"
+        await gate.wait()
+        seen.append(envelope.data["word"])
+        envelope.data["word"] = "changed"
+
+    class Open(Request[Said], event="probe:open", safe=True):
+        '''Open the gate.'''
+
+    @handler
+    async def open_(request: Open) -> Said:
+        gate.set()
+        return Said(text=" ".join(seen))
+
+    @handler
+    async def ask(request: Ask, envelope: EventEnvelope) -> Said:
+        return Said(text=f"{request.word} {envelope.actor} {len(seen)}")
+    """
+    with log_file.written():
+        async with running_daemon(plugins=[write_plugin(HEAD + source)]) as ksi:
+            for word in ("a", "b"):
+                assert (await ksi.call_raw("probe:ask", {"word": word}))["text"] == f"{word} owner 0"
+            await ksi.call_raw("probe:open")
+            assert (await ksi.call_raw("probe:open"))["text"] == "a b"
+    failed = log_file.lines("observer.failed")
+    assert [line["plugin"] for line in failed] == ["probe", "probe"]
+    assert "does not support item assignment" in failed[0]["error"]
+
+
+async def test_a_plugin_in_the_style_of_the_first_ksi_is_loaded_through_an_adapter() -> None:
+    async with running_daemon(plugins=[EXAMPLES / "first_style.py"]) as ksi, ksi.connect() as wire:
+        await wire.call("state:set", {"key": "name", "value": "Ada"})
+        answer = await wire.call("first:greet", {}, correlation_id="c-1")
+        assert answer["data"] == {"text": "Hello, Ada!", "correlation_id": "c-1"}
+        assert (await wire.call("first:other"))["error"]["code"] == "NOT_FOUND"
+        hooks = (await ksi.call_raw("plugin:inspect", {"plugin_name": "first_style"}))["hooks"]
+    assert hooks == ["ksi_handle_event", "ksi_shutdown", "ksi_startup"]
+
+
+async def test_the_other_hooks_of_the_first_ksi_are_asked_in_their_ways(
+    write_plugin: WritePlugin, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace"
+    source = f"""
+    import asyncio
+    import pluggy
+    from pathlib import Path
+    ksi_plugin = True
+    hookimpl = pluggy.HookimplMarker("ksi")
+
+    def note(text):
+        with Path({str(trace)!r}).open("a") as file:
+            file.write(text + " ")
+
+    @hookimpl
+    def ksi_startup(config):
+        note("startup" + str(config))
+        return {{"status": "ready"}}
+
+    async def work():
+        note("work")
+        await asyncio.Event().wait()
+
+    @hookimpl
+    def ksi_ready():
+        return {{"service": "old", "tasks": [{{"name": "work", "coroutine": work()}}]}}
+
+    @hookimpl
+    def ksi_handle_event(event_name, data):
+        note(event_name)
+        return {{"n": data["n"]}} if event_name == "old:ask" else None
+
+    @hookimpl
+    async def ksi_shutdown():
+        note("shutdown")
+    """
+    settings: dict[str, Any] = {"plugins": {"old": {}}}
+    async with running_daemon(plugins=[write_plugin(source, "old")], settings=settings) as ksi:
+        assert await ksi.call_raw("old:ask", {"n": 3}) == {"n": 3}
+    assert sorted(trace.read_text().split()) == sorted(["startup{}", "work", "old:ask", "shutdown"])
 
 
 def test_each_hook_has_a_test() -> None:

@@ -177,7 +177,7 @@ REFUSED = {
     async def ask(request: Ask, store: Store) -> Done:
         return Done()
 """,
-        "no plugin offers the service Store; there are ",
+        "ask takes store: Store, but no plugin offers the service Store; did you mean StateStore? there are ",
     ),
     "a service cycle": (
         IMPORTS

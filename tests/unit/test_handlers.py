@@ -310,33 +310,33 @@ def test_a_request_has_no_subscriber(compiler: Compiler) -> None:
 def test_a_handler_that_does_not_say_what_it_returns_is_refused(compiler: Compiler) -> None:
     async def buy(request: Buy): ...  # type: ignore[no-untyped-def]
 
-    assert refusal(compiler, buy).endswith("buy does not say what it returns")
+    assert "buy does not say what it returns" in refusal(compiler, buy)
 
 
 def test_a_reply_of_another_type_is_refused(compiler: Compiler) -> None:
     async def buy(request: Buy) -> Sold: ...  # type: ignore[empty-body]
 
-    assert refusal(compiler, buy).endswith("buy returns Sold, but shop:buy is answered with Bought")
+    assert "buy returns Sold, but shop:buy is answered with Bought" in refusal(compiler, buy)
 
 
 def test_an_optional_reply_is_refused(compiler: Compiler) -> None:
     async def buy(request: Buy) -> Bought | None: ...
 
-    assert refusal(compiler, buy).endswith("but shop:buy is answered with Bought")
+    assert "but shop:buy is answered with Bought" in refusal(compiler, buy)
 
 
 def test_items_of_another_type_are_refused(compiler: Compiler) -> None:
     async def follow(request: Follow) -> AsyncIterator[Sold]:
         yield Sold()
 
-    assert refusal(compiler, follow).endswith("but shop:follow is answered with AsyncIterator[Bought]")
+    assert "but shop:follow is answered with AsyncIterator[Bought]" in refusal(compiler, follow)
 
 
 def test_a_generator_that_says_it_returns_nothing_is_refused(compiler: Compiler) -> None:
     async def follow(request: Follow) -> None:  # type: ignore[misc]
         yield Bought()
 
-    assert refusal(compiler, follow).endswith("but shop:follow is answered with AsyncIterator[Bought]")
+    assert "but shop:follow is answered with AsyncIterator[Bought]" in refusal(compiler, follow)
 
 
 def test_a_handler_whose_first_parameter_is_no_event_is_refused() -> None:
@@ -381,5 +381,5 @@ def test_a_service_that_nobody_offers_is_refused(compiler: Compiler) -> None:
 def test_a_service_without_a_type_is_refused(compiler: Compiler) -> None:
     async def buy(request: Buy, store) -> Bought: ...  # type: ignore[no-untyped-def,empty-body]
 
-    with pytest.raises(TypeError, match=r"parameter store of .*buy has no type"):
+    with pytest.raises(HandlerError, match=r"parameter store of .*buy has no type"):
         compiler.handler(buy, "shop")

@@ -1,0 +1,40 @@
+"""Commands that plugins give: the daemon is asked for them where `ksi` has none of a name."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import click
+
+from ksi_client.cli.call import ask
+from ksi_client.cli.fields import read_words
+from ksi_client.cli.invocation import Invocation
+from ksi_client.cli.options import common_options
+from ksi_client.raw import call_raw
+from ksi_common.errors import KSIError
+
+ASK_S: Final = 1.0
+
+
+def contributed(name: str) -> click.Command | None:
+    """Give the command of a plugin; None: no plugin has it, or there is no daemon to ask."""
+    try:
+        commands: Sequence[Mapping[str, Any]] = call_raw("plugin:commands", timeout_s=ASK_S)["commands"]
+    except KSIError:
+        return None
+    found = next((command for command in commands if command["name"] == name), None)
+    return None if found is None else _made(found)
+
+
+def _made(command: Mapping[str, Any]) -> click.Command:
+    @click.pass_obj
+    def send(invocation: Invocation, /, **values: str | None) -> None:
+        words = [f"{name}={value}" for name, value in values.items() if value is not None]
+        ask(invocation, command["event"], read_words(words, sys.stdin.buffer.read))
+
+    made: click.Command = click.command(
+        command["name"],
+        help=f"{command['summary']}\n\nOf plugin {command['plugin']}: sends {command['event']}.",
+    )(common_options(send))
+    made.params[:0] = [click.Argument([name], required=False) for name in command["arguments"]]
+    return made
