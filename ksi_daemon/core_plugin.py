@@ -25,6 +25,7 @@ from ksi_common.events.system import (
     ListHooks,
     ListPlugins,
     PluginDetails,
+    PluginFigures,
     PluginList,
     PluginSummary,
     Shutdown,
@@ -37,12 +38,23 @@ from ksi_daemon.eventlog import EventLog
 from ksi_daemon.health import Health as HealthMonitor
 from ksi_daemon.hooks import Relay
 from ksi_daemon.lifecycle import Lifecycle
+from ksi_daemon.middleware.observation import Observation
 from ksi_daemon.plugin import handler
+from ksi_daemon.plugin_handlers import (
+    dependencies,
+    graph,
+    orphaned_events,
+    relationships,
+    serve,
+    validate,
+)
 from ksi_daemon.reloading import Reloading
 from ksi_daemon.settings import Settings
 from ksi_daemon.subscriptions import Subscriptions
 
 WIRE_VERSION = 1
+
+__all__ = ["dependencies", "graph", "orphaned_events", "relationships", "serve", "validate"]
 
 
 @handler
@@ -70,7 +82,7 @@ def _healthy(checks: Checks, monitor: HealthMonitor, lifecycle: Lifecycle, clock
 async def discover(request: Discover, catalog: Catalog) -> Discovered:
     """List what is in the table, and nothing else."""
     events = {
-        namespace: [describe(route.message, route.plugin) for route in routes]
+        namespace: [describe(route.message, route.plugin, remote=route.remote) for route in routes]
         for namespace, routes in catalog.by_namespace(request.namespace).items()
     }
     told: dict[str, list[EventHelp]] = defaultdict(list)
@@ -91,7 +103,7 @@ async def explain(request: Help, catalog: Catalog) -> EventHelp:
     """Describe one event, asked or told."""
     route = catalog.routes.get(request.event)
     if route is not None:
-        return describe(route.message, route.plugin)
+        return describe(route.message, route.plugin, remote=route.remote)
     notification = catalog.notifications.get(request.event)
     if notification is not None:
         return describe(notification, catalog.plugin_telling(request.event))
@@ -158,7 +170,9 @@ async def list_plugins(_: ListPlugins, catalog: Catalog) -> PluginList:
 
 
 @handler
-async def inspect_plugin(request: InspectPlugin, catalog: Catalog, relay: Relay) -> PluginDetails:
+async def inspect_plugin(
+    request: InspectPlugin, catalog: Catalog, relay: Relay, observation: Observation
+) -> PluginDetails:
     """Tell what one plugin contributes."""
     plugin = catalog.plugins.get(request.plugin_name)
     if plugin is None:
@@ -171,6 +185,12 @@ async def inspect_plugin(request: InspectPlugin, catalog: Catalog, relay: Relay)
         services=plugin.services,
         middleware=plugin.middleware,
         hooks=list(relay.hooks_of(plugin.name)),
+        figures=_figures(plugin, observation),
+        requires=list(plugin.requires),
+        wants=list(plugin.wants),
+        pipelines={
+            name: list(catalog.routes[name].pipeline) for name in plugin.handled if name in catalog.routes
+        },
     )
 
 
@@ -186,6 +206,21 @@ async def list_hooks(_: ListHooks, relay: Relay) -> Hooks:
     return Hooks(hooks=hooks, count=len(hooks))
 
 
+def _figures(plugin: Plugin, observation: Observation) -> PluginFigures:
+    known = observation.statistics
+    handled = [known[event] for event in plugin.handled if event in known]
+    return PluginFigures(
+        handled=sum(each.handled for each in handled),
+        failed=sum(each.failed for each in handled),
+        seconds=round(sum(each.seconds for each in handled), 6),
+        slow=plugin.slow,
+        held=plugin.held,
+        held_s=plugin.held_s,
+        stuck=plugin.stuck,
+        tasks=plugin.tasks,
+    )
+
+
 def _summary(plugin: Plugin) -> dict[str, object]:
     return {
         "name": plugin.name,
@@ -195,4 +230,6 @@ def _summary(plugin: Plugin) -> dict[str, object]:
         "events": len(plugin.handled),
         "error": plugin.error,
         "failures": plugin.failures,
+        "remote": plugin.remote,
+        "connections": plugin.connections,
     }

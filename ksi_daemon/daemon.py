@@ -14,7 +14,8 @@ import structlog
 from ksi_common.bus import Bus
 from ksi_common.clock import Clock, SystemClock
 from ksi_common.envelope import EventEnvelope
-from ksi_common.errors import InternalError
+from ksi_common.errors import InternalError, KSIError
+from ksi_common.events.plugin import Quarantined
 from ksi_common.events.system import Started, Stopping
 from ksi_common.events.timer import Failed as TimerFailed
 from ksi_common.paths import Paths
@@ -24,13 +25,14 @@ from ksi_daemon.blobs import Blobs, FileBlobs
 from ksi_daemon.breadcrumb import Breadcrumb
 from ksi_daemon.bus import LocalBus
 from ksi_daemon.catalog import Catalog
-from ksi_daemon.children import Children
+from ksi_daemon.children import Children, Tasks
 from ksi_daemon.connection_limits import ConnectionLimits
 from ksi_daemon.consumers import Consumers
 from ksi_daemon.database import Database
 from ksi_daemon.dead_letters import REFERRED, DatabaseDeadLetters, DeadLetters
 from ksi_daemon.durable_listener import DurableListener
 from ksi_daemon.eventlog import EventLog
+from ksi_daemon.guard import Guard
 from ksi_daemon.handlers import Compiler
 from ksi_daemon.health import Health, HealthChecks
 from ksi_daemon.hooks import Relay
@@ -49,12 +51,14 @@ from ksi_daemon.middleware.observation import Observation
 from ksi_daemon.middleware.only_reading import only_reading
 from ksi_daemon.middleware.permissions import permissions
 from ksi_daemon.outcomes import Endpoint, Middleware
+from ksi_daemon.plugin_settings import is_enabled, own_table
 from ksi_daemon.plugins import GROUP, Loader, explain
 from ksi_daemon.presence import Presence
 from ksi_daemon.processes import Processes
 from ksi_daemon.projections import Aggregates, Projections
 from ksi_daemon.referrers import Referrers
 from ksi_daemon.reloading import Reloading
+from ksi_daemon.remote import Remotes
 from ksi_daemon.replay import Replays
 from ksi_daemon.replay.sandboxes import Sandboxes
 from ksi_daemon.retention import Retention
@@ -62,13 +66,14 @@ from ksi_daemon.router import Router
 from ksi_daemon.services import Services
 from ksi_daemon.settings import Settings
 from ksi_daemon.subscriptions import Subscriptions
-from ksi_daemon.supervisor import attempt_async, supervise
+from ksi_daemon.supervisor import MAX_FAILURES, attempt_async, supervise
 from ksi_daemon.tail import tell_lost_tail
 from ksi_daemon.threads import Threads
 from ksi_daemon.timers import DatabaseTimers, Timers
 from ksi_daemon.transports.unix import UnixServer
 from ksi_daemon.upcasting import Upcasting
 from ksi_daemon.verification import Verifier
+from ksi_daemon.watchdog import Watchdog
 
 log = structlog.get_logger()
 
@@ -91,11 +96,13 @@ class Daemon:
     ) -> None:
         self.paths = paths
         self.sandbox = sandbox
-        self.settings = settings
+        self._disabled = [name for name, table in settings.plugins.items() if not is_enabled(table)]
+        tables = {name: own_table(table) for name, table in settings.plugins.items()}
+        self.settings = settings.model_copy(update={"plugins": tables})
         self.clock: Clock = clock or SystemClock()
         self.catalog = Catalog()
-        self.relay = Relay()
         self.breadcrumb = Breadcrumb(paths.breadcrumb)
+        self.relay = Relay(self.breadcrumb)
         self.assembly = Assembly(self.catalog, self.relay, self.breadcrumb)
         self.reloading = Reloading(paths, settings)
 
@@ -105,7 +112,9 @@ class Daemon:
         names = [name.strip() for name in only.split(",")] if only is not None else None
         folders = dict.fromkeys((self.paths.plugins, *self.settings.plugins_dir))
         suspects = os.environ.get("KSI_CRASHED_PLUGIN", "").split(",")
-        Loader(self.catalog, self.relay, self.breadcrumb, only=names, suspects=suspects).load(folders)
+        Loader(
+            self.catalog, self.relay, self.breadcrumb, only=names, suspects=suspects, disabled=self._disabled
+        ).load(folders)
 
     async def serve(self, *, recovered: bool = False, ready: Callable[["Daemon"], None]) -> Stop:
         """Come to life, call ``ready``, serve until stopped, drain; give why it stopped.
@@ -126,6 +135,7 @@ class Daemon:
                 await self._start_children()
             server = await stack.enter_async_context(self._server())
             self.lifecycle.connections = lambda: len(server.connections)
+            stack.enter_context(Watchdog(self.guard.owner, self.guard.held, self.guard.resumed))
             self.tasks.create_task(Presence(self.paths.socket).watch(self._unreachable))
             if not self.sandbox:
                 await self._announce(recovered=recovered)
@@ -172,12 +182,18 @@ class Daemon:
             tasks=self.tasks,
         )
         self._offer_core()
+        self.assembly.read_settings(self.settings, self.services)
         await self._offer_resources(processes)
+        self.guard = Guard(self.catalog, self._switch_off)
+        self.observation = Observation(
+            log_requests=self.settings.log.requests,
+            observers=self.assembly.observers,
+            slow_s=self.settings.limits.slow_s,
+            slow=self.guard.slow,
+        )
+        self.services.offer(Observation, self.observation)
         await self.assembly.open_services(self.services)
         self.assembly.compile(Compiler(self.services, Threads(), self.database))
-        self.observation = Observation(
-            log_requests=self.settings.log.requests, observers=self.assembly.observers
-        )
         self.reloading.live["log.requests"] = self.observation.log_requests
         self.idempotency = Idempotency(self.database, self.clock)
         self._compose()
@@ -204,10 +220,12 @@ class Daemon:
         offer(Projections, self.projections)
         offer(Aggregates, Aggregates(self.database, self.eventlog))
         offer(Relay, self.relay)
+        offer(Remotes, Remotes(self.catalog, self.assembly.table, self.database))
         offer(Reloading, self.reloading)
         offer(Services, self.services)
         offer(Settings, self.settings)
         offer(Subscriptions, self.subscriptions)
+        offer(Tasks, self.tasks)  # type: ignore[type-abstract]
         health = Health(self.database, self.subscriptions, self.catalog, self.settings, self.clock)
         offer(Health, health)
         offer(HealthChecks, health)  # type: ignore[type-abstract]
@@ -250,11 +268,18 @@ class Daemon:
         self.catalog.declare(TimerFailed)
 
     def _compose(self) -> None:
-        errors = Errors(self.catalog.blame, strict=self.settings.strict)
-        deadline = Deadline(self.settings.limits.handler_s)
+        errors = Errors(self.catalog.blame, strict=self.settings.strict, culprit=self.catalog.charge_file)
+        deadline = Deadline(self.settings.limits.handler_s, late=self.guard.late)
+        self.assembly.table.complete(self.database, self._explain)
+        self.assembly.table.arrange()
         self.dispatch = self._chain(errors, deadline)
         direct = Direct(errors, self.observation, deadline, self.database)
-        self.direct = None if self.assembly.middleware or self.sandbox else direct
+        self.direct = None if self.sandbox else direct
+
+    def _explain(self, envelope: EventEnvelope, error: BaseException, plugin: str) -> KSIError:
+        """Give the error of one of several handlers, which is that plugin's own."""
+        charged = Errors(partial(self._charge, plugin), strict=self.settings.strict)
+        return charged.answer(envelope, error)
 
     def _chain(self, errors: Errors, deadline: Deadline) -> Endpoint:
         layers: Sequence[Middleware] = (
@@ -265,9 +290,10 @@ class Daemon:
             permissions,
             *((only_reading,) if self.sandbox else ()),
             self.idempotency,
-            *self.assembly.middleware,
         )
-        return compose(layers, Router(self.catalog.routes, self._unrouted))
+        table = self.assembly.table
+        router = Router(self.catalog.routes, self._unrouted, table.unrouted, self.catalog.gone)
+        return compose(layers, router)
 
     async def _unrouted(self, envelope: EventEnvelope) -> Mapping[str, Any] | None:
         if not self.relay.handles_unrouted:
@@ -291,9 +317,11 @@ class Daemon:
                 listener = Listener(subscriber, self.subscriptions, self.tasks, errors)
             else:
                 listener = DurableListener(subscriber, subscriber.durable, self.consumers, self.tasks, errors)
-            self.tasks.create_task(
+            task = self.tasks.create_task(
                 supervise(f"{subscriber.plugin}.{subscriber.name}", listener.run, quarantine=None)
             )
+            self.assembly.listening.setdefault(subscriber.plugin, []).append(task)
+        self.tasks.create_task(supervise("survey", self.guard.survey, quarantine=None))
         self.tasks.create_task(supervise("retention", self.retention.serve, quarantine=None))
         self.tasks.create_task(supervise("timers", self.timers.serve, quarantine=None))
         forgetting = KeyForgetting(self.database, self.clock, keep_s=self.settings.limits.idempotency_s)
@@ -316,10 +344,12 @@ class Daemon:
         return self.catalog.charge(plugin)
 
     def _quarantine(self, name: str, error: BaseException) -> None:
-        plugin = self.catalog.plugins[name]
-        plugin.status = "quarantined"
-        plugin.error = repr(error)
-        log.error("plugin.quarantined", plugin=name, error=plugin.error)
+        self._switch_off(name, f"its ksi_serve failed {MAX_FAILURES} times: {error!r}")
+
+    def _switch_off(self, name: str, reason: str) -> None:
+        """Let nothing of a plugin be called any more, and tell."""
+        self.assembly.switch_off(name, reason)
+        self.tasks.create_task(self.bus.notify(Quarantined(plugin=name, reason=reason)))
 
     def _server(self) -> UnixServer:
         limits = self.settings.limits

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from ksi_client.control.logs import LEVELS, Line, Wanted, follow, parse_since, read, render
-from ksi_client.control.reloading import reload
+from ksi_client.control.settings import reload_settings
 from ksi_client.control.starting import START_S, restart, start, start_here
 from ksi_client.control.status import health, status
 from ksi_client.control.stopping import stop
@@ -49,6 +49,8 @@ def _run(options: argparse.Namespace) -> int:
     paths = Paths(default_home())
     if options.command == "logs":
         return _logs(paths, options)
+    if getattr(options, "safe_mode", False):
+        os.environ["KSI_LOAD_PLUGINS"] = ""  # of the daemon that is started, for as long as it is supervised
     tell = tell_nobody if _wants_json(options) else tell_people
     return _finish(options, COMMANDS[options.command](paths, options, tell))
 
@@ -85,7 +87,7 @@ def _restart(paths: Paths, options: argparse.Namespace, tell: Tell) -> Outcome:
 
 
 def _reload(paths: Paths, _options: argparse.Namespace, _tell: Tell) -> Outcome:
-    return reload(paths)
+    return reload_settings(paths)
 
 
 def _status(paths: Paths, _options: argparse.Namespace, _tell: Tell) -> Outcome:
@@ -144,6 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_stop(command("stop", "Let running work end, then stop the daemon."))
     again = command("restart", "Check the settings and plugins, then stop and start.")
     _add_stop(again)
+    _add_safe_mode(again)
     _add_timeout(again)
     command("reload", "Put changed settings in force, as far as that goes without a restart.")
     command("status", "Tell how the daemon fares. Codes: 0 running, 1 dead, 3 stopped, 4 not known.")
@@ -153,8 +156,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_start(parser: argparse.ArgumentParser) -> None:
+    _add_safe_mode(parser)
     parser.add_argument("--foreground", action="store_true", help="be the daemon, unsupervised, here")
     _add_timeout(parser)
+
+
+def _add_safe_mode(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--safe-mode", action="store_true", help="load the built-in plugins only")
 
 
 def _add_timeout(parser: argparse.ArgumentParser) -> None:

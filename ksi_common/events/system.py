@@ -74,6 +74,10 @@ class EventHelp(Message):
     """Codes that the handler itself answers with."""
     examples: list[dict[str, JsonValue]]
     """Lines to send, as they are."""
+    answers: Literal["one", "all", "race"] = "one"
+    """Of its handlers: the only one, all of them, or the first that can."""
+    remote: bool = False
+    """A client of the daemon handles it."""
 
 
 class Discovered(Message):
@@ -168,12 +172,16 @@ class PluginSummary(Message):
 
     name: str
     version: str
-    status: Literal["loaded", "refused", "quarantined"]
+    status: Literal["loaded", "refused", "quarantined", "disabled"]
     origin: str
     events: int
     error: str | None = None
     failures: int = 0
     """Errors that were bugs, since the start."""
+    remote: bool = False
+    """It is one or more clients of the daemon."""
+    connections: int = 0
+    """Of a remote one: how many clients serve it."""
 
 
 class PluginList(Message):
@@ -187,6 +195,26 @@ class ListPlugins(Request[PluginList], event="plugin:list", safe=True):
     """List plugins, the refused ones too, with the reason."""
 
 
+class PluginFigures(Message):
+    """What a plugin did since the start."""
+
+    handled: int = 0
+    failed: int = 0
+    """Of these, answered with an error."""
+    seconds: float = 0.0
+    """That its handlers took, waiting included."""
+    slow: int = 0
+    """Requests that took longer than ``limits.slow_s``."""
+    held: int = 0
+    """Times that it held the loop, so that nobody else was served."""
+    held_s: float = 0.0
+    """The longest of them, in seconds."""
+    stuck: int = 0
+    """Handlers at work that were cancelled and do not let themselves be stopped."""
+    tasks: int = 0
+    """Tasks that it has; looked at every ten seconds."""
+
+
 class PluginDetails(PluginSummary):
     """What a plugin contributes."""
 
@@ -195,6 +223,13 @@ class PluginDetails(PluginSummary):
     services: list[str]
     hooks: list[str]
     middleware: list[str]
+    figures: PluginFigures = PluginFigures()
+    requires: list[str] = Field(default_factory=list)
+    """Plugins that it does not run without."""
+    wants: list[str] = Field(default_factory=list)
+    """Plugins that start before it, where they are there."""
+    pipelines: dict[str, list[str]] = Field(default_factory=dict)
+    """By event that it handles: the layers around the handler, outermost first; plugins' with their stage."""
 
 
 class InspectPlugin(Request[PluginDetails], event="plugin:inspect", safe=True, raises=(NotFound,)):
