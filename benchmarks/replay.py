@@ -1,7 +1,7 @@
 """Measure what is made of the log: how fast it is read, applied, replayed and compared; also under load.
 
 python benchmarks/replay.py                 100,000 events, three repetitions
-python benchmarks/replay.py 1000000 1       Show 3 of "Rebuild anything"; about five minutes
+python benchmarks/replay.py 1000000 1 --only sandbox
 python benchmarks/replay.py --markdown
 
 Beside it the `eventsourcing` library does the same work on SQLite: it reads its log by pages, and applies it
@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import json
 import tempfile
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "plugins"
 SETTINGS = {"limits": {"handler_s": 3600}, "strict": True}
 UNIT = 100
+IN_FLIGHT = 20
 KEYS = 5_000
 ARRIVING = 5_000
 """Events a second, while projections are built again."""
@@ -63,8 +65,13 @@ def unit_of(numbers: range) -> Callable[[Transaction], None]:
 
 async def fill(ksi: RunningDaemon, events: int) -> None:
     """Tell changes of state."""
+    told: deque[asyncio.Future[None]] = deque()
     for start in range(0, events, UNIT):
-        await ksi.daemon.database.write(unit_of(range(start, min(start + UNIT, events))))
+        told.append(ksi.daemon.database.write(unit_of(range(start, min(start + UNIT, events)))))
+        if len(told) == IN_FLIGHT:
+            await told.popleft()
+    for unit in told:
+        await unit
     for each in ksi.daemon.projections.all:
         await each.wait_for(ksi.daemon.hub.head)
 
@@ -122,6 +129,16 @@ async def under_load(ksi: RunningDaemon, rates: Rates) -> None:
     for each in ksi.daemon.projections.all:
         await each.wait_for(ksi.daemon.hub.head)
     await replay(ksi)
+
+
+async def measure_sandbox(events: int, repetitions: int, rates: Rates) -> None:
+    """Measure what `ksi replay` does, in a daemon without projections."""
+    async with running_daemon(settings=SETTINGS) as ksi:
+        await fill(ksi, events)
+        for _ in range(repetitions):
+            began = perf_counter()
+            applied = (await replay(ksi)).applied
+            rates.setdefault("a sandbox", []).append(applied / (perf_counter() - began))
 
 
 async def measure_ksi(events: int, repetitions: int, rates: Rates) -> None:
@@ -208,14 +225,18 @@ def main() -> int:
     )
     parser.add_argument("events", type=int, nargs="?", default=100_000)
     parser.add_argument("repetitions", type=int, nargs="?", default=3)
+    parser.add_argument("--only", choices=("sandbox",))
     parser.add_argument("--markdown", action="store_true")
     options = parser.parse_args()
     measure.allow_many_connections()
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # only figures are printed
     rates: Rates = {}
-    asyncio.run(measure_ksi(options.events, options.repetitions, rates))
-    for _ in range(options.repetitions):
-        measure_library(options.events, rates)
+    if options.only == "sandbox":
+        asyncio.run(measure_sandbox(options.events, options.repetitions, rates))
+    else:
+        asyncio.run(measure_ksi(options.events, options.repetitions, rates))
+        for _ in range(options.repetitions):
+            measure_library(options.events, rates)
     show(rates, markdown=options.markdown)
     return 0
 

@@ -64,6 +64,8 @@ class Wire:
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
+    patience_s: float = PATIENCE_S
+    """How long a frame may take to come."""
     _ids: "count[int]" = field(default_factory=lambda: count(1))
 
     def send(self, frame: Mapping[str, Any] | bytes) -> None:
@@ -72,7 +74,7 @@ class Wire:
 
     async def receive(self) -> dict[str, Any]:
         """Read the next frame; EOFError where the connection ends."""
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(self.patience_s):
             line = await self.reader.readline()
         if not line.endswith(b"\n"):
             raise EOFError("the daemon closed the connection")
@@ -140,10 +142,10 @@ class RunningDaemon:
         return reply
 
     @asynccontextmanager
-    async def connect(self) -> AsyncIterator[Wire]:
+    async def connect(self, *, patience_s: float = PATIENCE_S) -> AsyncIterator[Wire]:
         """Open a connection of one's own."""
         reader, writer = await asyncio.open_unix_connection(self.paths.socket, limit=4 * 1024 * 1024)
-        wire = Wire(reader, writer)
+        wire = Wire(reader, writer, patience_s)
         try:
             yield wire
         finally:

@@ -103,7 +103,7 @@ def injecting(calls: str, error: str, when: str, path: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(scaled(120, 600))
+@pytest.mark.timeout(scaled(120, 2400))
 @pytest.mark.skipif(not can_trace(), reason="strace cannot trace here")
 @pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
 async def test_what_is_stored_is_what_was_acknowledged_whichever_write_fails(error: str) -> None:

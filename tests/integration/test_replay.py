@@ -36,10 +36,14 @@ async def keep(change: Changed, blobs: Blobs) -> None:
 """
 
 
+STARTING_S = 60.0
+"""For the process of a sandbox to say its first word, on a machine with other things to do."""
+
+
 async def replay(ksi: RunningDaemon, data: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Replay, and give every item; an error's frame where it ends with one."""
     items: list[dict[str, Any]] = []
-    async with ksi.connect() as wire:
+    async with ksi.connect(patience_s=STARTING_S) as wire:
         wire.send({"event": "event:replay", "data": dict(data), "id": "r"})
         while True:
             frame = await wire.receive()
@@ -147,7 +151,7 @@ async def test_a_sandbox_that_is_kept_answers_what_is_safe_and_does_nothing(ksi:
     await live(ksi)
     await ksi.call_raw("event:publish", {"event": "demo:large", "data": {"text": "x" * 100_000}})
     sandboxes = ksi.paths.run / "sandboxes"
-    async with ksi.connect() as wire:
+    async with ksi.connect(patience_s=STARTING_S) as wire:
         wire.send({"event": "event:replay", "data": {"keep": True}, "id": "r"})
         while not (item := (await wire.receive())["data"])["done"]:
             pass

@@ -71,7 +71,7 @@ async def test_what_is_imported_is_what_was_exported(home: Path, tmp_path: Path)
 async def items(ksi: RunningDaemon, event: str) -> list[dict[str, Any]]:
     """Give what a stream gives."""
     found = []
-    async with ksi.connect() as wire:
+    async with ksi.connect(patience_s=60) as wire:
         wire.send({"event": event, "id": "s"})
         while (frame := await wire.receive())["type"] == "item":
             found.append(frame["data"])
@@ -158,7 +158,8 @@ async def test_an_export_behind_a_horizon_carries_what_stands_for_the_rest(tmp_p
         await change(ksi)
         clock.advance(5 * 86_400)
         await ksi.call_raw("state:set", {"key": "young", "value": 1})
-        assert (await ksi.call_raw("event:sweep"))["compacted"] > 10
+        async with ksi.connect(patience_s=60) as wire:
+            assert (await wire.call("event:sweep"))["data"]["compacted"] > 10
         live = await tables_of(ksi)
     (exported,) = transfer("export", file, home)
     lines = file.read_bytes().splitlines(keepends=True)
