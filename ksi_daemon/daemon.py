@@ -80,6 +80,9 @@ SHUTDOWN_S: Final = 5.0
 class Daemon:
     """Everything of one home. ``serve`` runs it from start to stop; the home's lock must be held."""
 
+    database_class = Database
+    """Another one is for tests: one that ends where it is told to."""
+
     def __init__(self, paths: Paths, settings: Settings, *, clock: Clock | None = None) -> None:
         self.paths = paths
         self.settings = settings
@@ -127,7 +130,7 @@ class Daemon:
 
     async def _open_database(self, stack: AsyncExitStack) -> None:
         self.database = await stack.enter_async_context(
-            Database(
+            self.database_class(
                 self.paths.database,
                 backups=self.paths.backups,
                 clock=self.clock,

@@ -3,14 +3,13 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from importlib import import_module
 from typing import Final
 
 import click
 
 from ksi_client.cli.failures import EXIT_CODES, INTERRUPTED, report, report_usage
 from ksi_client.cli.invocation import FORMATS, Invocation, begin
+from ksi_client.cli.lazy import LazyGroup
 from ksi_client.cli.options import common_options
 from ksi_client.cli.writing import ReaderGone
 from ksi_common.errors import KSIError
@@ -24,38 +23,19 @@ COMMANDS: Final[Mapping[str, str]] = {
     "replay": "ksi_client.cli.replay:replay",
     "export": "ksi_client.cli.transfer:export_",
     "import": "ksi_client.cli.transfer:import_",
+    "plugin": "ksi_client.cli.plugin.group:plugin",
 }
 
 BROKEN_PIPE: Final = 141
 """What a shell reports of a command that SIGPIPE ended."""
 
 
-class LazyGroup(click.Group):
-    """A group whose commands are imported when they are run."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's)
-        """Name the commands, in the order that help shows."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """Import a command."""
-        if cmd_name not in COMMANDS:
-            return None
-        module, _, name = COMMANDS[cmd_name].partition(":")
-        command: click.Command = getattr(import_module(module), name)
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command; where there is none, name those that are nearly called so."""
-        with suppress(IndexError):
-            if args[0] not in COMMANDS and not args[0].startswith("-"):
-                raise click.NoSuchCommand(args[0], possibilities=COMMANDS, ctx=ctx)
-        return super().resolve_command(ctx, args)
-
-
-@click.group(cls=LazyGroup, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    commands_by_name=COMMANDS,
+    epilog=EXIT_CODES,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @common_options
 def ksi() -> None:
     """Talk to KSI, the event daemon of this machine.
@@ -66,6 +46,7 @@ def ksi() -> None:
     ksi events show state:set           one of them
     ksi call state:set key=color value=green
     ksi sub 'state:*'                   watch, Ctrl-C to stop
+    ksi plugin new weather              extend it
     """  # noqa: D301  (\b keeps click from joining the lines)
     named = os.environ.get("KSI_OUTPUT")
     if named and named not in FORMATS:
