@@ -19,6 +19,7 @@ from ksi_common.paths import Paths
 from ksi_daemon.breadcrumb import Breadcrumb
 from ksi_daemon.catalog import Plugin
 from ksi_daemon.checking import declarations, source
+from ksi_daemon.checking.advice import advised
 from ksi_daemon.checking.findings import Finding, unique
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.settings import Settings
@@ -90,11 +91,13 @@ def _examine(daemon: Daemon, name: str, took_ms: float) -> Iterator[Finding]:
     if plugin is None:
         yield Finding("problem", f"no plugin {name} was found", hint="does its module exist?")
         return
-    if plugin.module is not None:
-        yield from declarations.handlers(daemon, plugin)
+    refused = list(declarations.handlers(daemon, plugin)) if plugin.module is not None else []
     if plugin.status != "loaded":
-        yield _refusal(plugin)
-    else:
+        refusal = _refusal(plugin)
+        if all(finding.text != refusal.text for finding in refused):
+            refused.append(refusal)
+    yield from (advised(finding, plugin.module) for finding in refused)
+    if plugin.status == "loaded":
         yield from _loaded(plugin, took_ms)
         yield from declarations.events(daemon, plugin)
     for module in source.modules_in(plugin.module) if plugin.module is not None else ():

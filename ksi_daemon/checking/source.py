@@ -59,7 +59,7 @@ def blocking(module: ModuleType) -> Iterator[Finding]:
     names = dict(_imported(tree))
     for function in ast.walk(tree):
         if isinstance(function, ast.AsyncFunctionDef):
-            for call in _calls(function):
+            for call in sorted(_calls(function), key=lambda call: call.lineno):
                 called = _dotted(call.func, names)
                 if called in BLOCKING:
                     yield Finding(

@@ -45,7 +45,7 @@ def check(invocation: Invocation, path: Path, *, strict: bool) -> int:
     found = [
         {"plugin": name, **finding}
         for name in project.plugins
-        for finding in (*findings(project, name), *_tests(project))
+        for finding in (*findings(project, name, limit_s=invocation.timeout_s or LIMIT_S), *_tests(project))
     ]
     if invocation.format == "jsonl":
         for finding in found:
@@ -58,33 +58,34 @@ def check(invocation: Invocation, path: Path, *, strict: bool) -> int:
     return FAILED if "problem" in levels or (strict and "warning" in levels) else 0
 
 
-def findings(project: Project, name: str) -> Sequence[Finding]:
+def findings(project: Project, name: str, *, limit_s: float = LIMIT_S) -> Sequence[Finding]:
     """Give what a child process finds of one plugin, or how it ended."""
     file = ["--file", str(project.path)] if project.is_file else []
-    command = python("-m", "ksi_daemon.checking", name, "--limit-s", str(LIMIT_S), *file)
+    command = python("-m", "ksi_daemon.checking", name, "--limit-s", str(limit_s), *file)
     with environment(project) as environ:
         try:
             done = subprocess.run(  # noqa: S603 -- our own module
-                command, env=environ, capture_output=True, timeout=LIMIT_S * 2, check=False
+                command, env=environ, capture_output=True, timeout=limit_s + LIMIT_S, check=False
             )
         except subprocess.TimeoutExpired:
             return [_problem("it did not end, even when it was told to")]
     said = [orjson.loads(line) for line in done.stdout.splitlines()]
     if said and said[-1].get("done"):
         return said[:-1]
-    return [*said, _death(done.returncode, done.stderr.decode(errors="replace"), project)]
+    return [*said, _death(done.returncode, done.stderr.decode(errors="replace"), project, limit_s)]
 
 
-def _death(code: int, stderr: str, project: Project) -> Finding:
+def _death(code: int, stderr: str, project: Project, limit_s: float) -> Finding:
     place = next(_own_frames(stderr, project), None)
     if "Timeout (" in stderr:
-        return _problem(f"it did not load within {LIMIT_S:.0f} s", place, "do long work in ksi_serve")
+        return _problem(f"it did not load within {limit_s:g} s", place, "do long work in ksi_serve")
     if code < 0:
         fault = next((line for line in stderr.splitlines() if line.startswith("Fatal Python error")), "")
         how = fault.rpartition(": ")[2] or f"signal {-code}"
         return _problem(f"it crashed the process ({how})", place)
     last = (stderr.strip().splitlines() or [""])[-1]
-    return _problem(f"it ended the process with exit code {code}" + (f": {last}" if last else ""), place)
+    text = f"it ended the process with exit code {code}" + (f": {last}" if last else "")
+    return _problem(text, place, "os._exit would end the whole daemon: raise an error in its place")
 
 
 def _own_frames(stderr: str, project: Project) -> Iterator[str]:
