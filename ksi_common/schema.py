@@ -12,7 +12,7 @@ from ksi_common.events.system import EventHelp, Parameter
 from ksi_common.messages import Message, public_name, spec_of
 
 
-def describe(cls: type[Message], plugin: str) -> EventHelp:
+def describe(cls: type[Message], plugin: str, *, remote: bool = False) -> EventHelp:
     """Say everything about an event that its class says."""
     spec = spec_of(cls)
     doc = inspect.getdoc(cls) or ""
@@ -31,6 +31,8 @@ def describe(cls: type[Message], plugin: str) -> EventHelp:
         schema_=cls.model_json_schema(),
         errors=[error.code for error in _errors(cls)],
         examples=[_line(cls)],
+        answers=spec.answers,
+        remote=remote,
     )
 
 

@@ -1,9 +1,11 @@
 """From loaded plugins to one table: what of a plugin does not fit refuses that plugin, and no other."""
 
-import inspect
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
+
+import structlog
 
 from ksi_common.errors import AlreadyExists
 from ksi_common.messages import Notification, spec_of
@@ -13,15 +15,21 @@ from ksi_daemon.database import Database
 from ksi_daemon.handlers import Compiler
 from ksi_daemon.hooks import Relay
 from ksi_daemon.immediate import HandlerError
+from ksi_daemon.layers import Layer, name_of
 from ksi_daemon.marks import DURABLE, HANDLER, PROJECTION, REBUILDER, SUBSCRIBER, UPCASTER, Durable
 from ksi_daemon.middleware.observation import Observer
-from ksi_daemon.outcomes import Middleware
+from ksi_daemon.needs import NeedError, nobody_called
+from ksi_daemon.plugin_settings import read_table
 from ksi_daemon.plugins import declared, modules_of, notifications_of, refuse
 from ksi_daemon.projections.declaration import Declaration, declaration_of, rebuilder_of
 from ksi_daemon.router import Route
 from ksi_daemon.services import Service, Services
+from ksi_daemon.settings import Settings
 from ksi_daemon.supervisor import attempt, attempt_async
+from ksi_daemon.table import Table
 from ksi_daemon.upcasting import Data, UpcasterError, missing_upcasters, upcaster_of
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +53,41 @@ class Assembly:
     catalog: Catalog
     relay: Relay
     breadcrumb: Breadcrumb
-    middleware: list[Middleware] = field(default_factory=list)
     observers: list[Observer] = field(default_factory=list)
     subscribers: list[Subscriber] = field(default_factory=list)
     projections: list[Declaration] = field(default_factory=list)
     rebuilders: list[Declaration] = field(default_factory=list)
     upcasters: dict[tuple[str, int], Callable[[Data], Data]] = field(default_factory=dict)
     """By the name of the event, and the version that they take."""
-    _layers: dict[str, Sequence[Middleware]] = field(default_factory=dict)
+    table: Table = field(init=False)
     _observers: dict[str, Sequence[Observer]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.table = Table(self.catalog)
 
     @property
     def loaded(self) -> Sequence[Plugin]:
         """Give the plugins that take part, in the order loaded."""
         return [plugin for plugin in self.catalog.plugins.values() if plugin.status == "loaded"]
+
+    def read_settings(self, settings: Settings, services: Services) -> None:
+        """Read every plugin's table and offer it; a table that is of no plugin is warned of."""
+        for plugin in self.loaded:
+            read = partial(self._read_settings, plugin, settings.plugins.get(plugin.name, {}), services)
+            self._refuse_if_failed(plugin, attempt(read))
+        for name in settings.plugins:
+            if name not in self.catalog.plugins:
+                log.warning(
+                    "settings.of_no_plugin", plugin=name, hint=nobody_called(name, self.catalog.plugins)
+                )
+
+    def _read_settings(self, plugin: Plugin, table: Mapping[str, Any], services: Services) -> None:
+        model = self.relay.settings(plugin.name)
+        if model is None and plugin.builtin:
+            return  # it has none, or reads its table itself
+        made = read_table(plugin.name, table, model)
+        if made is not None:
+            services.offer(type(made), made, plugin=plugin.name)
 
     def migrate(self, database: Database) -> None:
         """Bring every plugin's tables to their newest schema."""
@@ -119,10 +148,8 @@ class Assembly:
         projections = self._projections(plugin)
         rebuilders = [rebuilder_of(made, plugin.name) for made in declared(plugin.module, REBUILDER)]
         upcasters = _upcasters(plugin, routes)
-        middleware = self.relay.middleware(plugin.name)
-        for layer in middleware:
-            _check_layer(layer)
-        self._take_in(plugin, routes, subscribers, middleware)
+        layers = self.relay.middleware(plugin.name)
+        self._take_in(plugin, routes, subscribers, layers)
         self.projections.extend(projections)
         self.rebuilders.extend(rebuilders)
         self.upcasters.update(upcasters)
@@ -132,19 +159,18 @@ class Assembly:
         plugin: Plugin,
         routes: dict[str, Route],
         subscribers: Sequence[Subscriber],
-        middleware: Sequence[Middleware],
+        layers: Sequence[Layer],
     ) -> None:
-        self.catalog.routes.update(routes)
+        self.table.add(list(routes.values()))
+        self.table.layers.extend(layers)
         self.subscribers.extend(subscribers)
-        self.middleware.extend(middleware)
-        self._layers[plugin.name] = middleware
         self._observers[plugin.name] = observers = self.relay.observers(plugin.name)
         self.observers.extend(observers)
         plugin.handled = sorted(routes)
         plugin.subscribed = [
             f"{subscriber.name}({spec_of(subscriber.event).name})" for subscriber in subscribers
         ]
-        plugin.middleware = [_name_of(layer) for layer in middleware]
+        plugin.middleware = [name_of(each.call) for each in layers]
         for notification in _told(plugin, routes):
             if self.catalog.declare(notification):
                 plugin.told.append(spec_of(notification).name)
@@ -154,9 +180,9 @@ class Assembly:
         return replace(route, handle=self.breadcrumb.around(plugin, route.handle), begin=begin)
 
     def _check_free(self, route: Route, own: dict[str, Route]) -> None:
-        taken = self.catalog.routes.get(route.spec.name) or own.get(route.spec.name)
-        if taken is not None:
-            raise AlreadyExists(f"{route.spec.name} is handled by plugin {taken.plugin} already")
+        if route.spec.name in own:
+            raise AlreadyExists(f"{route.spec.name} is handled by plugin {route.plugin} already")
+        self.table.check_free(route)
 
     def _projections(self, plugin: Plugin) -> Sequence[Declaration]:
         made: list[Declaration] = []
@@ -174,16 +200,18 @@ class Assembly:
 
     def _refuse(self, plugin: Plugin, error: BaseException) -> None:
         refuse(plugin, error)
+        for dependent in self.catalog.dependents(plugin.name):
+            if dependent.status == "loaded":
+                self._refuse(
+                    dependent, NeedError(f"it needs {plugin.name}, which cannot run: {plugin.error}")
+                )
         self.relay.unregister(plugin.name)
-        for name in plugin.handled:
-            self.catalog.routes.pop(name, None)
+        self.table.withdraw(plugin.name)
         for name in plugin.told:
             self.catalog.withdraw(name)
         plugin.handled, plugin.told, plugin.subscribed = [], [], []
-        lost = self._layers.pop(plugin.name, ())
         for observer in self._observers.pop(plugin.name, ()):
             self.observers.remove(observer)
-        self.middleware[:] = [layer for layer in self.middleware if layer not in lost]
         self.projections[:] = [each for each in self.projections if each.plugin != plugin.name]
         self.rebuilders[:] = [each for each in self.rebuilders if each.plugin != plugin.name]
         self.subscribers[:] = [heard for heard in self.subscribers if heard.plugin != plugin.name]
@@ -208,14 +236,3 @@ def _upcasters(
     if missing is not None:
         raise UpcasterError(missing)
     return made
-
-
-def _check_layer(layer: Middleware) -> None:
-    try:
-        inspect.signature(layer).bind(None, None, call_next=None)
-    except (TypeError, ValueError) as error:
-        raise HandlerError(f"middleware {_name_of(layer)} must take (envelope, send, call_next)") from error
-
-
-def _name_of(layer: object) -> str:
-    return str(getattr(layer, "__name__", type(layer).__name__))

@@ -8,7 +8,7 @@ from typing import Literal
 from ksi_common.messages import Message, Notification, spec_of
 from ksi_daemon.router import Route
 
-Status = Literal["loaded", "refused", "quarantined"]
+Status = Literal["loaded", "refused", "quarantined", "disabled"]
 
 
 @dataclass(slots=True, eq=False)
@@ -25,6 +25,10 @@ class Plugin:
     failures: int = 0
     """Errors that were bugs."""
     module: object = None
+    requires: Sequence[str] = ()
+    """Plugins that it does not run without."""
+    wants: Sequence[str] = ()
+    """Plugins that start before it, where they are there."""
     handled: list[str] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
     """Notifications that it declares."""
@@ -86,12 +90,32 @@ class Catalog:
         route = self.routes.get(event)
         return self.charge(route.plugin if route else "unknown")
 
+    def charge_file(self, filename: str) -> str | None:
+        """Count a bug against the plugin that a file belongs to; give its name, None: it is nobody's."""
+        owner = self.owner_of(filename)
+        return None if owner is None or owner.builtin else self.charge(owner.name)
+
+    def owner_of(self, filename: str) -> Plugin | None:
+        """Give the plugin that a file of code belongs to."""
+        for plugin in self.plugins.values():
+            file = getattr(plugin.module, "__file__", None)
+            if file is None or plugin.name == "system":
+                continue
+            folder, _, name = file.rpartition("/")
+            if filename == file or (name == "__init__.py" and filename.startswith(f"{folder}/")):
+                return plugin
+        return None
+
     def charge(self, name: str) -> str:
         """Count a bug against a plugin; give its name."""
         plugin = self.plugins.get(name)
         if plugin is not None:
             plugin.failures += 1
         return name
+
+    def dependents(self, name: str) -> Sequence[Plugin]:
+        """Give the plugins that do not run without one."""
+        return [plugin for plugin in self.plugins.values() if name in plugin.requires]
 
     def by_namespace(self, namespace: str | None = None) -> Mapping[str, Sequence[Route]]:
         """Give routes that clients may ask for, in order."""

@@ -68,7 +68,7 @@ def _healthy(checks: Checks, monitor: HealthMonitor, lifecycle: Lifecycle, clock
 async def discover(request: Discover, catalog: Catalog) -> Discovered:
     """List what is in the table, and nothing else."""
     events = {
-        namespace: [describe(route.message, route.plugin) for route in routes]
+        namespace: [describe(route.message, route.plugin, remote=route.remote) for route in routes]
         for namespace, routes in catalog.by_namespace(request.namespace).items()
     }
     told: dict[str, list[EventHelp]] = defaultdict(list)
@@ -89,7 +89,7 @@ async def explain(request: Help, catalog: Catalog) -> EventHelp:
     """Describe one event, asked or told."""
     route = catalog.routes.get(request.event)
     if route is not None:
-        return describe(route.message, route.plugin)
+        return describe(route.message, route.plugin, remote=route.remote)
     notification = catalog.notifications.get(request.event)
     if notification is not None:
         return describe(notification, catalog.plugin_telling(request.event))
@@ -163,6 +163,11 @@ async def inspect_plugin(request: InspectPlugin, catalog: Catalog, relay: Relay)
         services=plugin.services,
         middleware=plugin.middleware,
         hooks=list(relay.hooks_of(plugin.name)),
+        requires=list(plugin.requires),
+        wants=list(plugin.wants),
+        pipelines={
+            name: list(catalog.routes[name].pipeline) for name in plugin.handled if name in catalog.routes
+        },
     )
 
 

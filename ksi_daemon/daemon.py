@@ -14,7 +14,7 @@ import structlog
 from ksi_common.bus import Bus
 from ksi_common.clock import Clock, SystemClock
 from ksi_common.envelope import EventEnvelope
-from ksi_common.errors import InternalError
+from ksi_common.errors import InternalError, KSIError
 from ksi_common.events.system import Started, Stopping
 from ksi_common.events.timer import Failed as TimerFailed
 from ksi_common.paths import Paths
@@ -48,6 +48,7 @@ from ksi_daemon.middleware.idempotency import Idempotency
 from ksi_daemon.middleware.observation import Observation
 from ksi_daemon.middleware.permissions import permissions
 from ksi_daemon.outcomes import Endpoint, Middleware
+from ksi_daemon.plugin_settings import is_enabled, own_table
 from ksi_daemon.plugins import GROUP, Loader, explain
 from ksi_daemon.presence import Presence
 from ksi_daemon.processes import Processes
@@ -85,7 +86,9 @@ class Daemon:
 
     def __init__(self, paths: Paths, settings: Settings, *, clock: Clock | None = None) -> None:
         self.paths = paths
-        self.settings = settings
+        self._disabled = [name for name, table in settings.plugins.items() if not is_enabled(table)]
+        tables = {name: own_table(table) for name, table in settings.plugins.items()}
+        self.settings = settings.model_copy(update={"plugins": tables})
         self.clock: Clock = clock or SystemClock()
         self.catalog = Catalog()
         self.relay = Relay()
@@ -98,7 +101,9 @@ class Daemon:
         names = [name.strip() for name in only.split(",")] if only is not None else None
         folders = dict.fromkeys((self.paths.plugins, *self.settings.plugins_dir))
         suspects = os.environ.get("KSI_CRASHED_PLUGIN", "").split(",")
-        Loader(self.catalog, self.relay, self.breadcrumb, only=names, suspects=suspects).load(folders)
+        Loader(
+            self.catalog, self.relay, self.breadcrumb, only=names, suspects=suspects, disabled=self._disabled
+        ).load(folders)
 
     async def serve(self, *, recovered: bool = False, ready: Callable[["Daemon"], None]) -> Stop:
         """Come to life, call ``ready``, serve until stopped, drain; give why it stopped.
@@ -162,6 +167,7 @@ class Daemon:
             tasks=self.tasks,
         )
         self._offer_core()
+        self.assembly.read_settings(self.settings, self.services)
         await self._offer_resources(processes)
         await self.assembly.open_services(self.services)
         self.assembly.compile(Compiler(self.services, Threads(), self.database))
@@ -229,11 +235,17 @@ class Daemon:
         self.catalog.declare(TimerFailed)
 
     def _compose(self) -> None:
-        errors = Errors(self.catalog.blame, strict=self.settings.strict)
+        errors = Errors(self.catalog.blame, strict=self.settings.strict, culprit=self.catalog.charge_file)
         deadline = Deadline(self.settings.limits.handler_s)
+        self.assembly.table.complete(self.database, self._explain)
+        self.assembly.table.arrange()
         self.dispatch = self._chain(errors, deadline)
-        direct = Direct(errors, self.observation, deadline, self.database)
-        self.direct = None if self.assembly.middleware else direct
+        self.direct = Direct(errors, self.observation, deadline, self.database)
+
+    def _explain(self, envelope: EventEnvelope, error: BaseException, plugin: str) -> KSIError:
+        """Give the error of one of several handlers, which is that plugin's own."""
+        charged = Errors(partial(self._charge, plugin), strict=self.settings.strict)
+        return charged.answer(envelope, error)
 
     def _chain(self, errors: Errors, deadline: Deadline) -> Endpoint:
         layers: Sequence[Middleware] = (
@@ -243,9 +255,9 @@ class Daemon:
             deadline,
             permissions,
             self.idempotency,
-            *self.assembly.middleware,
         )
-        return compose(layers, Router(self.catalog.routes, self._unrouted))
+        router = Router(self.catalog.routes, self._unrouted, self.assembly.table.unrouted)
+        return compose(layers, router)
 
     async def _unrouted(self, envelope: EventEnvelope) -> Mapping[str, Any] | None:
         if not self.relay.handles_unrouted:

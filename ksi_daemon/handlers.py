@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ksi_common.envelope import EventEnvelope, EventMetadata
@@ -15,6 +15,7 @@ from ksi_daemon.immediate import HandlerError
 from ksi_daemon.outcomes import Ended, Endpoint, Replied, Send, Yielded
 from ksi_daemon.router import Route
 from ksi_daemon.services import Services, needs_of
+from ksi_daemon.several import item_of
 from ksi_daemon.subscriptions import Sink
 from ksi_daemon.threads import Threads
 
@@ -35,6 +36,10 @@ class Compiler:
         if not issubclass(event, Request | Stream):
             raise HandlerError(f"{function.__name__} takes a {event.__name__}; use @subscriber for it")
         spec = spec_of(event)
+        if spec.answers != "one":
+            part = item_of(spec)
+            _check_reply(function, part)
+            return replace(self._request(function, event, part, plugin), declared=spec)
         _check_reply(function, spec)
         if spec.kind == "request":
             return self._request(function, event, spec, plugin)

@@ -127,8 +127,9 @@ class Health:
         return Check(status="healthy" if waiting < 10_000 else "degraded", detail=dict(detail))
 
     def _check_plugins(self) -> Check:
-        bad = [plugin.name for plugin in self._catalog.plugins.values() if plugin.status != "loaded"]
-        loaded = len(self._catalog.plugins) - len(bad)
+        found = self._catalog.plugins.values()
+        bad = [plugin.name for plugin in found if plugin.status not in {"loaded", "disabled"}]
+        loaded = sum(plugin.status == "loaded" for plugin in found)
         return Check(
             status="degraded" if bad else "healthy", detail={"loaded": loaded, "not_loaded": list(bad)}
         )

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import pluggy
+from pydantic import BaseModel
 
 from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import FailedPrecondition
 from ksi_daemon import hookspecs
-from ksi_daemon.outcomes import Middleware
+from ksi_daemon.layers import Layer, layer_of
 from ksi_daemon.services import Service
 
 PROJECT = "ksi"
@@ -68,9 +69,17 @@ class Relay:
         """Give the services that a plugin offers."""
         return [service for several in self._ask("ksi_services", name) for service in several]
 
-    def middleware(self, name: str) -> Sequence[Middleware]:
+    def settings(self, name: str) -> type[BaseModel] | None:
+        """Give the model of a plugin's settings."""
+        models = self._ask("ksi_settings", name)
+        for model in models:
+            if not (isinstance(model, type) and issubclass(model, BaseModel)):
+                raise HookError(f"ksi_settings must give a class of pydantic's BaseModel, not {model!r}")
+        return models[0] if models else None
+
+    def middleware(self, name: str) -> Sequence[Layer]:
         """Give the layers of a plugin."""
-        return [layer for several in self._ask("ksi_middleware", name) for layer in several]
+        return [layer_of(given, name) for several in self._ask("ksi_middleware", name) for given in several]
 
     def migrations(self, name: str) -> Mapping[int, str]:
         """Give the scripts of a plugin's tables."""

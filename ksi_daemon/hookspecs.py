@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pluggy
+from pydantic import BaseModel
 
 from ksi_common.bus import Bus
 from ksi_common.envelope import EventEnvelope
@@ -29,8 +30,17 @@ def ksi_services() -> Sequence[Service[Any]]:  # type: ignore[empty-body]
 
 
 @hookspec
+def ksi_settings() -> type[BaseModel]:  # type: ignore[empty-body]
+    """Give the model of the plugin's table ``[plugins.NAME]``; handlers take it by its type."""
+
+
+@hookspec
 def ksi_middleware() -> Sequence[Middleware]:  # type: ignore[empty-body]
-    """Give layers around every handler, outermost first; they stand inside the daemon's own."""
+    """Give layers around handlers, outermost first; they stand inside the daemon's own.
+
+    ``layer(stage=..., namespaces=[...])`` says where one stands and what it is for; without it a layer stands
+    before every handler. Events that a layer is not for do not pay for it.
+    """
 
 
 @hookspec

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Final, Literal
 
+KSI_API: Final = "1"
+"""The version of what plugins are written with."""
+
 HANDLER: Final = "__ksi_handler__"
 SUBSCRIBER: Final = "__ksi_subscriber__"
 PROJECTION: Final = "__ksi_projection__"

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar, overload
 
 from pydantic import Field, JsonValue
 
+from ksi_common.answers import Answer, Answers
 from ksi_common.async_db import AsyncSQLiteDB
 from ksi_common.bus import Bus, Delivered
 from ksi_common.clock import Clock, format_time, parse_time
@@ -60,8 +61,9 @@ from ksi_daemon.eventlog import Damage, EventLog, LogQuery, RemovedEvent
 from ksi_daemon.health import HealthChecks
 from ksi_daemon.hookspecs import hookimpl
 from ksi_daemon.hub import Hub
+from ksi_daemon.layers import Layer, layer
 from ksi_daemon.leases import Lease, LeaseHeld, LeaseLost, Leases
-from ksi_daemon.marks import DURABLE, HANDLER, SUBSCRIBER, Durable
+from ksi_daemon.marks import DURABLE, HANDLER, KSI_API, SUBSCRIBER, Durable
 from ksi_daemon.outcomes import Ended, Endpoint, Failed, Middleware, Outcome, Rendered, Replied, Send, Yielded
 from ksi_daemon.processes import Process, Processes
 from ksi_daemon.projections import (
@@ -73,6 +75,17 @@ from ksi_daemon.projections import (
     projection,
     rebuilder,
     table_projection,
+)
+from ksi_daemon.ready_layers import (
+    auth_check,
+    cache,
+    chain,
+    dedupe,
+    rate_limit,
+    retry,
+    timeout,
+    validate,
+    when,
 )
 from ksi_daemon.referrers import Referrers
 from ksi_daemon.replay import Replays
@@ -86,9 +99,6 @@ from ksi_daemon.upcasting import upcaster
 from ksi_daemon.verification import Verified, Verifier
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-KSI_API = "1"
-"""The version of everything here."""
 
 
 def handler(function: F) -> F:
@@ -156,6 +166,8 @@ __all__ = [
     "KSI_API",
     "Aggregates",
     "AlreadyExists",
+    "Answer",
+    "Answers",
     "AsyncSQLiteDB",
     "Blobs",
     "Bus",
@@ -186,6 +198,7 @@ __all__ = [
     "InvalidArgument",
     "JsonValue",
     "KSIError",
+    "Layer",
     "Lease",
     "LeaseHeld",
     "LeaseLost",
@@ -233,22 +246,32 @@ __all__ = [
     "Verifier",
     "Wish",
     "Yielded",
+    "auth_check",
+    "cache",
+    "chain",
     "consumer_key",
     "current_envelope",
+    "dedupe",
     "event_context",
     "format_time",
     "handler",
     "hookimpl",
     "is_name",
+    "layer",
     "matches",
     "new_id",
     "parse_cursor",
     "parse_time",
     "projection",
+    "rate_limit",
     "rebuilder",
     "renamed_from",
+    "retry",
     "scripts",
     "subscriber",
     "table_projection",
+    "timeout",
     "upcaster",
+    "validate",
+    "when",
 ]

@@ -3,7 +3,7 @@
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +16,7 @@ from ksi_common.messages import Message, Notification
 from ksi_daemon.breadcrumb import Breadcrumb
 from ksi_daemon.catalog import Catalog, Plugin
 from ksi_daemon.hooks import Relay
+from ksi_daemon.needs import NeedError, Needs, arrange, needs_of, nobody_called
 from ksi_daemon.supervisor import attempt
 
 log = structlog.get_logger()
@@ -23,6 +24,8 @@ log = structlog.get_logger()
 GROUP: Final = "ksi"
 """The entry-point group, of built-in plugins and of anybody's."""
 CORE: Final = "system"
+UNKNOWN: Final = "0"
+"""The version of a single file that has no ``__version__``."""
 
 _FILE = re.compile(r"^[a-z][a-z0-9_]*\.py$")
 
@@ -33,7 +36,7 @@ Found = tuple[Plugin, Callable[[], ModuleType]]
 
 
 class Loader:
-    """Import plugins and register them with the relay."""
+    """Import plugins, and register with the relay those that have what they need, in the order of need."""
 
     def __init__(
         self,
@@ -43,39 +46,80 @@ class Loader:
         *,
         only: Sequence[str] | None = None,
         suspects: Sequence[str] = (),
+        disabled: Sequence[str] = (),
     ) -> None:
         self._catalog = catalog
         self._relay = relay
         self._breadcrumb = breadcrumb
         self._only = only
         self._suspects = suspects
+        self._disabled = disabled
+        self._left_out: list[str] = []
 
     def load(self, folders: Iterable[Path]) -> None:
         """Load the core, then packages by entry point, then single files of ``folders``."""
+        needs: dict[str, Needs] = {}
         for plugin, load in (*_core(), *_packages(), *_files(folders)):
             if plugin.builtin or self._only is None or plugin.name in self._only:
-                self._load_one(plugin, load)
+                found = self._load_one(plugin, load)
+                if found is not None:
+                    needs[plugin.name] = found
+            else:
+                self._left_out.append(plugin.name)
+        self._arrange(needs)
 
-    def _load_one(self, plugin: Plugin, load: Callable[[], ModuleType]) -> None:
+    def _arrange(self, needs: Mapping[str, Needs]) -> None:
+        plugins = self._catalog.plugins
+        order = arrange(needs, plugins, self._missing)
+        for name, reason in order.refused.items():
+            refuse(plugins[name], NeedError(reason))
+        started = {name: plugins[name] for name in order.ordered}
+        self._catalog.plugins = {**started, **plugins}
+        for name, plugin in started.items():
+            if not any(plugins[needed].status == "refused" for needed in plugin.requires):
+                self._register(plugin)
+            else:
+                refuse(plugin, NeedError(f"it needs {', '.join(plugin.requires)}, which cannot run"))
+            plugin.wants = [need.name for need in needs[name].wants if need.name in started]
+
+    def _register(self, plugin: Plugin) -> None:
+        registered = attempt(lambda: self._relay.register(plugin.module, plugin.name))
+        if isinstance(registered, BaseException):
+            refuse(plugin, registered)
+
+    def _missing(self, name: str) -> str:
+        if name in self._left_out:
+            return f"{name} is not among those that load_plugins names"
+        return nobody_called(name, self._catalog.plugins)
+
+    def _load_one(self, plugin: Plugin, load: Callable[[], ModuleType]) -> Needs | None:
         if plugin.name in self._catalog.plugins:
             taken = self._catalog.plugins[plugin.name].origin
             log.error(
                 "plugin.refused", plugin=plugin.name, origin=plugin.origin, error=f"name taken by {taken}"
             )
-            return
+            return None
         self._catalog.plugins[plugin.name] = plugin
+        if plugin.name in self._disabled and plugin.name != CORE:
+            plugin.status, plugin.error = "disabled", "it is switched off in the settings"
+            return None
         if plugin.name in self._suspects and not plugin.builtin:
             plugin.status, plugin.error = "quarantined", "it was running when the process crashed"
             log.error("plugin.quarantined", plugin=plugin.name, error=plugin.error)
-            return
+            return None
         module = attempt(lambda: self._breadcrumb.during(plugin.name, load))
         if isinstance(module, BaseException):
             refuse(plugin, module)
-            return
+            return None
         plugin.module = module
-        registered = attempt(lambda: self._relay.register(module, plugin.name))
-        if isinstance(registered, BaseException):
-            refuse(plugin, registered)
+        if plugin.version == UNKNOWN:
+            plugin.version = str(getattr(module, "__version__", UNKNOWN))
+        needs = attempt(lambda: needs_of(module))
+        if isinstance(needs, BaseException):
+            refuse(plugin, needs)
+            return None
+        plugin.requires = [need.name for need in needs.requires]
+        return needs
 
 
 def refuse(plugin: Plugin, error: BaseException) -> None:
@@ -134,7 +178,7 @@ def _packages() -> Iterator[Found]:
         distribution = entry.dist
         name = distribution.name if distribution else ""
         plugin = Plugin(
-            entry.name, entry.value, distribution.version if distribution else "0", builtin=name == GROUP
+            entry.name, entry.value, distribution.version if distribution else UNKNOWN, builtin=name == GROUP
         )
         yield plugin, entry.load
 

@@ -1,7 +1,7 @@
 """The table of events, compiled at load: an event costs one look-up, whatever number of plugins there is."""
 
 import difflib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,27 +24,43 @@ class Route:
     handle: Endpoint
     begin: Begin | None = None
     """What a handler that does not wait does at once; ``handle`` does it, too, and all that follows."""
+    declared: EventSpec | None = None
+    """Of one of several handlers: the event as its callers know it; ``spec`` is that of its own part."""
+    plugins: Sequence[str] = ()
+    """Who answers, where there are several."""
+    pipeline: Sequence[str] = ()
+    """The layers that it goes through, from the outside in."""
+    remote: bool = False
+    """A client of the daemon handles it."""
 
 
 class Router:
-    """Give each event to its handler."""
+    """Give each event to its handler. ``routes`` may change: each event is looked up anew."""
 
-    def __init__(self, routes: Mapping[str, Route], unrouted: Unrouted | None = None) -> None:
-        self.routes = dict(routes)
+    def __init__(
+        self,
+        routes: Mapping[str, Route],
+        unrouted: Unrouted | None = None,
+        around: Callable[[Endpoint], Endpoint] = lambda ask: ask,
+    ) -> None:
+        """``around``: puts the layers of plugins around what no class declares."""
+        self.routes = routes
         self._unrouted = unrouted
+        self._around = around
 
     async def __call__(self, envelope: EventEnvelope, send: Send) -> None:
         """Hand over; raise NotFound, with the nearest names, where nobody takes the event."""
         route = self.routes.get(envelope.event)
         if route is not None:
             await route.handle(envelope, send)
-            return
-        if self._unrouted is not None:
-            reply = await self._unrouted(envelope)
-            if reply is not None:
-                await send(Replied(reply))
-                return
-        raise self._unknown(envelope.event)
+        else:
+            await self._around(self._ask)(envelope, send)
+
+    async def _ask(self, envelope: EventEnvelope, send: Send) -> None:
+        reply = None if self._unrouted is None else await self._unrouted(envelope)
+        if reply is None:
+            raise self._unknown(envelope.event)
+        await send(Replied(reply))
 
     def _unknown(self, event: str) -> NotFound:
         exposed = [name for name, route in self.routes.items() if route.spec.expose]

@@ -74,6 +74,10 @@ class EventHelp(Message):
     """Codes that the handler itself answers with."""
     examples: list[dict[str, JsonValue]]
     """Lines to send, as they are."""
+    answers: Literal["one", "all", "race"] = "one"
+    """Of its handlers: the only one, all of them, or the first that can."""
+    remote: bool = False
+    """A client of the daemon handles it."""
 
 
 class Discovered(Message):
@@ -168,7 +172,7 @@ class PluginSummary(Message):
 
     name: str
     version: str
-    status: Literal["loaded", "refused", "quarantined"]
+    status: Literal["loaded", "refused", "quarantined", "disabled"]
     origin: str
     events: int
     error: str | None = None
@@ -195,6 +199,12 @@ class PluginDetails(PluginSummary):
     services: list[str]
     hooks: list[str]
     middleware: list[str]
+    requires: list[str] = Field(default_factory=list)
+    """Plugins that it does not run without."""
+    wants: list[str] = Field(default_factory=list)
+    """Plugins that start before it, where they are there."""
+    pipelines: dict[str, list[str]] = Field(default_factory=dict)
+    """By event that it handles: the layers around the handler, outermost first; plugins' with their stage."""
 
 
 class InspectPlugin(Request[PluginDetails], event="plugin:inspect", safe=True, raises=(NotFound,)):

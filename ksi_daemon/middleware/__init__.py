@@ -1,12 +1,15 @@
 """The layers around every handler, outermost first.
 
-correlation -> errors -> observation -> deadline -> permissions -> idempotency -> plugins' -> router
+correlation -> errors -> observation -> deadline -> permissions -> idempotency -> router -> plugins'
 """
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Final
 
 from ksi_daemon.outcomes import Endpoint, Middleware
+
+CORE_LAYERS: Final = ("correlation", "errors", "observation", "deadline", "permissions", "idempotency")
 
 
 def compose(middleware: Sequence[Middleware], innermost: Endpoint) -> Endpoint:

@@ -24,10 +24,18 @@ class Errors:
     """Answer errors. ``strict``: bugs are raised on, which ends the daemon (tests want that).
 
     ``blame`` is told of each bug: it gives the name of the plugin that handles an event, and counts.
+    ``culprit`` is asked first: it knows the plugin that a file belongs to, for that may be another's layer.
     """
 
-    def __init__(self, blame: Callable[[str], str], *, strict: bool = False) -> None:
+    def __init__(
+        self,
+        blame: Callable[[str], str],
+        *,
+        strict: bool = False,
+        culprit: Callable[[str], str | None] = lambda _: None,
+    ) -> None:
         self._blame = blame
+        self._culprit = culprit
         self._strict = strict
 
     async def __call__(self, envelope: EventEnvelope, send: Send, call_next: Endpoint) -> None:
@@ -46,8 +54,9 @@ class Errors:
         """Give the error to answer with; what was not expected is logged as a bug (``strict``: raised)."""
         if isinstance(error, OperationalError | ReportedError):
             return error
-        plugin = self._blame(envelope.event)
-        where = _origin(error)
+        file, line = _origin(error)
+        where = f"{Path(file).name}:{line}" if file else "unknown"
+        plugin = self._culprit(file) or self._blame(envelope.event)
         log.error(
             "handler.crashed",
             handled=envelope.event,
@@ -70,15 +79,15 @@ def _asked_for() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def _origin(error: BaseException) -> str:
-    """Name the place that is nearest to the error and not ours; what it was made of may say more than it."""
-    place = "unknown"
+def _origin(error: BaseException) -> tuple[str, int]:
+    """Give the place that is nearest to the error and not ours; what it was made of may say more than it."""
+    place = ("", 0)
     seen: BaseException | None = error
     while seen is not None:
         for frame in reversed(traceback.extract_tb(seen.__traceback__)):
-            here = f"{Path(frame.filename).name}:{frame.lineno}"
+            here = (frame.filename, frame.lineno or 0)
             if not frame.filename.startswith(_OURS):
                 return here
-            place = here if place == "unknown" else place
+            place = place if place[0] else here
         seen = seen.__cause__ or seen.__context__
     return place

@@ -113,6 +113,27 @@ async def test_hook_ksi_services(write_plugin: WritePlugin, tmp_path: Path) -> N
     assert closed.read_text() == "closed"
 
 
+async def test_hook_ksi_settings(write_plugin: WritePlugin) -> None:
+    source = """
+    class Words(BaseModel):
+        greeting: str = "good"
+
+    @hookimpl
+    def ksi_settings():
+        return Words
+
+    @handler
+    async def ask(request: Ask, words: Words) -> Said:
+        return Said(text=f"{words.greeting} {request.word}")
+    """
+    file = write_plugin("    from pydantic import BaseModel\n" + HEAD + source)
+    table = {"plugins": {"probe": {"greeting": "fine"}}}
+    async with running_daemon(plugins=[file], settings=table) as ksi:
+        assert await ksi.call_raw("probe:ask", {"word": "day"}) == {"text": "fine day"}
+        details = await ksi.call_raw("plugin:inspect", {"plugin_name": "probe"})
+    assert details["hooks"] == ["ksi_settings"]
+
+
 async def test_hook_ksi_middleware(write_plugin: WritePlugin) -> None:
     source = """
     def layer(name):

@@ -153,7 +153,8 @@ async def ksi(write_plugin: WritePlugin, request: pytest.FixtureRequest) -> Asyn
     """The desk, reached without a task, and through the chain that the layer of a plugin asks for."""
     others = [write_plugin(LAYER, "layer")] if request.param == "chain" else []
     async with desk(write_plugin, *others) as running:
-        assert (running.daemon.direct is None) is (request.param == "chain")
+        route = running.daemon.catalog.routes["desk:keep"]
+        assert (route.begin is None) is (request.param == "chain")
         yield running
 
 
@@ -323,7 +324,7 @@ async def test_within_the_daemon_it_is_called_as_any_other(ksi: RunningDaemon) -
 async def test_observers_hear_of_it(write_plugin: WritePlugin) -> None:
     observer = write_plugin(OBSERVER, "observer")
     async with desk(write_plugin, observer) as ksi:
-        assert ksi.daemon.direct is not None
+        assert ksi.daemon.catalog.routes["desk:keep"].begin is not None
         async with ksi.connect() as wire:
             for n in (1, 404, 500):
                 await wire.call("desk:keep", {"n": n})

@@ -205,7 +205,7 @@ def test_every_hook_is_described(relay: Relay) -> None:
     relay.register(answering(1), "a")
     relay.register(answering(2), "b")
     hooks = {hook.name: hook for hook in relay.hooks()}
-    assert len(hooks) == 10
+    assert len(hooks) == 11
     handle = hooks["ksi_handle_event"]
     assert handle.parameters == ["event", "data", "context"]
     assert handle.plugins == ["b", "a"]

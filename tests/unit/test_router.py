@@ -98,8 +98,9 @@ async def test_a_long_name_is_shown_in_part() -> None:
     assert error.message == f'no plugin handles "{"x" * 125}..."'
 
 
-async def test_routes_are_those_at_the_time_of_making() -> None:
+async def test_a_route_that_is_taken_out_is_gone() -> None:
     routes = dict(ROUTES)
     router = Router(routes)
-    routes.clear()
     assert await routed(router, "shop:buy") == {"handled": "shop:buy"}
+    routes.clear()
+    assert (await refused(router, "shop:buy")).details["reason"] == "unknown_event"
