@@ -3,7 +3,8 @@
 import os
 import platform
 from collections import defaultdict
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import aclosing
 
 from ksi_common.async_db import sqlite_version
 from ksi_common.clock import Clock, format_time
@@ -28,6 +29,8 @@ from ksi_common.events.system import (
     PluginSummary,
     Shutdown,
     ShuttingDown,
+    Traced,
+    TracePlugin,
 )
 from ksi_common.paths import Paths
 from ksi_common.schema import describe
@@ -39,6 +42,7 @@ from ksi_daemon.lifecycle import Lifecycle
 from ksi_daemon.plugin import handler
 from ksi_daemon.settings import Settings
 from ksi_daemon.subscriptions import Subscriptions
+from ksi_daemon.tracing import Tracing
 
 WIRE_VERSION = 1
 
@@ -152,10 +156,7 @@ async def list_plugins(_: ListPlugins, catalog: Catalog) -> PluginList:
 @handler
 async def inspect_plugin(request: InspectPlugin, catalog: Catalog, relay: Relay) -> PluginDetails:
     """Tell what one plugin contributes."""
-    plugin = catalog.plugins.get(request.plugin_name)
-    if plugin is None:
-        known = ", ".join(sorted(catalog.plugins))
-        raise NotFound(f'there is no plugin "{request.plugin_name}"', hint=f"there are {known}")
+    plugin = _find(request.plugin_name, catalog)
     return PluginDetails(
         **_summary(plugin),
         handlers=plugin.handled,
@@ -163,12 +164,22 @@ async def inspect_plugin(request: InspectPlugin, catalog: Catalog, relay: Relay)
         services=plugin.services,
         middleware=plugin.middleware,
         hooks=list(relay.hooks_of(plugin.name)),
+        told=plugin.told,
         requires=list(plugin.requires),
         wants=list(plugin.wants),
         pipelines={
             name: list(catalog.routes[name].pipeline) for name in plugin.handled if name in catalog.routes
         },
     )
+
+
+@handler
+async def trace_plugin(request: TracePlugin, catalog: Catalog, tracing: Tracing) -> AsyncIterator[Traced]:
+    """Give what a plugin does, until nobody reads on."""
+    items = tracing.follow(_find(request.plugin_name, catalog))
+    async with aclosing(items):
+        async for traced in items:
+            yield traced
 
 
 @handler
@@ -181,6 +192,14 @@ async def list_hooks(_: ListHooks, relay: Relay) -> Hooks:
         for hook in relay.hooks()
     ]
     return Hooks(hooks=hooks, count=len(hooks))
+
+
+def _find(name: str, catalog: Catalog) -> Plugin:
+    plugin = catalog.plugins.get(name)
+    if plugin is None:
+        known = ", ".join(sorted(catalog.plugins))
+        raise NotFound(f'there is no plugin "{name}"', hint=f"there are {known}")
+    return plugin
 
 
 def _summary(plugin: Plugin) -> dict[str, object]:

@@ -64,6 +64,7 @@ from ksi_daemon.supervisor import attempt_async, supervise
 from ksi_daemon.tail import tell_lost_tail
 from ksi_daemon.threads import Threads
 from ksi_daemon.timers import DatabaseTimers, Timers
+from ksi_daemon.tracing import Tracing
 from ksi_daemon.transports.unix import UnixServer
 from ksi_daemon.upcasting import Upcasting
 from ksi_daemon.verification import Verifier
@@ -201,6 +202,7 @@ class Daemon:
         offer(Services, self.services)
         offer(Settings, self.settings)
         offer(Subscriptions, self.subscriptions)
+        offer(Tracing, Tracing(self.catalog, self.hub, self.clock, self.assembly.observers))
         health = Health(self.database, self.subscriptions, self.catalog, self.settings, self.clock)
         offer(Health, health)
         offer(HealthChecks, health)  # type: ignore[type-abstract]

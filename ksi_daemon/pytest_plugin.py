@@ -1,8 +1,8 @@
-"""The fixtures that come with KSI. Every pytest of an environment with KSI imports this, so it imports little.
+"""The fixtures that come with KSI. Every pytest beside it imports this, so it imports little.
 
-    async def test_hello(ksi): ...                                        # a daemon with what is installed
-    @pytest.mark.ksi(plugins=["hello.py"], settings={"log": {...}})       # files of the test's folder
-    async def test_later(ksi, ksi_clock): ksi_clock.advance(3600)         # its time is yours
+async def test_hello(ksi): ...                                        # a daemon with what is installed
+@pytest.mark.ksi(plugins=["hello.py"], settings={"log": {...}})       # files of the test's folder
+async def test_later(ksi, ksi_clock): ksi_clock.advance(3600)         # its time is yours
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -14,7 +14,7 @@ import pytest
 if TYPE_CHECKING:
     from ksi_daemon.testing import FakeClock, RunningDaemon
 
-MARK = "ksi(plugins=[...], settings={...}): single files that the ksi fixture's daemon loads, and its settings"
+MARK = "ksi(plugins=[...], settings={...}): files that the daemon of `ksi` loads, and its settings"
 
 try:
     from pytest_asyncio import fixture

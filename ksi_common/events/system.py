@@ -6,7 +6,7 @@ from pydantic import Field, JsonValue
 
 from ksi_common.errors import NotFound
 from ksi_common.events.types import EventName
-from ksi_common.messages import Message, Notification, Request
+from ksi_common.messages import Message, Notification, Request, Stream
 
 Status = Literal["healthy", "degraded", "unhealthy"]
 
@@ -199,6 +199,8 @@ class PluginDetails(PluginSummary):
     services: list[str]
     hooks: list[str]
     middleware: list[str]
+    told: list[str] = Field(default_factory=list)
+    """Notifications that it declares."""
     requires: list[str] = Field(default_factory=list)
     """Plugins that it does not run without."""
     wants: list[str] = Field(default_factory=list)
@@ -209,6 +211,28 @@ class PluginDetails(PluginSummary):
 
 class InspectPlugin(Request[PluginDetails], event="plugin:inspect", safe=True, raises=(NotFound,)):
     """Tell what a plugin contributes."""
+
+    plugin_name: str = Field(description="Its name.", examples=["state"])
+
+
+class Traced(Message):
+    """Something that a plugin did."""
+
+    kind: Literal["answered", "told"]
+    event: str
+    data: dict[str, JsonValue]
+    """What was asked, or told; only its size where that is above 4 KiB."""
+    time: str
+    code: str | None = None
+    """What was answered with: OK, or the code of an error."""
+    took_ms: float | None = None
+    correlation_id: str
+    missed: int = 0
+    """How many before this one are not shown, because they came faster than they were read."""
+
+
+class TracePlugin(Stream[Traced], event="plugin:trace", safe=True, raises=(NotFound,)):
+    """Follow what a plugin answers and tells, requests that change nothing included."""
 
     plugin_name: str = Field(description="Its name.", examples=["state"])
 

@@ -5,12 +5,12 @@ import asyncio
 import faulthandler
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import orjson
 import structlog
@@ -52,25 +52,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m ksi_daemon.checking")
     parser.add_argument("name")
     parser.add_argument("--file", type=Path)
+    parser.add_argument("--settings", type=orjson.loads, default={}, help="the plugin's table, as JSON")
     parser.add_argument("--limit-s", type=float, default=20.0)
     options = parser.parse_args(arguments)
     # A plugin that hangs or crashes the process leaves the line that it was at on stderr.
     faulthandler.enable()
     faulthandler.dump_traceback_later(options.limit_s, exit=True)
     with _own_output() as tell, tempfile.TemporaryDirectory(prefix="ksi-check-") as folder:
-        for finding in asyncio.run(_check(options.name, options.file, Path(folder))):
+        for finding in asyncio.run(_check(options.name, options.file, Path(folder), options.settings)):
             tell(asdict(finding))
         tell({"done": True})
 
 
-async def _check(name: str, file: Path | None, folder: Path) -> Sequence[Finding]:
+async def _check(name: str, file: Path | None, folder: Path, table: Mapping[str, Any]) -> Sequence[Finding]:
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
-    settings = Settings(load_plugins=name)
+    # What else is installed is loaded, too: the plugin may need it.
+    settings = Settings(plugins={name: dict(table)})
     if file is not None:
         plugins = folder / "plugins"
         plugins.mkdir()
         (plugins / file.name).symlink_to(file)
-        settings = Settings(load_plugins=name, plugins_dir=[plugins])
+        settings = settings.model_copy(update={"plugins_dir": [plugins]})
     daemon = Daemon(Paths(folder / "var"), settings)
     watch = daemon.breadcrumb = Stopwatch(daemon.paths.breadcrumb)
     daemon.paths.run.mkdir(parents=True)
@@ -116,7 +118,10 @@ def _refusal(plugin: Plugin) -> Finding:
 def _loaded(plugin: Plugin, took_ms: float) -> Iterator[Finding]:
     level, hint = "ok", None
     if took_ms > SLOW_MS:
-        level, hint = "warning", "import what is heavy where it is used: every start of the daemon waits for this"
+        level, hint = (
+            "warning",
+            "import what is heavy where it is used: every start of the daemon waits for this",
+        )
     yield Finding(level, f"loads in {took_ms:.0f} ms", hint=hint)  # type: ignore[arg-type]
     for does, events in (("answers", plugin.handled), ("tells", plugin.told), ("hears", plugin.subscribed)):
         if events:

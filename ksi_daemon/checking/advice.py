@@ -24,6 +24,7 @@ _ADVICE: Mapping[str, str] = {
     r"is not an event name": 'event="namespace:verb", in small letters, digits and underscores',
     r"there is no hook|has no parameter": "docs/plugins/reference.md lists the hooks with their parameters",
     r"is handled by plugin (\w+) already": "ask {1} by its event instead, or choose another name",
+    r"^setting plugins": "give the field a default, or the check one: [tool.ksi.settings] in pyproject.toml",
     r"name is taken|name taken by": "call it otherwise in pyproject.toml",
 }
 

@@ -1,4 +1,4 @@
-"""Read the source of a plugin for what loading does not show: what blocks the loop, what was left undecorated."""
+"""Read the source of a plugin for what loading does not show: calls that block, functions nobody calls."""
 
 import ast
 import sys

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ksi_common.messages import matches
+
 Data = Mapping[str, Any]
 
 
@@ -70,6 +72,16 @@ def load_recording(path: Path) -> Recording:
     return Recording(exchanges)
 
 
+def exported(path: Path, pattern: str) -> Sequence[tuple[str, bytes]]:
+    """Read the notifications that match from a file of ``ksi export``: names, and data as JSON."""
+    events = [json.loads(line) for line in path.read_bytes().splitlines()]
+    return [
+        (event["type"], json.dumps(event["data"]).encode())
+        for event in events
+        if event.get("ksikind") == "notification" and "data" in event and matches(pattern, event["type"])
+    ]
+
+
 def differences(
     number: int, recorded: Exchange, now: Exchange, *, ignoring: Iterable[str] = ()
 ) -> Iterator[Difference]:
@@ -91,17 +103,13 @@ def _unequal(
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         for name in dict.fromkeys((*before, *after)):
             if not ignored(name):
-                pair = before.get(name, ABSENT), after.get(name, ABSENT)
-                yield from _unequal(*pair, (*path, name), ignored)
-    elif _is_list(before) and _is_list(after) and len(before) == len(after):  # type: ignore[arg-type]
-        for index, pair in enumerate(zip(before, after, strict=True), start=1):  # type: ignore[call-overload]
-            yield from _unequal(*pair, (*path, str(index)), ignored)
+                was, is_ = before.get(name, ABSENT), after.get(name, ABSENT)
+                yield from _unequal(was, is_, (*path, name), ignored)
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        for index, pair in enumerate(zip(before, after, strict=True), start=1):
+            yield from _unequal(pair[0], pair[1], (*path, str(index)), ignored)
     elif before != after:
         yield path, before, after
-
-
-def _is_list(value: object) -> bool:
-    return isinstance(value, list)
 
 
 def _plain(told: Sequence[tuple[str, Data]]) -> list[dict[str, Any]]:

@@ -9,8 +9,6 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from ksi_common.bus import Bus
 from ksi_common.clock import Clock
 from ksi_common.envelope import StoredEvent
@@ -22,7 +20,14 @@ from ksi_daemon.hub import Batch
 from ksi_daemon.lock import home_lock
 from ksi_daemon.settings import Settings
 from ksi_daemon.testing.crashing import CrashableDaemon, CrashingDatabase, CrashPoint, Moment
-from ksi_daemon.testing.recording import Exchange, Recording, differences, load_recording
+from ksi_daemon.testing.recording import (
+    Difference,
+    Exchange,
+    Recording,
+    differences,
+    exported,
+    load_recording,
+)
 from ksi_daemon.testing.wire import PATIENCE_S, Wire
 
 Make = Callable[[], Daemon]
@@ -110,7 +115,7 @@ class RunningDaemon:
 
     @contextmanager
     def record(self, path: Path | None = None) -> Iterator[Recording]:
-        """Keep what is asked in the block, what is answered and what is told because of it; write ``path``."""
+        """Keep what is asked in the block, the answers, and what is told because of it; write ``path``."""
         self._recording = recording = Recording()
         try:
             yield recording
@@ -127,7 +132,7 @@ class RunningDaemon:
         ``ignoring``: names of fields that may differ, as times do.
         """
         before = load_recording(recording) if isinstance(recording, Path) else recording
-        found = []
+        found: list[Difference] = []
         with self.record() as now:
             for number, asked in enumerate(before.exchanges, start=1):
                 await self._exchange(asked.event, asked.data)
@@ -143,16 +148,10 @@ class RunningDaemon:
 
         They are stored in this daemon's log, with ids, numbers and times of now.
         """
-        count = 0
-        for line in export.read_bytes().splitlines():
-            event = orjson.loads(line)
-            if event.get("ksikind") == "notification" and "data" in event and matches(pattern, event["type"]):
-                data = orjson.dumps(event["data"])
-                await self.daemon.database.write_apart(
-                    lambda tx, name=event["type"], data=data: tx.tell_raw(name, data)  # type: ignore[misc]
-                )
-                count += 1
-        return count
+        told = exported(export, pattern)
+        for name, data in told:
+            await self.daemon.database.write_apart(lambda tx, name=name, data=data: tx.tell_raw(name, data))  # type: ignore[misc]
+        return len(told)
 
     # Ends and starts.
 
@@ -259,8 +258,12 @@ async def running_daemon(
         for plugin in plugins:
             paths.plugins.mkdir(parents=True, exist_ok=True)
             shutil.copy(plugin, paths.plugins)
+
+        def make() -> Daemon:
+            return CrashableDaemon(paths, chosen, clock=clock)
+
         with home_lock(paths) as recovered:
-            async with _serving(lambda: CrashableDaemon(paths, chosen, clock=clock), recovered=recovered) as running:
+            async with _serving(make, recovered=recovered) as running:
                 yield running
     finally:
         if base is not None:

@@ -1,4 +1,4 @@
-"""`ksi plugin check` says what is wrong in a sentence, where, and what to do; what is right it leaves alone."""
+"""`ksi plugin check` says what is wrong in a sentence, where, and what to do; what is right is left alone."""
 
 import json
 import subprocess
@@ -23,6 +23,19 @@ class Ask(Request[Said], event="probe:ask"):
 
 
 """
+PROGRAM = "from ksi_client.cli.main import main; main()"
+BUSY = """\
+class Busy: ...
+@handler
+async def ask(request: Ask, bus: Busy) -> Said: ...
+"""
+NAP = """\
+from time import sleep as nap
+@handler
+async def ask(request: Ask) -> Said:
+    nap(1)
+    return Said(text='')
+"""
 LINE = HEAD.count("\n") + 1
 """Of what a case adds to it."""
 GOOD = """\
@@ -41,7 +54,7 @@ def check(tmp_path: Path) -> Check:
     def run(source: str, *options: str) -> list[dict[str, Any]]:
         (tmp_path / "probe.py").write_text(textwrap.dedent(source))
         done = subprocess.run(
-            [sys.executable, "-c", "from ksi_client.cli.main import main; main()", "plugin", "check", "probe.py", "--json", *options],
+            [sys.executable, "-c", PROGRAM, "plugin", "check", "probe.py", "--json", *options],
             cwd=tmp_path, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.stdout, done.stderr
@@ -67,7 +80,7 @@ CASES = {
         1, "parameter bus of ask has no type", "bus: Bus",
     ),
     "an unknown service": (
-        "class Busy: ...\n@handler\nasync def ask(request: Ask, bus: Busy) -> Said:\n    return Said(text='')\n",
+        BUSY,
         2, "no plugin offers the service Busy", "did you mean Bus?",
     ),
     "no reply": (
@@ -93,7 +106,7 @@ CASES = {
     "an error at import": ("{}['a']\n", 0, "KeyError: 'a'", None),
     "a syntax error": ("def f(:\n", 0, "SyntaxError: invalid syntax", None),
     "a call that blocks": (
-        "from time import sleep as nap\n@handler\nasync def ask(request: Ask) -> Said:\n    nap(1)\n    return Said(text='')\n",
+        NAP,
         3, "time.sleep(…) in `async def ask` stops the whole daemon", "asyncio.sleep",
     ),
     "a hook without its mark": (

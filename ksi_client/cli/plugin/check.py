@@ -1,4 +1,4 @@
-"""`ksi plugin check`: does it load, and what could be better?"""
+"""`ksi plugin check`: whether it loads, and what could be better."""
 
 import re
 import subprocess
@@ -60,8 +60,10 @@ def check(invocation: Invocation, path: Path, *, strict: bool) -> int:
 
 def findings(project: Project, name: str, *, limit_s: float = LIMIT_S) -> Sequence[Finding]:
     """Give what a child process finds of one plugin, or how it ended."""
-    file = ["--file", str(project.path)] if project.is_file else []
-    command = python("-m", "ksi_daemon.checking", name, "--limit-s", str(limit_s), *file)
+    options = ["--limit-s", str(limit_s), "--settings", orjson.dumps(project.settings, default=str).decode()]
+    if project.is_file:
+        options += ["--file", str(project.path)]
+    command = python("-m", "ksi_daemon.checking", name, *options)
     with environment(project) as environ:
         try:
             done = subprocess.run(  # noqa: S603 -- our own module

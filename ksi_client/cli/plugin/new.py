@@ -61,7 +61,7 @@ def check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         nearest = re.sub(r"[^a-z0-9_]+", "_", name.lower()).strip("_0123456789")[:40]
         raise InvalidArgument(
-            f"a plugin cannot be called {name!r}: small letters, digits and underscores, a letter first, 40 at most",
+            f"a plugin cannot be called {name!r}: 40 small letters, digits, underscores at most",
             hint=f"ksi plugin new {nearest}" if nearest else None,
             reason="bad_name",
         )

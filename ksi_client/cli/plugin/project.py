@@ -5,7 +5,7 @@ import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -27,6 +27,8 @@ class Project:
     plugins: Mapping[str, str]
     """Modules by the plugins' names."""
     requires: Sequence[str] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What checks are made with: ``[tool.ksi.settings]``."""
 
     @property
     def is_file(self) -> bool:
@@ -69,10 +71,11 @@ def read_project(path: Path) -> Project:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidArgument(f"{file} is no TOML: {error}", reason="bad_pyproject") from error
-    return _project(path, table.get("project", {}))
+    settings = table.get("tool", {}).get("ksi", {}).get("settings", {})
+    return _project(path, table.get("project", {}), settings)
 
 
-def _project(path: Path, table: Mapping[str, Any]) -> Project:
+def _project(path: Path, table: Mapping[str, Any], settings: Mapping[str, Any]) -> Project:
     plugins = table.get("entry-points", {}).get(GROUP, {})
     if not plugins:
         raise InvalidArgument(
@@ -86,6 +89,7 @@ def _project(path: Path, table: Mapping[str, Any]) -> Project:
         str(table.get("version", "0")),
         plugins,
         tuple(table.get("dependencies", ())),
+        settings,
     )
 
 

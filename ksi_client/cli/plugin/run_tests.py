@@ -38,7 +38,7 @@ def test(invocation: Invocation, path: Path, pytest_arguments: tuple[str, ...]) 
     folder = project.path if project.path.is_dir() else project.path.parent
     targets = [] if project.path.is_dir() else list(map(str, project.tests))
     with environment(project) as environ:
-        done = subprocess.run(  # noqa: S603 -- pytest, on what the user named
+        done = subprocess.run(
             python("-m", "pytest", *targets, *pytest_arguments), cwd=folder, env=environ, check=False
         )
     return done.returncode
