@@ -15,6 +15,7 @@ from ksi_client.cli.writing import ReaderGone
 from ksi_common.errors import KSIError
 
 COMMANDS: Final[Mapping[str, str]] = {
+    "daemon": "ksi_client.cli.daemon:daemon",
     "status": "ksi_client.cli.status:status",
     "call": "ksi_client.cli.call:call",
     "send": "ksi_client.cli.send:send",

@@ -18,18 +18,18 @@ from ksi_common.paths import Paths, default_home
 LINES: Final = 50
 EPILOG: Final = """\
 examples:
-  python3 daemon_control.py start
-  python3 daemon_control.py status --json
-  python3 daemon_control.py logs -f --level warning
-  python3 daemon_control.py stop
+  PROGRAM start
+  PROGRAM status --json
+  PROGRAM logs -f --level warning
+  PROGRAM stop
 
 exit codes: 0 ok, 1 failed, 2 usage, 3 not running, 4 not permitted or not known, 7 data of a newer KSI
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and give its exit code."""
-    options = _parser().parse_args(arguments)
+def main(arguments: Sequence[str] | None = None, *, program: str = "daemon_control.py") -> int:
+    """Run one command and give its exit code; ``program``: what help calls it."""
+    options = _parser(program).parse_args(arguments)
     if getattr(options, "home", None):
         os.environ["KSI_HOME"] = os.path.abspath(options.home)  # noqa: PTH100 -- resolves no links
     os.umask(0o077)  # what is made here and by the daemon is its owner's alone
@@ -118,14 +118,14 @@ def _wants_json(options: argparse.Namespace) -> bool:
     return getattr(options, "json", False)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(program: str) -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--home", metavar="DIR", help="where the daemon lives; default: $KSI_HOME, or ./var")
     common.add_argument("--json", action="store_true", help="answer with JSON on stdout")
     parser = argparse.ArgumentParser(
-        prog="daemon_control.py",
+        prog=program,
         description="Start, stop and look at the KSI daemon.",
-        epilog=EPILOG,
+        epilog=EPILOG.replace("PROGRAM", f"python3 {program}" if program.endswith(".py") else program),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[common],
     )

@@ -15,9 +15,10 @@ from ksi_client.cli.failures import FAILED
 from ksi_client.cli.invocation import Invocation
 from ksi_client.cli.plugin.project import GROUP, python
 from ksi_client.cli.writing import write
+from ksi_client.programs import control
 from ksi_common.errors import FailedPrecondition, NotFound
 
-_RESTART = "Restart the daemon: python3 daemon_control.py restart"
+_RESTART = f"Restart the daemon: {control('restart')}"
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

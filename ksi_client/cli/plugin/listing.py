@@ -9,6 +9,7 @@ from ksi_client.cli.invocation import Invocation
 from ksi_client.cli.options import common_options
 from ksi_client.cli.safety import one_line
 from ksi_client.cli.writing import write, write_aligned, write_json, write_json_line, write_rows
+from ksi_client.programs import control
 
 COLORS: Final = {"loaded": "green", "refused": "red", "quarantined": "red", "disabled": "yellow"}
 _LISTS: Final = (
@@ -78,4 +79,4 @@ def _facts(plugin: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if plugin.get(name):
             yield label, "\n".join(plugin[name])
     if plugin["failures"]:
-        yield "bugs", f"{plugin['failures']} since the start: daemon_control.py logs --level error"
+        yield "bugs", f"{plugin['failures']} since the start: {control('logs --level error')}"

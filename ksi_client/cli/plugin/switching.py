@@ -12,6 +12,7 @@ from ksi_client.cli.invocation import Invocation
 from ksi_client.cli.options import common_options
 from ksi_client.cli.plugin.project import GROUP
 from ksi_client.cli.writing import write, write_json
+from ksi_client.programs import control
 from ksi_common.errors import InvalidArgument, NotFound, Unavailable
 from ksi_common.paths import Paths, default_home
 
@@ -24,7 +25,7 @@ def enable(invocation: Invocation, name: str) -> None:
     """Let a plugin be loaded again, from the next start on.
 
     \b
-    ksi plugin enable weather && python3 daemon_control.py restart
+    ksi plugin enable weather
     """  # noqa: D301
     _switch(invocation, name, on=True)
 
@@ -37,7 +38,7 @@ def disable(invocation: Invocation, name: str) -> None:
     """Leave a plugin out, from the next start on; its settings and data stay.
 
     \b
-    ksi plugin disable weather && python3 daemon_control.py restart
+    ksi plugin disable weather
     """  # noqa: D301
     _switch(invocation, name, on=False)
 
@@ -50,7 +51,7 @@ def _switch(invocation: Invocation, name: str, *, on: bool) -> None:
     if invocation.is_json:
         write_json(invocation, {"plugin": name, "enabled": on, "changed": changed, "file": str(paths.config)})
     elif changed:
-        write(invocation, f"{name} is {state} from the next start on ({paths.config}).")
+        write(invocation, f"{name} is {state} from the next start on ({paths.config}): {control('restart')}")
     else:
         write(invocation, f"{name} is {state} already.")
 
