@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from ksi_client.control.logs import LEVELS, Line, Wanted, follow, parse_since, read, render
+from ksi_client.control.reloading import keep_reloading
 from ksi_client.control.starting import START_S, restart, start, start_here
 from ksi_client.control.status import health, status
 from ksi_client.control.stopping import stop
@@ -72,6 +73,8 @@ def _finish(options: argparse.Namespace, outcome: Outcome) -> int:
 def _start(paths: Paths, options: argparse.Namespace, tell: Tell) -> Outcome:
     if options.foreground:
         return start_here(paths, tell=tell)
+    if options.reload:
+        return keep_reloading(paths, timeout_s=options.timeout, tell=tell)
     return start(paths, timeout_s=options.timeout)
 
 
@@ -147,6 +150,11 @@ def _parser(program: str) -> argparse.ArgumentParser:
 
 def _add_start(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--foreground", action="store_true", help="be the daemon, unsupervised, here")
+    parser.add_argument(
+        "--reload",
+        action="store_true",
+        help="start again when code changes, until Ctrl-C; for plugin authors",
+    )
     _add_timeout(parser)
 
 
