@@ -71,7 +71,7 @@ def check_name(name: str) -> None:
         if entry.name == name:
             whose = entry.dist.name if entry.dist else entry.value
             raise AlreadyExists(
-                f"there is a plugin {name!r} in this environment: it is of {whose}", reason="taken"
+                f"there is a plugin {name!r} in this environment already: it is of {whose}", reason="taken"
             )
 
 
