@@ -2,11 +2,13 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from pydantic import JsonValue
 
+from ksi_common.envelope import StoredEvent
 from ksi_common.messages import Message, Notification, Request, Stream
+from ksi_common.strict_json import loads
 
 R = TypeVar("R", bound=Message)
 
@@ -29,6 +31,23 @@ class Delivered:
     version: int | None = None
     raw: bool = False
     """Its data are of a version of the event that this daemon does not know, and are as they were told."""
+
+    @classmethod
+    def of(cls, event: StoredEvent, cursor: str) -> Self:
+        """Make what a subscriber gets of an event of the log."""
+        return cls(
+            event.event,
+            loads(event.data),
+            event.event_id,
+            cursor,
+            event.correlation_id,
+            event.causation_id,
+            event.actor,
+            event.time,
+            event.stream,
+            event.version,
+            event.raw,
+        )
 
 
 class Bus(Protocol):

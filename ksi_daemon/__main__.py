@@ -94,7 +94,7 @@ async def _run(daemon: Daemon, *, recovered: bool) -> None:
             loop.add_signal_handler(number, daemon.lifecycle.stop, signal.Signals(number).name, grace_s)
         settle_memory()
         log.info("daemon.ready", socket=str(daemon.paths.socket), plugins=len(daemon.assembly.loaded))
-        loop.add_signal_handler(signal.SIGHUP, log.info, "daemon.hung_up")  # a terminal's end is not ours
+        loop.add_signal_handler(signal.SIGHUP, daemon.reloading.hang_up)
         notify.ready(f"serving on {daemon.paths.socket}")
         _feed_watchdog(loop)
 

@@ -10,7 +10,6 @@ from ksi_common.envelope import EventEnvelope, StoredEvent, current_envelope
 from ksi_common.errors import FailedPrecondition, InternalError, InvalidArgument
 from ksi_common.ids import new_id
 from ksi_common.messages import Message, Notification, Request, Stream, is_event_pattern, spec_of
-from ksi_common.strict_json import loads
 from ksi_daemon.children import Tasks
 from ksi_daemon.database import Database
 from ksi_daemon.database.transaction import MAX_HOPS
@@ -125,7 +124,7 @@ class LocalBus:
         async with following(self._subscriptions, interest, self._tasks) as sink:
             while True:
                 event, position = await sink.take()
-                yield delivered(event, self._subscriptions.log.cursor(position))
+                yield Delivered.of(event, self._subscriptions.log.cursor(position))
 
     async def _work(self, envelope: EventEnvelope, send: Send) -> None:
         await self._dispatch()(envelope, send)
@@ -203,20 +202,3 @@ def _hop(cause: EventEnvelope | None, event: str) -> int:
             f"{event} is {hop} events away from its origin", reason="too_many_hops", limit=MAX_HOPS
         )
     return hop
-
-
-def delivered(event: StoredEvent, cursor: str) -> Delivered:
-    """Make what a subscriber gets of an event."""
-    return Delivered(
-        event.event,
-        loads(event.data),
-        event.event_id,
-        cursor,
-        event.correlation_id,
-        event.causation_id,
-        event.actor,
-        event.time,
-        event.stream,
-        event.version,
-        event.raw,
-    )

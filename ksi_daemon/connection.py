@@ -1,8 +1,8 @@
 """One client: bytes to frames, frames to work, outcomes to bytes. One write per turn of the loop."""
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from select import POLLHUP, poll
 from typing import Any, Final, Literal, Protocol, cast
 
@@ -12,7 +12,6 @@ from ksi_common.errors import (
     DeadlineExceeded,
     InternalError,
     KSIError,
-    ResourceExhausted,
     Unavailable,
 )
 from ksi_common.frames import (
@@ -26,6 +25,7 @@ from ksi_common.jsonrpc import Rpc
 from ksi_common.protocol import Malformed, ServerConnection
 from ksi_common.strict_json import dumps
 from ksi_daemon.channel import Channel
+from ksi_daemon.connection_limits import ConnectionLimits
 from ksi_daemon.exchange import Exchange, encode
 from ksi_daemon.middleware.direct import Direct
 from ksi_daemon.outcomes import Endpoint, Reply
@@ -36,6 +36,8 @@ HIGH_WATER: Final = 1024 * 1024
 """Bytes unread by a client, above which it gets no more; the log keeps the rest for it."""
 LOW_WATER: Final = 256 * 1024
 
+Frame = Call | Cancel | Malformed | Rpc
+
 
 class Served(Protocol):
     """What a connection needs of the server it belongs to."""
@@ -45,7 +47,7 @@ class Served(Protocol):
     direct: Direct | None
     """The way of handlers that do not wait; None: they go by ``dispatch``, as all others."""
     routes: Mapping[str, Route]
-    limits: "ConnectionLimits"
+    limits: ConnectionLimits
     closing: bool
 
     def crashed(self, error: BaseException) -> None:
@@ -65,16 +67,6 @@ class Served(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionLimits:
-    """Where one connection has to stop."""
-
-    in_flight: int = 128
-    streams: int = 1024
-    partial_line_s: float = 10.0
-    unwritable_s: float = 10.0
-
-
 class Connection(asyncio.Protocol):
     """A client of the Unix socket. All of it runs on the loop."""
 
@@ -89,7 +81,9 @@ class Connection(asyncio.Protocol):
         self._unbegun = 0
         """Tasks before their first step; until they are under way, what comes next may not go by direct."""
         self._streams = 0
-        self._pushed = 0
+        self._unsent = 0
+        self._backlog: Iterator[Frame] | None = None
+        """What was received and waits until the client has read what it asked for before."""
         self._writable = asyncio.Event()
         self._writable.set()
         self._cut_timer: asyncio.TimerHandle | None = None
@@ -114,25 +108,40 @@ class Connection(asyncio.Protocol):
         """Take what the client sent; the work that it asks for begins in the order sent."""
         if self._ending:
             return
+        frames: Iterator[Frame] = self._frames.receive(data)
+        if self._backlog is not None:
+            self._backlog = chain(self._backlog, frames)
+            return
+        ended = self._take(frames)
+        if ended or (self._partial_timer is None) is self._frames.partial:
+            self._watch_partial_line()
+
+    def _take(self, frames: Iterator[Frame]) -> bool:
+        """Begin what frames ask for, while the client reads the answers; tell whether there were any."""
         ended = False
+        self._backlog = None
         self._receiving = True  # what is answered meanwhile is one write, at the end of this
         try:
-            for frame in self._frames.receive(data):
+            for frame in frames:
                 ended = True
                 if type(frame) is Call:
                     self._call(frame)
                 else:
                     self._receive(frame)
+                if self._unsent > HIGH_WATER:
+                    self.flush()
+                    if not self._writable.is_set():
+                        self._backlog = frames
+                        break
         finally:
             self._receiving = False
         if self._out:
             self.flush()
-        if ended or (self._partial_timer is None) is self._frames.partial:
-            self._watch_partial_line()
+        return ended
 
     def eof_received(self) -> bool:
         """Go on answering a client that has only said all it had to say, as ``nc -N`` does."""
-        if self.transport is None or not self._exchanges or _is_gone(self.transport):
+        if self.transport is None or self._is_done or _is_gone(self.transport):
             return False
         self._last_words = "said"
         return True
@@ -151,7 +160,10 @@ class Connection(asyncio.Protocol):
         if self._cut_timer is not None:
             self._cut_timer.cancel()
             self._cut_timer = None
-        if self.transport is not None and not self.transport.is_closing():
+        if self._backlog is not None and not self._ending:
+            self._take(self._backlog)
+            self._end_if_done()
+        if self._writable.is_set() and self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -187,7 +199,7 @@ class Connection(asyncio.Protocol):
     @property
     def full(self) -> bool:
         """Tell whether the client has as much unread as it may, this turn's items counted."""
-        return not self._writable.is_set() or self._pushed > HIGH_WATER
+        return not self._writable.is_set() or self._unsent > HIGH_WATER
 
     async def wait_writable(self) -> None:
         """Return when the client has read enough, or is gone."""
@@ -196,11 +208,6 @@ class Connection(asyncio.Protocol):
                 await asyncio.sleep(0)  # what this turn has pushed is flushed before this goes on
             else:
                 await self._writable.wait()
-
-    def push(self, lines: bytes) -> None:
-        """Send items of a subscription; they count against what the client may have unread."""
-        self._pushed += len(lines)
-        self.write(lines)
 
     @property
     def timestamp(self) -> bytes:
@@ -221,6 +228,11 @@ class Connection(asyncio.Protocol):
         if not self._out and not self._receiving:
             self._server.flush_later(self)
         self._out.append(line)
+        self._unsent += len(line)
+
+    def push(self, lines: bytes) -> None:
+        """Send items of a subscription."""
+        self.write(lines)
 
     def refuse(self, error: KSIError) -> None:
         """Say why there is no service, and close."""
@@ -247,7 +259,7 @@ class Connection(asyncio.Protocol):
 
     # The way of a call.
 
-    def _receive(self, frame: Call | Cancel | Malformed | Rpc) -> None:
+    def _receive(self, frame: Frame) -> None:
         if type(frame) is Malformed:
             self._malformed(frame)
         elif type(frame) is Cancel:
@@ -310,8 +322,7 @@ class Connection(asyncio.Protocol):
         self._streams -= exchange.stream
         if not self._receiving and self.idle:
             self.flush()
-        if self._last_words is not None:
-            self._end_if_done()
+        self._end_if_done()
         if self._server.closing:
             self._server.progressed()
 
@@ -320,18 +331,8 @@ class Connection(asyncio.Protocol):
             return AlreadyExists(f"id {ident!r} is in use on this connection", reason="id_in_use")
         if self._server.closing:
             return Unavailable("the daemon is stopping", reason="shutting_down", retry_after_s=1)
-        limits = self._server.limits
-        if stream:
-            if self._streams >= limits.streams:
-                return ResourceExhausted(f"{limits.streams} streams on this connection", retry_after_s=1)
-        elif len(self._exchanges) - self._streams >= limits.in_flight:
-            return ResourceExhausted(
-                f"{limits.in_flight} requests in flight on this connection",
-                reason="in_flight",
-                limit=limits.in_flight,
-                retry_after_s=0.05,
-            )
-        return None
+        requests = len(self._exchanges) - self._streams
+        return self._server.limits.refusal(requests=requests, streams=self._streams, stream=stream)
 
     def _cancel(self, ident: FrameId) -> None:
         exchange = self._exchanges.get(ident)
@@ -345,8 +346,14 @@ class Connection(asyncio.Protocol):
             self._last_words = "unreadable"
             self._end_if_done()
 
+    @property
+    def _is_done(self) -> bool:
+        return not self._exchanges and self._backlog is None
+
     def _end_if_done(self) -> None:
-        if self.idle if self._last_words == "unreadable" else not self._exchanges:
+        if self._last_words is not None and (
+            self.idle if self._last_words == "unreadable" else self._is_done
+        ):
             self.end()
 
     # Limits.
@@ -377,7 +384,7 @@ class Connection(asyncio.Protocol):
         """Write the frames of this turn."""
         out, self._out = self._out, []
         self._timestamp = b""
-        self._pushed = 0
+        self._unsent = 0
         if out and self.transport is not None:
             self.transport.write(b"".join(out) if len(out) > 1 else out[0])
 

@@ -1,4 +1,4 @@
-"""``system:*`` and ``plugin:*``: handled by the daemon itself, in the way of any plugin."""
+"""``system:*``, ``plugin:*`` and ``config:*``: handled by the daemon itself, in the way of any plugin."""
 
 import os
 import platform
@@ -9,6 +9,7 @@ from contextlib import aclosing
 from ksi_common.async_db import sqlite_version
 from ksi_common.clock import Clock, format_time
 from ksi_common.errors import NotFound
+from ksi_common.events.config import Reload, Reloaded
 from ksi_common.events.system import (
     Checks,
     Discover,
@@ -40,6 +41,7 @@ from ksi_daemon.health import Health as HealthMonitor
 from ksi_daemon.hooks import Relay
 from ksi_daemon.lifecycle import Lifecycle
 from ksi_daemon.plugin import handler
+from ksi_daemon.reloading import Reloading
 from ksi_daemon.settings import Settings
 from ksi_daemon.subscriptions import Subscriptions
 from ksi_daemon.tracing import Tracing
@@ -144,6 +146,12 @@ async def shutdown(request: Shutdown, lifecycle: Lifecycle, settings: Settings) 
     grace_s = settings.limits.drain_s if request.grace_s is None else request.grace_s
     lifecycle.stop("system:shutdown", grace_s)
     return ShuttingDown(grace_s=grace_s)
+
+
+@handler
+async def reload(request: Reload, reloading: Reloading) -> Reloaded:
+    """Put changed settings in force."""
+    return reloading.reload(request.component)
 
 
 @handler

@@ -25,7 +25,7 @@ from ksi_daemon.breadcrumb import Breadcrumb
 from ksi_daemon.bus import LocalBus
 from ksi_daemon.catalog import Catalog
 from ksi_daemon.children import Children
-from ksi_daemon.connection import ConnectionLimits
+from ksi_daemon.connection_limits import ConnectionLimits
 from ksi_daemon.consumers import Consumers
 from ksi_daemon.database import Database
 from ksi_daemon.dead_letters import REFERRED, DatabaseDeadLetters, DeadLetters
@@ -54,6 +54,7 @@ from ksi_daemon.presence import Presence
 from ksi_daemon.processes import Processes
 from ksi_daemon.projections import Aggregates, Projections
 from ksi_daemon.referrers import Referrers
+from ksi_daemon.reloading import Reloading
 from ksi_daemon.replay import Replays
 from ksi_daemon.retention import Retention
 from ksi_daemon.router import Router
@@ -95,6 +96,7 @@ class Daemon:
         self.relay = Relay()
         self.breadcrumb = Breadcrumb(paths.breadcrumb)
         self.assembly = Assembly(self.catalog, self.relay, self.breadcrumb)
+        self.reloading = Reloading(paths, settings)
 
     def load(self) -> None:
         """Import the plugins. May be called before ``serve``, to see what that would say."""
@@ -175,6 +177,7 @@ class Daemon:
         self.observation = Observation(
             log_requests=self.settings.log.requests, observers=self.assembly.observers
         )
+        self.reloading.live["log.requests"] = self.observation.log_requests
         self.idempotency = Idempotency(self.database, self.clock)
         self._compose()
         await self.assembly.start(bus=self.bus, services=self.services)
@@ -197,6 +200,7 @@ class Daemon:
         offer(Projections, self.projections)
         offer(Aggregates, Aggregates(self.database, self.eventlog))
         offer(Relay, self.relay)
+        offer(Reloading, self.reloading)
         replays = Replays(self.assembly, self.services, self.database, self.eventlog, self.hub, self.clock)
         offer(Replays, replays)
         offer(Services, self.services)

@@ -6,7 +6,9 @@ from typing import Final
 
 from ksi_common.envelope import StoredEvent
 from ksi_common.errors import DataLoss
+from ksi_common.events.event import Event
 from ksi_common.messages import matches
+from ksi_common.strict_json import loads
 from ksi_daemon.cursors import parse_cursor
 from ksi_daemon.database import Connection, Database, Error
 from ksi_daemon.database.log_index import BLOCK
@@ -82,6 +84,25 @@ class EventLog:
     def cursor(self, seq: int) -> str:
         """Give the cursor of a position."""
         return f"{self._database.log_id}-{seq}"  # as Cursor renders itself
+
+    def as_reply(self, stored: StoredEvent) -> Event:
+        """Give an event as replies have it."""
+        return Event(
+            event=stored.event,
+            data=loads(stored.data),
+            event_id=stored.event_id,
+            kind="request" if stored.kind == "request" else "notification",
+            seq=stored.seq or 0,
+            cursor=self.cursor(stored.seq or 0),
+            stream=stored.stream,
+            version=stored.version,
+            correlation_id=stored.correlation_id,
+            causation_id=stored.causation_id,
+            actor=stored.actor,
+            time=stored.time,
+            raw=stored.raw,
+            removed=isinstance(stored, RemovedEvent),
+        )
 
     @property
     def beginning(self) -> Place:

@@ -2,6 +2,7 @@
 
 import logging
 import logging.handlers
+import os
 import queue
 import re
 from collections.abc import Iterator, MutableMapping
@@ -24,7 +25,7 @@ def logging_to(path: Path, settings: LogSettings, *, echo: bool = False) -> Iter
     Lines are rendered where they are logged and written by a thread of their own: a slow disk stops nobody.
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    file = logging.handlers.RotatingFileHandler(
+    file = _LogFile(
         path,
         maxBytes=settings.max_bytes,
         backupCount=settings.files,
@@ -55,6 +56,30 @@ def logging_to(path: Path, settings: LogSettings, *, echo: bool = False) -> Iter
         for sink in sinks:
             sink.close()
         structlog.reset_defaults()
+
+
+def set_level(level: str) -> None:
+    """Write what matters as much as this, or more, from now on."""
+    logging.getLogger().setLevel(level.upper())
+
+
+class _LogFile(logging.handlers.RotatingFileHandler):
+    """Goes on at its path where somebody has taken the file away, as logrotate does."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record, to the file that is at the path now."""
+        stream = self.stream
+        if stream is not None and not _is_at(self.baseFilename, stream.fileno()):
+            stream.close()
+            self.stream = self._open()
+        super().emit(record)
+
+
+def _is_at(path: str, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), Path(path).stat())
+    except FileNotFoundError:
+        return False
 
 
 class _Rendered(logging.handlers.QueueHandler):

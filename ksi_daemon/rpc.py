@@ -157,7 +157,7 @@ class RpcChannel:
 
     def push(self, lines: bytes) -> None:
         """Send items of a subscription."""
-        self._connection.push(b"".join([self._render(_read(line)) for line in lines.splitlines()]))
+        self._connection.write(b"".join([self._render(_read(line)) for line in lines.splitlines()]))
 
     def answer(self, exchange: "Exchange", line: bytes) -> None:
         """Send the response, unless there is to be none."""

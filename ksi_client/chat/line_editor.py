@@ -1,8 +1,10 @@
 """The prompt of a conversation: editing, history and completion, by readline where Python has it."""
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from io import TextIOWrapper
@@ -12,6 +14,7 @@ from typing import Any, Final, Self
 
 HISTORY: Final = 1000
 """Lines that are kept."""
+LOOK_S: Final = 0.1
 
 
 class LineEditor:
@@ -40,7 +43,8 @@ class LineEditor:
 
     def ask(self, prompt: str) -> str:
         """Give a line; raise EOFError at Ctrl-D, KeyboardInterrupt at Ctrl-C."""
-        return input(prompt)
+        with _interrupts_are_seen():
+            return input(prompt)
 
     def _read_history(self) -> None:
         try:
@@ -62,3 +66,22 @@ class LineEditor:
     def _complete(self, text: str, state: int) -> str | None:
         fitting = [word for word in self._words if word.startswith(text)] if text.startswith("/") else []
         return fitting[state] if state < len(fitting) else None
+
+
+@contextmanager
+def _interrupts_are_seen() -> Iterator[None]:
+    """Wake the main thread every LOOK_S seconds, so that it sees a Ctrl-C that came just before it waited.
+
+    CPython's readline looks for signals only where one breaks off its select(): a Ctrl-C between the prompt
+    and the select would be heard at the next key.
+    """
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, LOOK_S, LOOK_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from ksi_client.control.logs import LEVELS, Line, Wanted, follow, parse_since, read, render
-from ksi_client.control.reloading import keep_reloading
+from ksi_client.control.reloading import reload
 from ksi_client.control.starting import START_S, restart, start, start_here
 from ksi_client.control.status import health, status
 from ksi_client.control.stopping import stop
+from ksi_client.control.watching import keep_reloading
 from ksi_client.control.wording import Exit, Outcome, Tell, complain, tell_nobody, tell_people
 from ksi_common.errors import KSIError, PermissionDenied
 from ksi_common.paths import Paths, default_home
@@ -86,6 +87,10 @@ def _restart(paths: Paths, options: argparse.Namespace, tell: Tell) -> Outcome:
     return restart(paths, now=options.now, timeout_s=options.timeout, tell=tell)
 
 
+def _reload(paths: Paths, _options: argparse.Namespace, _tell: Tell) -> Outcome:
+    return reload(paths)
+
+
 def _status(paths: Paths, _options: argparse.Namespace, _tell: Tell) -> Outcome:
     return status(paths)
 
@@ -100,6 +105,7 @@ COMMANDS: Final[Mapping[str, Callable[[Paths, argparse.Namespace, Tell], Outcome
     "restart": _restart,
     "status": _status,
     "health": _health,
+    "reload": _reload,
 }
 
 
@@ -142,6 +148,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     again = command("restart", "Check the settings and plugins, then stop and start.")
     _add_stop(again)
     _add_timeout(again)
+    command("reload", "Put changed settings in force, as far as that goes without a restart.")
     command("status", "Tell how the daemon fares. Codes: 0 running, 1 dead, 3 stopped, 4 not known.")
     command("health", "Tell it in one line. Codes: 0 serving, 1 unhealthy, 3 not running.")
     _add_logs(command("logs", "Show the daemon's log."))

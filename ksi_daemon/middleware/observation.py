@@ -36,8 +36,12 @@ class Observation:
 
     def __init__(self, *, log_requests: bool, observers: Sequence[Observer] = ()) -> None:
         self._plugins = observers
-        self._own: Sequence[Observer] = (_log_line,) if log_requests else ()
         self._by_event: dict[str, EventStatistics] = {}
+        self.log_requests(log_requests)
+
+    def log_requests(self, wanted: bool) -> None:  # noqa: FBT001  (a setting, as it is)
+        """Write a line for each event from now on, or none."""
+        self._own: Sequence[Observer] = (_log_line,) if wanted else ()
 
     @property
     def statistics(self) -> dict[str, EventStatistics]:

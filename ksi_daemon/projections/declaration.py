@@ -11,7 +11,6 @@ from ksi_common.bus import Delivered
 from ksi_common.envelope import StoredEvent
 from ksi_common.errors import FailedPrecondition
 from ksi_common.messages import Message, Notification, is_event_pattern, spec_of
-from ksi_common.strict_json import loads
 from ksi_daemon.database import Transaction
 from ksi_daemon.marks import PROJECTION, REBUILDER
 
@@ -85,19 +84,7 @@ class Declaration:
         kind = self.classes.get(event.event)
         if kind is not None:
             return kind.__pydantic_validator__.validate_json(event.data)
-        return Delivered(
-            event.event,
-            loads(event.data),
-            event.event_id,
-            cursor,
-            event.correlation_id,
-            event.causation_id,
-            event.actor,
-            event.time,
-            event.stream,
-            event.version,
-            event.raw,
-        )
+        return Delivered.of(event, cursor)
 
     def key_of(self, event: object) -> str:
         """Name the document that an event is about."""

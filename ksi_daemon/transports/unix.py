@@ -12,7 +12,8 @@ import structlog
 
 from ksi_common.clock import Clock
 from ksi_common.errors import FailedPrecondition, PermissionDenied, ResourceExhausted
-from ksi_daemon.connection import Connection, ConnectionLimits
+from ksi_daemon.connection import Connection
+from ksi_daemon.connection_limits import ConnectionLimits
 from ksi_daemon.middleware.direct import Direct
 from ksi_daemon.outcomes import Endpoint
 from ksi_daemon.router import Route

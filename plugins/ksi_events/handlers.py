@@ -38,7 +38,6 @@ from ksi_daemon.plugin import (
     LogQuery,
     NotFound,
     PermissionDenied,
-    RemovedEvent,
     Rendered,
     Sink,
     StoredEvent,
@@ -117,7 +116,7 @@ async def read(request: Read, log: EventLog) -> StreamEvents:
         limit=request.limit,
         damaged=damaged,
     )
-    events = [_event(event, log) for event in stored]
+    events = [log.as_reply(event) for event in stored]
     if stored:
         last = stored[-1].version or 0
     else:  # nothing but damaged ones: versions have no gaps
@@ -152,7 +151,7 @@ async def query(request: Query, log: EventLog, catalog: Catalog, hub: Hub) -> Ev
         ),
         damaged=damaged,
     )
-    events = [_event(event, log) for event in stored]
+    events = [log.as_reply(event) for event in stored]
     seen = [event.seq for event in events] + [damage.seq for damage in damaged]
     last = (min(seen) if request.reverse else max(seen)) if more else 0
     return Events(
@@ -169,7 +168,7 @@ async def get(request: Get, log: EventLog) -> Event:
     stored = await log.get(request.event_id)
     if stored is None:
         raise NotFound(f"there is no event {request.event_id!r}", event_id=request.event_id)
-    return _event(stored, log)
+    return log.as_reply(stored)
 
 
 @handler
@@ -282,22 +281,3 @@ def _position(cursor: str | None, log: EventLog, hub: Hub) -> int | None:
     if place.gap == "other_log":
         raise InvalidArgument("the cursor is of another log", reason="other_log")
     return place.seq
-
-
-def _event(stored: StoredEvent, log: EventLog) -> Event:
-    return Event(
-        event=stored.event,
-        data=orjson.loads(stored.data),
-        event_id=stored.event_id,
-        kind="request" if stored.kind == "request" else "notification",
-        seq=stored.seq or 0,
-        cursor=log.cursor(stored.seq or 0),
-        stream=stored.stream,
-        version=stored.version,
-        correlation_id=stored.correlation_id,
-        causation_id=stored.causation_id,
-        actor=stored.actor,
-        time=stored.time,
-        raw=stored.raw,
-        removed=isinstance(stored, RemovedEvent),
-    )

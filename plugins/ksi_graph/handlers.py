@@ -1,7 +1,8 @@
 """What is asked of the graph. Units of the one writer change it, hops to a reader look at it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import TypeVar
 
 from ksi_common.events.graph import (
     BulkCreateEntities,
@@ -27,6 +28,9 @@ from ksi_common.events.graph import (
 )
 from ksi_daemon.plugin import Database, Transaction, handler, hookimpl, scripts
 from ksi_graph import changing, reading, traversing
+from ksi_graph.tables import Reading
+
+T = TypeVar("T")
 
 
 @hookimpl
@@ -50,8 +54,7 @@ def bulk_create_entities(request: BulkCreateEntities, tx: Transaction) -> Entiti
 @handler
 async def get_entity(request: GetEntity, database: Database) -> Entity:
     """Read an entity."""
-    async with database.reader() as reader:
-        return await reader.run(partial(reading.get_entity, request))
+    return await _read(database, partial(reading.get_entity, request))
 
 
 @handler
@@ -69,8 +72,7 @@ def delete_entity(request: DeleteEntity, tx: Transaction) -> EntityGone:
 @handler
 async def query_entities(request: QueryEntities, database: Database) -> Entities:
     """Find entities."""
-    async with database.reader() as reader:
-        return await reader.run(partial(reading.query_entities, request))
+    return await _read(database, partial(reading.query_entities, request))
 
 
 @handler
@@ -88,19 +90,21 @@ def delete_relationship(request: DeleteRelationship, tx: Transaction) -> Relatio
 @handler
 async def query_relationships(request: QueryRelationships, database: Database) -> Relationships:
     """Find relationships."""
-    async with database.reader() as reader:
-        return await reader.run(partial(reading.query_relationships, request))
+    return await _read(database, partial(reading.query_relationships, request))
 
 
 @handler
 async def traverse(request: Traverse, database: Database) -> Traversed:
     """Find what can be reached."""
-    async with database.reader() as reader:
-        return await reader.run(partial(traversing.traverse, request))
+    return await _read(database, partial(traversing.traverse, request))
 
 
 @handler
 async def count(request: Count, database: Database) -> Counted:
     """Count."""
+    return await _read(database, partial(reading.count, request))
+
+
+async def _read(database: Database, question: Callable[[Reading], T]) -> T:
     async with database.reader() as reader:
-        return await reader.run(partial(reading.count, request))
+        return await reader.run(question)

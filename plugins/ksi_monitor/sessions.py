@@ -4,12 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-import orjson
-
 from ksi_common.events.conversation import Get, Said
-from ksi_common.events.event import Event
 from ksi_common.events.monitor import GetSessionEvents, SessionEvents
-from ksi_daemon.plugin import Bus, Damage, EventLog, RemovedEvent, StoredEvent
+from ksi_daemon.plugin import Bus, Damage, EventLog, StoredEvent
 
 REPLY_BYTES: Final = 1536 * 1024
 """Of the events of one reply, about."""
@@ -51,7 +48,7 @@ async def page_of(request: GetSessionEvents, bus: Bus, log: EventLog) -> Session
         sources.append(f"completion/{request_id}")
         passed += messages
         await _read(sources[-1], log, found)
-    events = [_rendered(found.events[seq], log) for seq in sorted(found.events, reverse=request.reverse)]
+    events = [log.as_reply(found.events[seq]) for seq in sorted(found.events, reverse=request.reverse)]
     return SessionEvents(
         session_id=request.session_id,
         events=events,
@@ -59,25 +56,6 @@ async def page_of(request: GetSessionEvents, bus: Bus, log: EventLog) -> Session
         sources=sources,
         next_offset=passed if passed < window.total else None,
         damaged=len(found.damaged),
-    )
-
-
-def _rendered(stored: StoredEvent, log: EventLog) -> Event:
-    """Give an event as replies have it."""
-    return Event(
-        event=stored.event,
-        data=orjson.loads(stored.data),
-        event_id=stored.event_id,
-        kind="request" if stored.kind == "request" else "notification",
-        seq=stored.seq or 0,
-        cursor=log.cursor(stored.seq or 0),
-        stream=stored.stream,
-        version=stored.version,
-        correlation_id=stored.correlation_id,
-        causation_id=stored.causation_id,
-        actor=stored.actor,
-        time=stored.time,
-        removed=isinstance(stored, RemovedEvent),
     )
 
 

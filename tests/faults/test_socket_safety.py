@@ -7,13 +7,14 @@ import socket
 import stat
 import sys
 from asyncio import TaskGroup, timeout
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
 import pytest
 
+from ksi_client import AsyncClient
 from tests.support.daemon_process import DaemonProcess, Died
 from tests.support.pipeline import call_line, connected, expect_reply, pipeline
 from tests.support.scale import scaled
@@ -177,6 +178,32 @@ async def test_a_client_that_asks_and_never_reads_is_cut_and_costs_little() -> N
         await asyncio.to_thread(ask_until_cut, daemon.socket)
         assert daemon.rss - before < 15_000_000
         assert (await health(daemon))["active_connections"] == 1
+
+
+async def test_clients_that_ask_for_much_and_never_read_cost_what_a_few_answers_cost() -> None:
+    value = "x" * 1_000_000
+    async with (
+        DaemonProcess(environ={"KSI_LIMITS__UNWRITABLE_S": "600"}) as daemon,
+        AsyncExitStack() as clients,
+    ):
+        async with AsyncClient(daemon.socket) as client:
+            await client.call_raw("state:set", {"key": "large", "value": value})
+        before = daemon.rss
+        writers = []
+        for _ in range(8):
+            reader, writer = await asyncio.open_unix_connection(daemon.socket, limit=2**22)
+            clients.callback(writer.close)
+            writers.append((reader, writer))
+            writer.write(b'{"event":"state:get","data":{"key":"large"}}\n' * 128)
+            await writer.drain()
+        await health(daemon)
+        assert daemon.rss - before < 8 * 12_000_000
+        # Who reads at last gets every answer, in the order asked.
+        reader, writer = writers[0]
+        writer.write(b'{"event":"system:health","data":{},"id":"last"}\n')
+        for _ in range(128):
+            assert orjson.loads(await reader.readline())["data"]["value"] == value
+        assert orjson.loads(await reader.readline())["id"] == "last"
 
 
 def ask_until_cut(path: Path) -> None:

@@ -544,8 +544,14 @@ def test_ctrl_c_twice_at_the_prompt_leaves(chat: Chats) -> None:
     with chat.talking() as terminal:
         terminal.type("half a line\x03")
         terminal.expect("Ctrl-C again leaves, and so does Ctrl-D\nyou ▸ ")
+        terminal.enter("hi")
+        terminal.expect("1 token, ")
+        terminal.expect("you ▸ ")
+        terminal.type("\x03")
+        terminal.expect("Ctrl-C again leaves, and so does Ctrl-D\nyou ▸ ")
         terminal.type("\x03")
         assert terminal.wait() == 130
+        assert "\nSaved. Go on later:" in terminal.text
 
 
 def test_a_second_ctrl_c_while_an_answer_is_stopped_leaves_the_conversation(chat: Chats) -> None:

@@ -681,3 +681,37 @@ def test_help_begins_with_what_it_is_for(control: Control) -> None:
         "'recently' is neither like 10m nor like 2026-01-31T12:00"
         in control("logs", "--since", "recently").stderr
     )
+
+
+def test_a_changed_level_of_the_log_is_in_force_at_once_and_the_rest_is_named(control: Control) -> None:
+    control("start")
+    assert control("reload").stdout == "No setting has changed.\n"
+    control.paths.config.write_text("[log]\nlevel = 'debug'\nrequests = true\n[limits]\nin_flight = 7\n")
+    at_next_start = "At the next start: limits.in_flight. `daemon_control.py restart` does that.\n"
+    assert control("reload").stdout == f"In force now: log.level, log.requests.\n{at_next_start}"
+    with control.popen("logs", "--follow", "--json") as following:
+        control.ask("state:get", {"key": "seen"})
+        logged(following, "event.handled")
+        following.terminate()
+    assert control("reload").stdout == at_next_start
+
+
+def test_settings_that_are_wrong_are_refused_and_what_was_in_force_stays(control: Control) -> None:
+    control("start")
+    control.paths.config.write_text("[log]\nlevle = 'debug'\n")
+    done = control("reload")
+    said = 'daemon_control: there is no setting "log.levle"\n  did you mean "log.level"?\n'
+    assert (done.returncode, done.stderr) == (1, said)
+    with control.popen("logs", "--follow", "--json") as following:
+        os.kill(control.pid, signal.SIGHUP)
+        logged(following, "settings.refused")
+        control.paths.config.write_text("[log]\nlevel = 'debug'\n")
+        os.kill(control.supervisor_pid, signal.SIGHUP)
+        logged(following, "settings.reloaded")
+        following.terminate()
+    assert control.ask("config:reload")["changed"] == []
+
+
+def test_without_a_daemon_there_is_nothing_to_reload(control: Control) -> None:
+    done = control("reload")
+    assert (done.returncode, done.stderr) == (3, "KSI is not running; its next start reads the settings.\n")

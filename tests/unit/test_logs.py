@@ -14,6 +14,7 @@ from ksi_common.envelope import EventEnvelope, event_context
 from ksi_daemon.logs import logging_to
 from ksi_daemon.settings import LogSettings
 from ksi_daemon.threads import Threads
+from tests.support.waiting import eventually
 
 ENVELOPE = EventEnvelope("demo:ask", {}, "event-1", "correlation-1")
 
@@ -200,6 +201,19 @@ def test_a_full_file_is_rotated_and_few_are_kept(path: Path) -> None:
     ]
     assert lines(path)[-1]["number"] == 29
     assert all(file.stat().st_size <= 64 * 1024 for file in path.parent.iterdir())
+
+
+async def test_where_the_file_is_taken_away_a_new_one_is_begun(path: Path) -> None:
+    async def is_written() -> bool:
+        return bool(lines(path))
+
+    taken = path.with_suffix(".taken")
+    with logging_to(path, LogSettings()):
+        by_logging("before")
+        await eventually(is_written)
+        await asyncio.to_thread(path.rename, taken)
+        by_logging("after")
+    assert [line["event"] for file in (taken, path) for line in lines(file)] == ["before", "after"]
 
 
 def test_lines_are_appended_to_those_of_the_run_before(path: Path) -> None:

@@ -1,0 +1,29 @@
+"""Where one connection has to stop."""
+
+from dataclasses import dataclass
+
+from ksi_common.errors import KSIError, ResourceExhausted
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """Counts and seconds of one connection."""
+
+    in_flight: int = 128
+    streams: int = 1024
+    partial_line_s: float = 10.0
+    unwritable_s: float = 10.0
+
+    def refusal(self, *, requests: int, streams: int, stream: bool) -> KSIError | None:
+        """Say why there is no room for a request, or a ``stream``, beside those at work; None: there is."""
+        if stream:
+            if streams >= self.streams:
+                return ResourceExhausted(f"{self.streams} streams on this connection", retry_after_s=1)
+        elif requests >= self.in_flight:
+            return ResourceExhausted(
+                f"{self.in_flight} requests in flight on this connection",
+                reason="in_flight",
+                limit=self.in_flight,
+                retry_after_s=0.05,
+            )
+        return None
