@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ksi_client.consumed import BlockingConsumed, Consumed
     from ksi_client.items import Items
     from ksi_client.raw import RawClient, call_raw
+    from ksi_client.serving import Served, serve
     from ksi_client.session import ClientStatistics
 
 __all__ = [
@@ -25,7 +26,9 @@ __all__ = [
     "Consumed",
     "Items",
     "RawClient",
+    "Served",
     "call_raw",
+    "serve",
 ]
 
 _HOMES = {
@@ -37,7 +40,9 @@ _HOMES = {
     "Consumed": "consumed",
     "Items": "items",
     "RawClient": "raw",
+    "Served": "serving",
     "call_raw": "raw",
+    "serve": "serving",
 }
 
 

@@ -1,6 +1,7 @@
 """Drive a session over asyncio."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from ksi_client.connecting import Attempts, connect
 from ksi_client.exchanges import Entry, Exchange, Feed
 from ksi_client.session import ClientStatistics, Session
 from ksi_common.errors import FailedPrecondition, KSIError
+from ksi_common.frames import Asked, Revoked
 
 
 class AsyncLink(asyncio.Protocol):
@@ -60,6 +62,20 @@ class AsyncLink(asyncio.Protocol):
         self._session.start(exchange)
         self._wanted.set()
         self._flush()
+
+    def listen(self, asked: Callable[[Asked | Revoked], None]) -> None:
+        """Hear what the daemon asks of a client that serves."""
+        self._session.asked = asked
+
+    def say(self, line: bytes) -> None:
+        """Send a frame that nothing answers."""
+        self._session.say(line)
+        self._flush()
+
+    @property
+    def connections(self) -> int:
+        """How many connections were made."""
+        return self._session.connections
 
     def cancel(self, exchange: Exchange) -> None:
         """Stop a request."""

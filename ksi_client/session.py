@@ -6,7 +6,7 @@ while there is no connection or too many are in flight, and sends again what may
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from typing import Final
@@ -14,7 +14,7 @@ from typing import Final
 from ksi_client.exchanges import Entry, Exchange, Feed, Subscription
 from ksi_client.outgoing import with_id
 from ksi_common.errors import FailedPrecondition, InvalidArgument, KSIError
-from ksi_common.frames import Answer, Cancel, End, Failure, FrameId, Reply
+from ksi_common.frames import Answer, Asked, Cancel, End, Failure, FrameId, FromDaemon, Reply, Revoked
 from ksi_common.protocol import ClientConnection, LineTooLong
 
 MAX_IN_FLIGHT: Final = 128
@@ -56,6 +56,8 @@ class Session:
         self._paused: set[Subscription] = set()
         self._parked: list[Exchange] = []
         self._unclaimed = 0
+        self.asked: Callable[[Asked | Revoked], None] | None = None
+        """Hears what the daemon asks, where this client serves."""
 
     def start(self, exchange: Exchange) -> None:
         """Send a request, as soon as there is a connection with room for it; the order is kept."""
@@ -82,6 +84,16 @@ class Session:
             self.start(feed)
         return entry
 
+    def say(self, line: bytes) -> None:
+        """Send a frame that nothing answers; without a connection there is nobody to hear it."""
+        if self.connection_made:
+            self._outgoing.append(line)
+
+    @property
+    def connections(self) -> int:
+        """How many connections were made."""
+        return self._connections
+
     def data_to_send(self) -> bytes:
         """Give the bytes to write, once."""
         data = b"".join(self._outgoing)
@@ -100,7 +112,10 @@ class Session:
         share = self._unclaimed // len(answers)
         self._unclaimed = 0
         for answer in answers:
-            self._take(answer, share)
+            if not isinstance(answer, Asked | Revoked):
+                self._take(answer, share)
+            elif self.asked is not None:
+                self.asked(answer)
         self._send_held()
 
     def connected(self) -> None:
@@ -150,7 +165,7 @@ class Session:
             paused=len(self._paused),
         )
 
-    def _decode(self, data: bytes) -> list[Answer]:
+    def _decode(self, data: bytes) -> list[FromDaemon]:
         try:
             return self._wire.receive(data)
         except (LineTooLong, InvalidArgument, ValueError, KeyError, TypeError, AttributeError) as error:

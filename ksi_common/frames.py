@@ -55,6 +55,46 @@ class Cancel:
 
 
 @dataclass(slots=True, eq=False)
+class ServedAnswer:
+    """What a client that serves events says to a call: a reply, an item, the end of a stream, or an error."""
+
+    id: FrameId
+    kind: Literal["reply", "item", "end", "error"]
+    data: Mapping[str, Any]
+    """Of a reply or an item; of an error what ``KSIError.to_wire`` gives."""
+
+    def encode(self) -> bytes:
+        """Render as a line."""
+        frame: dict[str, Any] = {"type": self.kind, "id": self.id}
+        if self.kind != "end":
+            frame["error" if self.kind == "error" else "data"] = self.data
+        return dumps(frame) + b"\n"
+
+
+SERVED: frozenset[str] = frozenset(("reply", "item", "end", "error"))
+
+
+@dataclass(slots=True, eq=False)
+class Asked:
+    """The daemon asks a client that serves to handle an event, within ``timeout_s`` seconds."""
+
+    id: FrameId
+    event: str
+    data: dict[str, Any]
+    timeout_s: float | None = None
+    correlation_id: str | None = None
+    event_id: str | None = None
+    actor: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Revoked:
+    """The daemon does not want the answer to a call any more."""
+
+    id: FrameId
+
+
+@dataclass(slots=True, eq=False)
 class Reply:
     """Answer a request; terminal."""
 
@@ -102,9 +142,24 @@ class Failure:
 
 Answer = Reply | Item | Mark | End | Failure
 
+FromDaemon = Answer | Asked | Revoked
+
+
+def frame_from_wire(frame: Mapping[str, Any]) -> FromDaemon | None:
+    """Make the record of any parsed line from the daemon; None: a type that this version does not know."""
+    match frame.get("type"):
+        case "call":
+            optional = {
+                name: frame.get(name) for name in ("timeout_s", "correlation_id", "event_id", "actor")
+            }
+            return Asked(frame["id"], frame["event"], frame["data"], **optional)
+        case "cancel":
+            return Revoked(frame["id"])
+    return answer_from_wire(frame)
+
 
 def answer_from_wire(frame: Mapping[str, Any]) -> Answer | None:
-    """Make the record of a parsed line from the daemon; None: a type that this version does not know."""
+    """Make the record of a parsed answer; None: a type that this version does not know."""
     kind = frame.get("type")
     ident = frame.get("id")
     match kind:
@@ -122,6 +177,16 @@ def answer_from_wire(frame: Mapping[str, Any]) -> Answer | None:
             fields = {name: value for name, value in frame.items() if name not in ("id", "type", "cursor")}
             return Mark(ident, kind, frame.get("cursor"), fields)
     return None
+
+
+def call_line(
+    ident: int, event: str, data: bytes, timeout_s: float, correlation_id: str, event_id: str, actor: str
+) -> bytes:
+    """Render a call to a client that serves; ``data`` is JSON."""
+    rest = dumps({"correlation_id": correlation_id, "event_id": event_id, "actor": actor})
+    return b'{"type":"call","id":"d%d","event":"%b","data":%b,"timeout_s":%.3f,%b\n' % (
+        ident, event.encode(), data, timeout_s, rest[1:],
+    )  # fmt: skip
 
 
 # What the daemon writes, rendered from parts that are JSON already: no part is encoded twice.

@@ -9,7 +9,7 @@ import orjson
 from ksi_common import jsonrpc
 from ksi_common.errors import InvalidArgument
 from ksi_common.frame_fields import MAX_ID, check_id, read_options, readable_id, wrong_type
-from ksi_common.frames import Answer, Call, Cancel, FrameId, answer_from_wire
+from ksi_common.frames import SERVED, Call, Cancel, FrameId, FromDaemon, ServedAnswer, frame_from_wire
 from ksi_common.jsonrpc import Rpc
 from ksi_common.strict_json import loads
 
@@ -93,6 +93,9 @@ class Malformed:
     fatal: bool = False
 
 
+FromClient = Call | Cancel | ServedAnswer | Malformed | Rpc
+
+
 class ServerConnection:
     """The daemon's end: bytes of a client become calls, cancels, JSON-RPC and the malformed."""
 
@@ -106,7 +109,7 @@ class ServerConnection:
         """Tell whether a line has begun and not ended."""
         return self._lines.partial
 
-    def receive(self, data: bytes) -> Iterator[Call | Cancel | Malformed | Rpc]:
+    def receive(self, data: bytes) -> Iterator[FromClient]:
         """Take bytes, give what they complete, in order; nothing follows a fatal Malformed."""
         too_long = False
         try:
@@ -130,14 +133,14 @@ class ClientConnection:
     def __init__(self, *, max_line: int = MAX_ANSWER) -> None:
         self._lines = LineReader(max_line)
 
-    def receive(self, data: bytes) -> list[Answer]:
-        """Take bytes, give the answers that they complete, in order; kinds not known yet are passed over."""
+    def receive(self, data: bytes) -> list[FromDaemon]:
+        """Take bytes, give the frames that they complete, in order; kinds not known are passed over."""
         # The limits of what may be sent do not bind the daemon: its frames nest what it was sent.
-        answers = (answer_from_wire(orjson.loads(line)) for line in self._lines.feed(data))
+        answers = (frame_from_wire(orjson.loads(line)) for line in self._lines.feed(data))
         return [answer for answer in answers if answer is not None]
 
 
-def decode_call(line: bytes) -> Call | Cancel | Malformed | Rpc:
+def decode_call(line: bytes) -> FromClient:
     """Read one line of a client."""
     try:
         frame = loads(line)
@@ -149,12 +152,14 @@ def decode_call(line: bytes) -> Call | Cancel | Malformed | Rpc:
                 return _call(frame)
             if frame.get("type") == "cancel":
                 return _cancel(frame)
+            if frame.get("type") in SERVED:
+                return _served(frame)
     except InvalidArgument as error:
         return Malformed(readable_id(frame), error)
     return _not_ours(frame)
 
 
-def _call(frame: dict[str, Any]) -> Call:
+def _call(frame: dict[str, Any]) -> Call | ServedAnswer:
     event = frame["event"]
     if type(event) is not str:
         raise wrong_type("event", "string", event)
@@ -166,6 +171,8 @@ def _call(frame: dict[str, Any]) -> Call:
         check_id(ident)
     call = Call(event, data, ident)
     if len(frame) > 1 + (data is not _NO_DATA) + (ident is not None):
+        if frame.get("type") in SERVED:  # whoever serves may repeat the event that it answers
+            return _served(frame)
         read_options(call, frame)
     return call
 
@@ -178,6 +185,17 @@ def _cancel(frame: dict[str, Any]) -> Cancel:
         raise InvalidArgument("a cancel names no id", reason="missing", field="id")
     check_id(frame["id"])
     return Cancel(frame["id"])
+
+
+def _served(frame: dict[str, Any]) -> ServedAnswer:
+    if "id" not in frame:
+        raise InvalidArgument(f"a frame of type {frame['type']} names no id", reason="missing", field="id")
+    check_id(frame["id"])
+    name = "error" if frame["type"] == "error" else "data"
+    data = frame.get(name, _NO_DATA)
+    if type(data) is not dict and frame["type"] != "end":
+        raise wrong_type(name, "object", data if data is not _NO_DATA else None)
+    return ServedAnswer(frame["id"], frame["type"], data)
 
 
 def _not_ours(frame: Any) -> Malformed | Rpc:

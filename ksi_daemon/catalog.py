@@ -20,6 +20,12 @@ class Plugin:
     version: str = "0"
     builtin: bool = False
     """Shipped with the daemon, which does not do without it."""
+    remote: bool = False
+    """It is one or more clients of the daemon."""
+    connections: int = 0
+    """Of a remote one: how many clients."""
+    unanswered: int = 0
+    """Of a remote one: calls that the last client to go had at work."""
     status: Status = "loaded"
     error: str | None = None
     failures: int = 0
@@ -45,6 +51,8 @@ class Catalog:
     routes: dict[str, Route] = field(default_factory=dict)
     notifications: dict[str, type[Notification]] = field(default_factory=dict)
     """Declared events by name: only the plugins that declare them tell them."""
+    gone: dict[str, str] = field(default_factory=dict)
+    """Events that clients served, with the plugin that they were, while none does."""
     former: dict[str, type[Notification]] = field(default_factory=dict)
     """The same by the names that they once had."""
 

@@ -1,7 +1,7 @@
 """One client: bytes to frames, frames to work, outcomes to bytes. One write per turn of the loop."""
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from select import POLLHUP, poll
 from typing import Any, Final, Literal, Protocol, cast
@@ -18,11 +18,12 @@ from ksi_common.frames import (
     Call,
     Cancel,
     FrameId,
+    ServedAnswer,
     error_line,
 )
 from ksi_common.ids import new_id
 from ksi_common.jsonrpc import Rpc
-from ksi_common.protocol import Malformed, ServerConnection
+from ksi_common.protocol import FromClient, Malformed, ServerConnection
 from ksi_common.strict_json import dumps
 from ksi_daemon.channel import Channel
 from ksi_daemon.connection_limits import ConnectionLimits
@@ -35,8 +36,6 @@ from ksi_daemon.rpc import RpcSide
 HIGH_WATER: Final = 1024 * 1024
 """Bytes unread by a client, above which it gets no more; the log keeps the rest for it."""
 LOW_WATER: Final = 256 * 1024
-
-Frame = Call | Cancel | Malformed | Rpc
 
 
 class Served(Protocol):
@@ -82,7 +81,7 @@ class Connection(asyncio.Protocol):
         """Tasks before their first step; until they are under way, what comes next may not go by direct."""
         self._streams = 0
         self._unsent = 0
-        self._backlog: Iterator[Frame] | None = None
+        self._backlog: Iterator[FromClient] | None = None
         """What was received and waits until the client has read what it asked for before."""
         self._writable = asyncio.Event()
         self._writable.set()
@@ -95,6 +94,8 @@ class Connection(asyncio.Protocol):
         self._last_reply: object = None
         self._last_text = b""
         self._rpc: RpcSide | None = None
+        self.serves: Callable[[ServedAnswer], None] | None = None
+        """Hears what this client answers, where it serves events."""
         self.transport: asyncio.Transport | None = None
 
     # What asyncio calls.
@@ -108,7 +109,7 @@ class Connection(asyncio.Protocol):
         """Take what the client sent; the work that it asks for begins in the order sent."""
         if self._ending:
             return
-        frames: Iterator[Frame] = self._frames.receive(data)
+        frames: Iterator[FromClient] = self._frames.receive(data)
         if self._backlog is not None:
             self._backlog = chain(self._backlog, frames)
             return
@@ -116,7 +117,7 @@ class Connection(asyncio.Protocol):
         if ended or (self._partial_timer is None) is self._frames.partial:
             self._watch_partial_line()
 
-    def _take(self, frames: Iterator[Frame]) -> bool:
+    def _take(self, frames: Iterator[FromClient]) -> bool:
         """Begin what frames ask for, while the client reads the answers; tell whether there were any."""
         ended = False
         self._backlog = None
@@ -259,8 +260,11 @@ class Connection(asyncio.Protocol):
 
     # The way of a call.
 
-    def _receive(self, frame: Frame) -> None:
-        if type(frame) is Malformed:
+    def _receive(self, frame: FromClient) -> None:
+        if type(frame) is ServedAnswer:
+            if self.serves is not None:
+                self.serves(frame)
+        elif type(frame) is Malformed:
             self._malformed(frame)
         elif type(frame) is Cancel:
             self._cancel(frame.id)

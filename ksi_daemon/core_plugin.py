@@ -41,12 +41,22 @@ from ksi_daemon.health import Health as HealthMonitor
 from ksi_daemon.hooks import Relay
 from ksi_daemon.lifecycle import Lifecycle
 from ksi_daemon.plugin import handler
+from ksi_daemon.plugin_handlers import (
+    dependencies,
+    graph,
+    orphaned_events,
+    relationships,
+    serve,
+    validate,
+)
 from ksi_daemon.reloading import Reloading
 from ksi_daemon.settings import Settings
 from ksi_daemon.subscriptions import Subscriptions
 from ksi_daemon.tracing import Tracing
 
 WIRE_VERSION = 1
+
+__all__ = ["dependencies", "graph", "orphaned_events", "relationships", "serve", "validate"]
 
 
 @handler
@@ -219,4 +229,6 @@ def _summary(plugin: Plugin) -> dict[str, object]:
         "events": len(plugin.handled),
         "error": plugin.error,
         "failures": plugin.failures,
+        "remote": plugin.remote,
+        "connections": plugin.connections,
     }

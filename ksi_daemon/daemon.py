@@ -24,7 +24,7 @@ from ksi_daemon.blobs import Blobs, FileBlobs
 from ksi_daemon.breadcrumb import Breadcrumb
 from ksi_daemon.bus import LocalBus
 from ksi_daemon.catalog import Catalog
-from ksi_daemon.children import Children
+from ksi_daemon.children import Children, Tasks
 from ksi_daemon.connection_limits import ConnectionLimits
 from ksi_daemon.consumers import Consumers
 from ksi_daemon.database import Database
@@ -55,6 +55,7 @@ from ksi_daemon.processes import Processes
 from ksi_daemon.projections import Aggregates, Projections
 from ksi_daemon.referrers import Referrers
 from ksi_daemon.reloading import Reloading
+from ksi_daemon.remote import Remotes
 from ksi_daemon.replay import Replays
 from ksi_daemon.retention import Retention
 from ksi_daemon.router import Router
@@ -200,6 +201,7 @@ class Daemon:
         offer(Projections, self.projections)
         offer(Aggregates, Aggregates(self.database, self.eventlog))
         offer(Relay, self.relay)
+        offer(Remotes, Remotes(self.catalog, self.assembly.table, self.database))
         offer(Reloading, self.reloading)
         replays = Replays(self.assembly, self.services, self.database, self.eventlog, self.hub, self.clock)
         offer(Replays, replays)
@@ -207,6 +209,7 @@ class Daemon:
         offer(Settings, self.settings)
         offer(Subscriptions, self.subscriptions)
         offer(Tracing, Tracing(self.catalog, self.hub, self.clock, self.assembly.observers))
+        offer(Tasks, self.tasks)  # type: ignore[type-abstract]
         health = Health(self.database, self.subscriptions, self.catalog, self.settings, self.clock)
         offer(Health, health)
         offer(HealthChecks, health)  # type: ignore[type-abstract]
@@ -262,7 +265,8 @@ class Daemon:
             permissions,
             self.idempotency,
         )
-        router = Router(self.catalog.routes, self._unrouted, self.assembly.table.unrouted)
+        table = self.assembly.table
+        router = Router(self.catalog.routes, self._unrouted, table.unrouted, self.catalog.gone)
         return compose(layers, router)
 
     async def _unrouted(self, envelope: EventEnvelope) -> Mapping[str, Any] | None:

@@ -11,7 +11,7 @@ from ksi_common.messages import Message
 from ksi_common.protocol import MAX_ANSWER
 from ksi_common.strict_json import dumps
 from ksi_daemon.hub import Batch
-from ksi_daemon.outcomes import Ended, Failed, Outcome, Rendered, Replied, Reply, Yielded
+from ksi_daemon.outcomes import Ended, Failed, Later, Outcome, Rendered, Replied, Reply, Yielded
 from ksi_daemon.router import Route
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class Exchange:
         "begun",
         "envelope",
         "ident",
+        "later",
         "safe",
         "slot",
         "started",
@@ -55,6 +56,8 @@ class Exchange:
         """When its handler was begun, by ``perf_counter``, where it has no task."""
         self.slot: dict[Caller, None] | None = None
         """Where its deadline is watched, while it waits without a task."""
+        self.later: Later | None = None
+        """What the answer is awaited from, where it comes by a callback."""
         self.task: asyncio.Task[None] | None = None
         self.envelope = EventEnvelope(
             call.event,
@@ -126,16 +129,25 @@ class Exchange:
         """Stop the work; its end is answered by the middleware. What the writer has is not taken back."""
         if self.begun and self.task is not None:
             self.task.cancel()
-        else:  # a task that is cancelled before its first step never runs, and would never answer
+        else:
+            if self.later is not None:
+                self.later.cancel()
+                self._forget_slot()
+            # A task that is cancelled before its first step never runs, and would never answer.
             self.fail(Cancelled(f"{self.envelope.event} was cancelled"))
 
     def release(self) -> None:
         """Cut the circle of references, so that the request is freed at once and not by the collector."""
         self.task = None
+        self.later = None
         self.envelope.caller = None
         begun = self.envelope.begun
         if begun is not None and isinstance(begun, Coroutine):
             begun.close()  # where it was cancelled before the first step of its task
+
+    def _forget_slot(self) -> None:
+        if self.slot is not None:
+            self.slot.pop(self, None)
 
     def sink(self) -> "ConnectionSink":
         """Give the way for frames that are rendered already."""

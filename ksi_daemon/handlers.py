@@ -13,6 +13,7 @@ from ksi_daemon import immediate
 from ksi_daemon.database import Database, Transaction
 from ksi_daemon.immediate import HandlerError
 from ksi_daemon.outcomes import Ended, Endpoint, Replied, Send, Yielded
+from ksi_daemon.remote.server import Line
 from ksi_daemon.router import Route
 from ksi_daemon.services import Services, needs_of
 from ksi_daemon.several import item_of
@@ -106,10 +107,21 @@ def _sink_of(envelope: EventEnvelope) -> Sink:
     return sink
 
 
+def _line_of(envelope: EventEnvelope) -> Line:
+    line = getattr(envelope.caller, "connection", None)
+    if line is None:
+        raise Unimplemented(
+            f"{envelope.event} is for connections; in the daemon, write a handler", reason="no_connection"
+        )
+    found: Line = line
+    return found
+
+
 _DYNAMIC: Mapping[Any, Callable[[EventEnvelope], Any]] = {
     EventEnvelope: lambda envelope: envelope,
     EventMetadata: lambda envelope: envelope.metadata,
     Sink: _sink_of,
+    Line: _line_of,
 }
 
 

@@ -8,17 +8,18 @@ def publish(request: Publish, ...) -> Published | Unit[Published]: ...    # its 
 def get(request: Get, ...) -> Found | Awaitable[Found]: ...               # its reply, or what to await for it
 """
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ksi_common.envelope import EventEnvelope
-from ksi_common.errors import FailedPrecondition, InternalError
+from ksi_common.errors import FailedPrecondition, InternalError, KSIError
 from ksi_common.messages import EventSpec, Message
 from ksi_common.validation import parser
 from ksi_daemon.database import Database, Transaction, Unit
-from ksi_daemon.outcomes import Begin, Endpoint, Rendered, Replied, Reply, Send, is_reply
+from ksi_daemon.outcomes import Begin, Endpoint, Later, Rendered, Replied, Reply, Send, is_reply
 
 Function = Callable[..., Any]
 Bound = Callable[[Message, EventEnvelope], Any]
@@ -59,7 +60,7 @@ def compiled(call: Bound, event: type[Message], spec: EventSpec) -> Begin:
     to_record = spec.recorded and not spec.safe
     reply_type = spec.reply or Message
 
-    def begin(envelope: EventEnvelope) -> Replied | Unit[Reply] | Awaitable[Reply]:
+    def begin(envelope: EventEnvelope) -> Replied | Unit[Reply] | Awaitable[Reply] | Later:
         message = envelope.message
         if message is None:
             message = envelope.message = parse(envelope.data)
@@ -86,12 +87,32 @@ def endpoint(begin: Begin, spec: EventSpec, database: Database) -> Endpoint:
         if callable(outcome):
             reply = await database.write(outcome)
         else:
-            reply = _checked(await outcome, spec.reply or Message, spec)
+            awaited = arrival(outcome) if isinstance(outcome, Later) else outcome
+            reply = _checked(await awaited, spec.reply or Message, spec)
             if envelope.to_record and not envelope.recorded:
                 await database.record(envelope, reply)
         await send(Replied(reply))
 
     return handle
+
+
+async def arrival(later: Later) -> Reply:
+    """Wait for a reply that comes by a callback; cancelling this stops the work."""
+    arrived: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+    def done(reply: Rendered[Any] | None, error: KSIError | None) -> None:
+        if arrived.done():
+            return
+        if error is not None:
+            arrived.set_exception(error)
+        elif reply is not None:
+            arrived.set_result(reply)
+
+    later.begin(done)
+    try:
+        return await arrived
+    finally:
+        later.cancel()
 
 
 def _checked(reply: Any, wanted: type[Message], spec: EventSpec) -> Reply:

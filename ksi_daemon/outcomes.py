@@ -1,5 +1,6 @@
 """What a handler's work gives, on its way out through the middleware."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -62,8 +63,22 @@ def is_reply(value: object, wanted: type[Message]) -> bool:
     return isinstance(value, wanted) or (type(value) is Rendered and issubclass(value.message, wanted))
 
 
-Begin = Callable[[EventEnvelope], Replied | Unit[Reply] | Awaitable[Reply]]
-"""A handler that does not wait: it gives its reply, the unit that gives it, or what to await for it."""
+class Later(ABC):
+    """A reply that comes by a callback: there is nothing to await."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def begin(self, done: Callable[[Rendered[Any] | None, KSIError | None], None]) -> None:
+        """Set to work; ``done`` is called once, on the loop, with the reply or the error."""
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """Stop: ``done`` is not called any more."""
+
+
+Begin = Callable[[EventEnvelope], Replied | Unit[Reply] | Awaitable[Reply] | Later]
+"""A handler that does not wait: its reply, the unit that gives it, or what it is to be had from later."""
 
 
 class Middleware(Protocol):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ksi_common.envelope import EventEnvelope
-from ksi_common.errors import NotFound
+from ksi_common.errors import KSIError, NotFound, Unavailable
 from ksi_common.messages import EventSpec, Message
 from ksi_daemon.outcomes import Begin, Endpoint, Replied, Send
 
@@ -42,11 +42,16 @@ class Router:
         routes: Mapping[str, Route],
         unrouted: Unrouted | None = None,
         around: Callable[[Endpoint], Endpoint] = lambda ask: ask,
+        gone: Mapping[str, str] | None = None,
     ) -> None:
-        """``around``: puts the layers of plugins around what no class declares."""
+        """``around``: puts the layers of plugins around what no class declares.
+
+        ``gone``: events that clients served, and the plugin that they were, while none is connected.
+        """
         self.routes = routes
         self._unrouted = unrouted
         self._around = around
+        self._gone = {} if gone is None else gone
 
     async def __call__(self, envelope: EventEnvelope, send: Send) -> None:
         """Hand over; raise NotFound, with the nearest names, where nobody takes the event."""
@@ -62,7 +67,15 @@ class Router:
             raise self._unknown(envelope.event)
         await send(Replied(reply))
 
-    def _unknown(self, event: str) -> NotFound:
+    def _unknown(self, event: str) -> KSIError:
+        if event in self._gone:
+            plugin = self._gone[event]
+            return Unavailable(
+                f"{event} is served by plugin {plugin}, of which no client is connected",
+                reason="server_gone",
+                plugin=plugin,
+                hint="start it again",
+            )
         exposed = [name for name, route in self.routes.items() if route.spec.expose]
         near = difflib.get_close_matches(event[:128], exposed, n=3, cutoff=0.6)
         shown = event if len(event) <= 128 else event[:125] + "..."

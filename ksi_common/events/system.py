@@ -178,6 +178,10 @@ class PluginSummary(Message):
     error: str | None = None
     failures: int = 0
     """Errors that were bugs, since the start."""
+    remote: bool = False
+    """It is one or more clients of the daemon."""
+    connections: int = 0
+    """Of a remote one: how many clients serve it."""
 
 
 class PluginList(Message):

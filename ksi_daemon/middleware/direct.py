@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import Any
 
 from ksi_common.envelope import reset_current, set_current
+from ksi_common.errors import InternalError, KSIError
 from ksi_daemon.database import Database
 from ksi_daemon.database.core import raisable
 from ksi_daemon.database.writer import Job
@@ -20,7 +21,7 @@ from ksi_daemon.middleware.deadline import Deadline
 from ksi_daemon.middleware.errors import Errors
 from ksi_daemon.middleware.observation import Observation
 from ksi_daemon.middleware.permissions import check
-from ksi_daemon.outcomes import Begin, Replied, Reply
+from ksi_daemon.outcomes import Begin, Later, Rendered, Replied, Reply
 
 
 class Direct:
@@ -51,6 +52,10 @@ class Direct:
             elif callable(outcome):
                 exchange.slot = self._deadline.watch(envelope, exchange)
                 self._database.write_for(envelope, outcome, partial(self._written, exchange))
+            elif isinstance(outcome, Later):
+                exchange.slot = self._deadline.watch(envelope, exchange)
+                exchange.later = outcome
+                outcome.begin(partial(self._arrived, exchange))
             else:
                 return outcome
         except BaseException as error:  # noqa: BLE001 -- as the errors layer does, which is asked what it means
@@ -69,6 +74,21 @@ class Direct:
                 self._reply(exchange, job.value)
         except BaseException as error:  # noqa: BLE001 -- the reply cannot be rendered, or is too large
             self._fail(exchange, error)
+
+    def _arrived(self, exchange: Exchange, reply: Rendered[Any] | None, error: KSIError | None) -> None:
+        envelope = exchange.envelope
+        token = set_current(envelope)
+        try:
+            if error is not None or reply is None:
+                self._fail(exchange, error or InternalError(f"{envelope.event} was not answered"))
+            elif envelope.to_record:
+                self._database.write_for(envelope, lambda _: reply, partial(self._written, exchange))
+            else:
+                self._reply(exchange, reply)
+        except BaseException as bug:  # noqa: BLE001 -- the reply cannot be rendered, or is too large
+            self._fail(exchange, bug)
+        finally:
+            reset_current(token)
 
     def _reply(self, exchange: Exchange, reply: Reply | Mapping[str, Any]) -> None:
         exchange.reply(reply)
