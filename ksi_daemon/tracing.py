@@ -37,6 +37,7 @@ class Tracing:
         self.observers.append(tap.observe)
         channel = self.hub.attach(tap, plugin.told, None) if plugin.told else None
         try:
+            yield tap.began()
             while True:
                 yield await tap.take()
         finally:
@@ -54,6 +55,11 @@ class _Tap:
         self._waiting: deque[dict[str, Any]] = deque()
         self._missed = 0
         self._arrived = asyncio.Event()
+
+    def began(self) -> Traced:
+        """Say that it follows."""
+        time = format_time(self._clock.time_us())
+        return Traced(kind="began", event="plugin:trace", data={}, time=time, correlation_id="")
 
     def observe(self, envelope: EventEnvelope, took_s: float, code: str) -> None:
         """Take a request that was answered, if the plugin answers such."""

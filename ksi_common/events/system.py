@@ -222,7 +222,8 @@ class InspectPlugin(Request[PluginDetails], event="plugin:inspect", safe=True, r
 class Traced(Message):
     """Something that a plugin did."""
 
-    kind: Literal["answered", "told"]
+    kind: Literal["began", "answered", "told"]
+    """``began`` is the first one: from there on nothing is missed."""
     event: str
     data: dict[str, JsonValue]
     """What was asked, or told; only its size where that is above 4 KiB."""

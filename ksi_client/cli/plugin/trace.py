@@ -1,5 +1,6 @@
 """`ksi plugin trace`: what a plugin answers and tells, as it does."""
 
+import sys
 from itertools import islice
 from typing import Any
 
@@ -27,6 +28,9 @@ def trace(invocation: Invocation, name: str, count: int | None) -> None:
     """  # noqa: D301
     with invocation.client() as client:
         items = client.stream_raw("plugin:trace", {"plugin_name": name}, timeout_s=invocation.timeout_s)
+        next(items)  # it has begun
+        if sys.stderr.isatty():
+            click.echo(f"Following {name}; Ctrl-C stops.", err=True)
         for item in islice(items, count):
             _show(invocation, item)
 
