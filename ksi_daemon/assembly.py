@@ -12,6 +12,7 @@ from ksi_common.messages import Notification, spec_of
 from ksi_daemon.breadcrumb import Breadcrumb
 from ksi_daemon.catalog import Catalog, Plugin
 from ksi_daemon.database import Database
+from ksi_daemon.deprecations import Deprecations
 from ksi_daemon.handlers import Compiler
 from ksi_daemon.hooks import Relay
 from ksi_daemon.immediate import HandlerError
@@ -60,6 +61,7 @@ class Assembly:
     upcasters: dict[tuple[str, int], Callable[[Data], Data]] = field(default_factory=dict)
     """By the name of the event, and the version that they take."""
     table: Table = field(init=False)
+    deprecations: Deprecations = field(default_factory=Deprecations)
     _observers: dict[str, Sequence[Observer]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -130,7 +132,7 @@ class Assembly:
         for function in dict.fromkeys((*declared(plugin.module, HANDLER), *made)):
             if function in heard:
                 continue
-            route = compiler.handler(function, plugin.name)
+            route = self.deprecations.watched(compiler.handler(function, plugin.name))
             if not plugin.builtin:
                 route.message.model_rebuild()  # what is wrong with it is said now
                 route = self._marked(plugin.name, route)

@@ -81,7 +81,7 @@ def _healthy(checks: Checks, monitor: HealthMonitor, lifecycle: Lifecycle, clock
 
 
 @handler
-async def discover(request: Discover, catalog: Catalog) -> Discovered:
+async def discover(request: Discover, catalog: Catalog, lifecycle: Lifecycle) -> Discovered:
     """List what is in the table, and nothing else."""
     events = {
         namespace: [describe(route.message, route.plugin, remote=route.remote) for route in routes]
@@ -97,6 +97,7 @@ async def discover(request: Discover, catalog: Catalog) -> Discovered:
         events=events,
         notifications=dict(told),
         total_events=sum(map(len, events.values())),
+        ksi=lifecycle.version,
     )
 
 

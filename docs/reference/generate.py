@@ -94,6 +94,8 @@ def _asked(event: Help, catalog: Catalog) -> Iterator[str]:
     cls = catalog.message_class(event["event"])
     reply = spec_of(cls).reply if cls else None
     yield from _heading(event, ", ".join(_kinds(event)))
+    if event["deprecated"]:
+        yield from (f"**Deprecated**: {event['deprecated']}.", "")
     yield from _fields("Field", event["parameters"], _attribute_docs(cls), default=True)
     if reply is not None:
         said = "Item" if event["kind"] == "stream" else "Reply"

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -11,6 +12,7 @@ from ksi_client.cli.failures import EXIT_CODES, INTERRUPTED, report, report_usag
 from ksi_client.cli.invocation import FORMATS, Invocation, begin
 from ksi_client.cli.lazy import LazyGroup
 from ksi_client.cli.options import common_options
+from ksi_client.cli.safety import one_line
 from ksi_client.cli.writing import ReaderGone
 from ksi_common.errors import KSIError
 
@@ -63,6 +65,7 @@ def main() -> None:
 def run(argv: Sequence[str]) -> int:
     """Run a command line; give the exit code."""
     invocation = begin(argv)
+    warnings.showwarning = _warn
     try:
         return _run(invocation)
     except (click.Abort, KeyboardInterrupt):
@@ -71,6 +74,11 @@ def run(argv: Sequence[str]) -> int:
         # The interpreter must not try to flush what is left, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    """Say what the daemon says of something that is given up."""
+    click.echo(f"warning: {one_line(str(message))}", err=True)
 
 
 def _run(invocation: Invocation) -> int:

@@ -78,6 +78,8 @@ class EventHelp(Message):
     """Of its handlers: the only one, all of them, or the first that can."""
     remote: bool = False
     """A client of the daemon handles it."""
+    deprecated: str | None = None
+    """It is removed in the next major version; what to do in its place."""
 
 
 class Discovered(Message):
@@ -89,6 +91,10 @@ class Discovered(Message):
     notifications: dict[str, list[EventHelp]]
     """What is told, by namespace: to be subscribed to, not sent."""
     total_events: int
+    format: int = 1
+    """Of this document; it grows within a number."""
+    ksi: str = ""
+    """The version of the daemon."""
 
 
 class Discover(Request[Discovered], event="system:discover", safe=True):
