@@ -14,7 +14,7 @@ from ksi_daemon.testing import RunningDaemon, Wire, running_daemon
 from .conftest import WritePlugin
 
 LOCK = Path(__file__).resolve().parents[2] / "docs" / "reference" / "discovery.json"
-REGENERATE = "if it is meant, and CHANGELOG.md says so: python docs/reference/generate.py"
+REGENERATE = "if it is meant, and CHANGELOG.md says so: python docs/reference/generate.py --breaking"
 
 Described = dict[str, Any]
 
