@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     paths = Paths(default_home())
     try:
         settings = load_settings(paths)
+        if options.safe_mode:
+            settings = settings.model_copy(update={"load_plugins": ""})
         if options.check:
             return _check(paths, settings)
         with home_lock(paths) as recovered, logging_to(paths.log, settings.log, echo=options.echo):
@@ -150,6 +152,7 @@ def _check(paths: Paths, settings: Settings) -> int:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m ksi_daemon", description="Run the KSI daemon.")
     parser.add_argument("--check", action="store_true", help="read settings, import plugins, and exit")
+    parser.add_argument("--safe-mode", action="store_true", help="load the built-in plugins only")
     parser.add_argument("--echo", action="store_true", help="write the log to stderr as well")
     return parser.parse_args(arguments)
 

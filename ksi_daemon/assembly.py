@@ -1,5 +1,6 @@
 """From loaded plugins to one table: what of a plugin does not fit refuses that plugin, and no other."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,7 +16,7 @@ from ksi_daemon.database import Database
 from ksi_daemon.deprecations import Deprecations
 from ksi_daemon.handlers import Compiler
 from ksi_daemon.hooks import Relay
-from ksi_daemon.immediate import HandlerError
+from ksi_daemon.immediate import HandlerError, endpoint
 from ksi_daemon.layers import Layer, name_of
 from ksi_daemon.marks import DURABLE, HANDLER, PROJECTION, REBUILDER, SUBSCRIBER, UPCASTER, Durable
 from ksi_daemon.middleware.observation import Observer
@@ -28,6 +29,7 @@ from ksi_daemon.services import Service, Services
 from ksi_daemon.settings import Settings
 from ksi_daemon.supervisor import attempt, attempt_async
 from ksi_daemon.table import Table
+from ksi_daemon.threads import Threads
 from ksi_daemon.upcasting import Data, UpcasterError, missing_upcasters, upcaster_of
 
 log = structlog.get_logger()
@@ -60,6 +62,8 @@ class Assembly:
     rebuilders: list[Declaration] = field(default_factory=list)
     upcasters: dict[tuple[str, int], Callable[[Data], Data]] = field(default_factory=dict)
     """By the name of the event, and the version that they take."""
+    listening: dict[str, list[asyncio.Task[None]]] = field(default_factory=dict)
+    """What gives the subscribers of each plugin their events."""
     table: Table = field(init=False)
     deprecations: Deprecations = field(default_factory=Deprecations)
     _observers: dict[str, Sequence[Observer]] = field(default_factory=dict)
@@ -110,7 +114,7 @@ class Assembly:
             else:
                 offered[plugin.name] = several
                 plugin.services = [service.interface.__name__ for service in several]
-        for name, error in (await services.open(offered)).items():
+        for name, error in (await services.open(offered, self.breadcrumb.awaiting)).items():
             self._refuse(self.catalog.plugins[name], error)
 
     def compile(self, compiler: Compiler) -> None:
@@ -125,7 +129,23 @@ class Assembly:
             done = await attempt_async(lambda p=plugin: self.relay.startup(p.name, **arguments))  # type: ignore[misc]
             self._refuse_if_failed(plugin, done)
 
+    def switch_off(self, name: str, reason: str) -> None:
+        """Quarantine a plugin that runs: nothing of it is called again."""
+        plugin = self.catalog.plugins[name]
+        plugin.status, plugin.error = "quarantined", reason
+        self.table.switch_off(name, reason)
+        for observer in self._observers.pop(name, ()):
+            self.observers.remove(observer)
+        for task in self.listening.pop(name, ()):
+            task.cancel()
+        log.error("plugin.quarantined", plugin=name, error=reason)
+
     def _compile(self, plugin: Plugin, compiler: Compiler) -> None:
+        if not plugin.builtin:
+            # Threads of its own: those that it does not give back are no other's.
+            compiler = replace(
+                compiler, threads=Threads(around=partial(self.breadcrumb.in_thread, plugin.name))
+            )
         made = self.relay.handlers(plugin.name)
         heard = [function for function in made if getattr(function, SUBSCRIBER, False)]
         routes: dict[str, Route] = {}
@@ -135,12 +155,14 @@ class Assembly:
             route = self.deprecations.watched(compiler.handler(function, plugin.name))
             if not plugin.builtin:
                 route.message.model_rebuild()  # what is wrong with it is said now
-                route = self._marked(plugin.name, route)
+                route = self._marked(plugin.name, route, compiler.database)
             self._check_free(route, routes)
             routes[route.spec.name] = route
         subscribers = []
         for function in dict.fromkeys((*declared(plugin.module, SUBSCRIBER), *heard)):
             event, call = compiler.subscriber(function)
+            if not plugin.builtin:
+                call = self.breadcrumb.around_call(plugin.name, call)
             durable: Durable | None = getattr(function, DURABLE, None)
             if durable is not None and spec_of(event).ephemeral:
                 raise HandlerError(
@@ -150,7 +172,7 @@ class Assembly:
         projections = self._projections(plugin)
         rebuilders = [rebuilder_of(made, plugin.name) for made in declared(plugin.module, REBUILDER)]
         upcasters = _upcasters(plugin, routes)
-        layers = self.relay.middleware(plugin.name)
+        layers = [self._marked_layer(plugin, each) for each in self.relay.middleware(plugin.name)]
         self._take_in(plugin, routes, subscribers, layers)
         self.projections.extend(projections)
         self.rebuilders.extend(rebuilders)
@@ -177,9 +199,19 @@ class Assembly:
             if self.catalog.declare(notification):
                 plugin.told.append(spec_of(notification).name)
 
-    def _marked(self, plugin: str, route: Route) -> Route:
-        begin = self.breadcrumb.before(plugin, route.begin) if route.begin is not None else None
-        return replace(route, handle=self.breadcrumb.around(plugin, route.handle), begin=begin)
+    def _marked(self, plugin: str, route: Route, database: Database) -> Route:
+        if route.begin is None:
+            return replace(route, handle=self.breadcrumb.around(plugin, route.handle))
+        begin = self.breadcrumb.before(plugin, route.begin)
+        handle = self.breadcrumb.around(plugin, endpoint(begin, route.spec, database))
+        return replace(route, handle=handle, begin=begin)
+
+    def _marked_layer(self, plugin: Plugin, given: Layer) -> Layer:
+        if plugin.builtin:
+            return given
+        call = self.breadcrumb.around_call(plugin.name, given.call)
+        setattr(call, "__name__", name_of(given.call))  # noqa: B010 -- what people are told it is called
+        return replace(given, call=call)
 
     def _check_free(self, route: Route, own: dict[str, Route]) -> None:
         if route.spec.name in own:

@@ -30,6 +30,16 @@ class Plugin:
     error: str | None = None
     failures: int = 0
     """Errors that were bugs."""
+    slow: int = 0
+    """Requests that took longer than ``limits.slow_s``."""
+    held: int = 0
+    """Times that it held the loop, so that nobody else was served."""
+    held_s: float = 0.0
+    """The longest of them, in seconds."""
+    stuck: int = 0
+    """Handlers at work that were cancelled and do not let themselves be stopped."""
+    tasks: int = 0
+    """Tasks that it has, when that was looked at last."""
     module: object = None
     requires: Sequence[str] = ()
     """Plugins that it does not run without."""

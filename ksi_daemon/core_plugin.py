@@ -26,6 +26,7 @@ from ksi_common.events.system import (
     ListHooks,
     ListPlugins,
     PluginDetails,
+    PluginFigures,
     PluginList,
     PluginSummary,
     Shutdown,
@@ -40,6 +41,7 @@ from ksi_daemon.eventlog import EventLog
 from ksi_daemon.health import Health as HealthMonitor
 from ksi_daemon.hooks import Relay
 from ksi_daemon.lifecycle import Lifecycle
+from ksi_daemon.middleware.observation import Observation
 from ksi_daemon.plugin import handler
 from ksi_daemon.plugin_handlers import (
     dependencies,
@@ -173,7 +175,9 @@ async def list_plugins(_: ListPlugins, catalog: Catalog) -> PluginList:
 
 
 @handler
-async def inspect_plugin(request: InspectPlugin, catalog: Catalog, relay: Relay) -> PluginDetails:
+async def inspect_plugin(
+    request: InspectPlugin, catalog: Catalog, relay: Relay, observation: Observation
+) -> PluginDetails:
     """Tell what one plugin contributes."""
     plugin = _find(request.plugin_name, catalog)
     return PluginDetails(
@@ -184,6 +188,7 @@ async def inspect_plugin(request: InspectPlugin, catalog: Catalog, relay: Relay)
         middleware=plugin.middleware,
         hooks=list(relay.hooks_of(plugin.name)),
         told=plugin.told,
+        figures=_figures(plugin, observation),
         requires=list(plugin.requires),
         wants=list(plugin.wants),
         pipelines={
@@ -219,6 +224,21 @@ def _find(name: str, catalog: Catalog) -> Plugin:
         known = ", ".join(sorted(catalog.plugins))
         raise NotFound(f'there is no plugin "{name}"', hint=f"there are {known}")
     return plugin
+
+
+def _figures(plugin: Plugin, observation: Observation) -> PluginFigures:
+    known = observation.statistics
+    handled = [known[event] for event in plugin.handled if event in known]
+    return PluginFigures(
+        handled=sum(each.handled for each in handled),
+        failed=sum(each.failed for each in handled),
+        seconds=round(sum(each.seconds for each in handled), 6),
+        slow=plugin.slow,
+        held=plugin.held,
+        held_s=plugin.held_s,
+        stuck=plugin.stuck,
+        tasks=plugin.tasks,
+    )
 
 
 def _summary(plugin: Plugin) -> dict[str, object]:

@@ -15,6 +15,7 @@ from ksi_common.bus import Bus
 from ksi_common.clock import Clock, SystemClock
 from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import InternalError, KSIError
+from ksi_common.events.plugin import Quarantined
 from ksi_common.events.system import Started, Stopping
 from ksi_common.events.timer import Failed as TimerFailed
 from ksi_common.paths import Paths
@@ -31,6 +32,7 @@ from ksi_daemon.database import Database
 from ksi_daemon.dead_letters import REFERRED, DatabaseDeadLetters, DeadLetters
 from ksi_daemon.durable_listener import DurableListener
 from ksi_daemon.eventlog import EventLog
+from ksi_daemon.guard import Guard
 from ksi_daemon.handlers import Compiler
 from ksi_daemon.health import Health, HealthChecks
 from ksi_daemon.hooks import Relay
@@ -62,7 +64,7 @@ from ksi_daemon.router import Router
 from ksi_daemon.services import Services
 from ksi_daemon.settings import Settings
 from ksi_daemon.subscriptions import Subscriptions
-from ksi_daemon.supervisor import attempt_async, supervise
+from ksi_daemon.supervisor import MAX_FAILURES, attempt_async, supervise
 from ksi_daemon.tail import tell_lost_tail
 from ksi_daemon.threads import Threads
 from ksi_daemon.timers import DatabaseTimers, Timers
@@ -70,6 +72,7 @@ from ksi_daemon.tracing import Tracing
 from ksi_daemon.transports.unix import UnixServer
 from ksi_daemon.upcasting import Upcasting
 from ksi_daemon.verification import Verifier
+from ksi_daemon.watchdog import Watchdog
 
 log = structlog.get_logger()
 
@@ -94,8 +97,8 @@ class Daemon:
         self.settings = settings.model_copy(update={"plugins": tables})
         self.clock: Clock = clock or SystemClock()
         self.catalog = Catalog()
-        self.relay = Relay()
         self.breadcrumb = Breadcrumb(paths.breadcrumb)
+        self.relay = Relay(self.breadcrumb)
         self.assembly = Assembly(self.catalog, self.relay, self.breadcrumb)
         self.reloading = Reloading(paths, settings)
 
@@ -130,6 +133,7 @@ class Daemon:
             await self.bus.notify(
                 Started(version=self.lifecycle.version, pid=os.getpid(), recovered=recovered)
             )
+            stack.enter_context(Watchdog(self.guard.owner, self.guard.held, self.guard.resumed))
             self.tasks.create_task(Presence(self.paths.socket).watch(self._unreachable))
             await tell_lost_tail(self.database)
             ready(self)
@@ -173,11 +177,16 @@ class Daemon:
         self._offer_core()
         self.assembly.read_settings(self.settings, self.services)
         await self._offer_resources(processes)
+        self.guard = Guard(self.catalog, self._switch_off)
+        self.observation = Observation(
+            log_requests=self.settings.log.requests,
+            observers=self.assembly.observers,
+            slow_s=self.settings.limits.slow_s,
+            slow=self.guard.slow,
+        )
+        self.services.offer(Observation, self.observation)
         await self.assembly.open_services(self.services)
         self.assembly.compile(Compiler(self.services, Threads(), self.database))
-        self.observation = Observation(
-            log_requests=self.settings.log.requests, observers=self.assembly.observers
-        )
         self.reloading.live["log.requests"] = self.observation.log_requests
         self.idempotency = Idempotency(self.database, self.clock)
         self._compose()
@@ -245,7 +254,7 @@ class Daemon:
 
     def _compose(self) -> None:
         errors = Errors(self.catalog.blame, strict=self.settings.strict, culprit=self.catalog.charge_file)
-        deadline = Deadline(self.settings.limits.handler_s)
+        deadline = Deadline(self.settings.limits.handler_s, late=self.guard.late)
         self.assembly.table.complete(self.database, self._explain)
         self.assembly.table.arrange()
         self.dispatch = self._chain(errors, deadline)
@@ -291,9 +300,11 @@ class Daemon:
                 listener = Listener(subscriber, self.subscriptions, self.tasks, errors)
             else:
                 listener = DurableListener(subscriber, subscriber.durable, self.consumers, self.tasks, errors)
-            self.tasks.create_task(
+            task = self.tasks.create_task(
                 supervise(f"{subscriber.plugin}.{subscriber.name}", listener.run, quarantine=None)
             )
+            self.assembly.listening.setdefault(subscriber.plugin, []).append(task)
+        self.tasks.create_task(supervise("survey", self.guard.survey, quarantine=None))
         self.tasks.create_task(supervise("retention", self.retention.serve, quarantine=None))
         self.tasks.create_task(supervise("timers", self.timers.serve, quarantine=None))
         forgetting = KeyForgetting(self.database, self.clock, keep_s=self.settings.limits.idempotency_s)
@@ -316,10 +327,12 @@ class Daemon:
         return self.catalog.charge(plugin)
 
     def _quarantine(self, name: str, error: BaseException) -> None:
-        plugin = self.catalog.plugins[name]
-        plugin.status = "quarantined"
-        plugin.error = repr(error)
-        log.error("plugin.quarantined", plugin=name, error=plugin.error)
+        self._switch_off(name, f"its ksi_serve failed {MAX_FAILURES} times: {error!r}")
+
+    def _switch_off(self, name: str, reason: str) -> None:
+        """Let nothing of a plugin be called any more, and tell."""
+        self.assembly.switch_off(name, reason)
+        self.tasks.create_task(self.bus.notify(Quarantined(plugin=name, reason=reason)))
 
     def _server(self) -> UnixServer:
         limits = self.settings.limits

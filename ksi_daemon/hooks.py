@@ -7,9 +7,10 @@ implementations from pluggy, in its order, and awaits them itself.
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import pluggy
 from pydantic import BaseModel
@@ -22,9 +23,23 @@ from ksi_daemon.services import Service
 
 PROJECT = "ksi"
 
+T = TypeVar("T")
+
 _SPECS: Mapping[str, Callable[..., Any]] = {
     name: spec for name, spec in vars(hookspecs).items() if name.startswith("ksi_")
 }
+
+
+class Marks(Protocol):
+    """Where it is noted whose code runs."""
+
+    def during(self, plugin: str, action: Callable[[], T]) -> T:
+        """Run what is that plugin's."""
+        ...
+
+    def awaiting(self, plugin: str, awaitable: Awaitable[T]) -> Awaitable[T]:
+        """Note every step of what is awaited."""
+        ...
 
 
 class HookError(FailedPrecondition):
@@ -44,7 +59,8 @@ class HookInfo:
 class Relay:
     """Register modules, ask them what they declare, and await what they do."""
 
-    def __init__(self) -> None:
+    def __init__(self, marks: Marks | None = None) -> None:
+        self._marks = marks
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(hookspecs)
 
@@ -117,14 +133,14 @@ class Relay:
         """Ask plugins for an event that no class declares; the first answer that is not None wins."""
         arguments = {"event": envelope.event, "data": envelope.data, "context": envelope}
         for implementation in reversed(self._manager.hook.ksi_handle_event.get_hookimpls()):
-            answer = await _call(implementation, arguments)
+            answer = await self._call(implementation, arguments)
             if answer is not None:
                 return answer
         return None
 
     def observers(self, name: str) -> Sequence[Callable[[EventEnvelope, float, str], None]]:
         """Give a plugin's observers, to be compiled into the path of an event."""
-        return [_observer(impl) for impl in self._implementations("ksi_event_handled", name)]
+        return [self._observer(name, impl) for impl in self._implementations("ksi_event_handled", name)]
 
     def hooks(self) -> Sequence[HookInfo]:
         """Describe every hook."""
@@ -141,7 +157,10 @@ class Relay:
         return [info.name for info in self.hooks() if name in info.plugins]
 
     def _ask(self, hook: str, name: str) -> Sequence[Any]:
-        return [impl.function() or () for impl in self._implementations(hook, name)]
+        found = self._implementations(hook, name)
+        if self._marks is None:
+            return [impl.function() or () for impl in found]
+        return [self._marks.during(name, impl.function) or () for impl in found]
 
     def _implementations(self, hook: str, name: str) -> Sequence[Any]:
         caller = getattr(self._manager.hook, hook)
@@ -149,7 +168,29 @@ class Relay:
 
     async def _await_one(self, hook: str, name: str, arguments: Mapping[str, Any]) -> None:
         for implementation in self._implementations(hook, name):
-            await _call(implementation, arguments)
+            await self._call(implementation, arguments)
+
+    def _observer(self, name: str, implementation: Any) -> Callable[[EventEnvelope, float, str], None]:
+        wanted = set(implementation.argnames)
+
+        def observe(envelope: EventEnvelope, took_s: float, code: str) -> None:
+            arguments = {"envelope": envelope, "took_s": took_s, "code": code}
+            given = {key: value for key, value in arguments.items() if key in wanted}
+            if self._marks is None:
+                implementation.function(**given)
+            else:
+                self._marks.during(name, partial(implementation.function, **given))
+
+        return observe
+
+    async def _call(self, implementation: Any, arguments: Mapping[str, Any]) -> Any:
+        name = implementation.plugin_name
+        given = {name: arguments[name] for name in implementation.argnames}
+        if self._marks is None:
+            answer = implementation.function(**given)
+            return await answer if inspect.isawaitable(answer) else answer
+        answer = self._marks.during(name, partial(implementation.function, **given))
+        return await self._marks.awaiting(name, answer) if inspect.isawaitable(answer) else answer
 
 
 def _check(hook: str, function: Callable[..., Any]) -> None:
@@ -164,18 +205,3 @@ def _check(hook: str, function: Callable[..., Any]) -> None:
         raise HookError(f"hook {hook} has no parameter {strange[0]}; it has {has}")
     if inspect.iscoroutinefunction(function) and not inspect.iscoroutinefunction(spec):
         raise HookError(f"hook {hook} is called without await; {function.__name__} must not be async")
-
-
-async def _call(implementation: Any, arguments: Mapping[str, Any]) -> Any:
-    answer = implementation.function(**{name: arguments[name] for name in implementation.argnames})
-    return await answer if inspect.isawaitable(answer) else answer
-
-
-def _observer(implementation: Any) -> Callable[[EventEnvelope, float, str], None]:
-    names = set(implementation.argnames)
-
-    def observe(envelope: EventEnvelope, took_s: float, code: str) -> None:
-        arguments = {"envelope": envelope, "took_s": took_s, "code": code}
-        implementation.function(**{name: value for name, value in arguments.items() if name in names})
-
-    return observe

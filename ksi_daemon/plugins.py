@@ -100,6 +100,8 @@ class Loader:
             )
             return None
         self._catalog.plugins[plugin.name] = plugin
+        if plugin.builtin:
+            self._breadcrumb.exempt.add(plugin.name)
         if plugin.name in self._disabled and plugin.name != CORE:
             plugin.status, plugin.error = "disabled", "it is switched off in the settings"
             return None

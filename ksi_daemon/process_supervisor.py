@@ -25,6 +25,8 @@ CRASHES_ALLOWED, CRASH_WINDOW_S = 5, 300.0
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 60.0
 STABLE_AFTER_S = 60.0
 WATCHDOG_S = 60.0
+MARK_BYTES = 128
+"""Of one name in the breadcrumb: ``breadcrumb.SIZE``."""
 MAX_OUTPUT_BYTES, OUTPUT_CHECK_S = 4 * 1024 * 1024, 3600.0
 
 STOPPED, CANNOT_START, LOCK_HELD, NEWER_SCHEMA = 0, 1, 4, 7
@@ -137,7 +139,7 @@ class Supervisor:
 
     def _note_crash(self, status: int, *, lived_s: float) -> float | None:
         self._last_exit = describe_exit(status)
-        self._suspect_breadcrumb()
+        self._suspect_breadcrumb(killed=status == -signal.SIGKILL)
         delay_s = self._history.delay_after_crash(time.monotonic(), lived_s=lived_s)
         self._log(
             "error", "daemon.crashed", exit=self._last_exit, restart_in_s=delay_s, suspects=self._suspects
@@ -145,13 +147,20 @@ class Supervisor:
         self._record()
         return delay_s
 
-    def _suspect_breadcrumb(self) -> None:
-        """Remember the plugin that was running: it stays off for as long as this supervisor lives."""
+    def _suspect_breadcrumb(self, *, killed: bool) -> None:
+        """Remember the plugin that was running: it stays off for as long as this supervisor lives.
+
+        What the loop ran is named first, then what ran in threads: that is suspected where the loop did
+        nothing. A daemon that was ended from outside, by SIGKILL, makes nobody suspect.
+        """
         with suppress(OSError), io.FileIO(self._breadcrumb) as file:
-            plugin = file.read().decode(errors="replace").strip("\0 \n")
+            marks = file.read()
             os.unlink(self._breadcrumb)
-            if plugin and plugin not in self._suspects:
-                self._suspects.append(plugin)
+            named = [_name_in(marks[at : at + MARK_BYTES]) for at in range(0, len(marks), MARK_BYTES)]
+            running = named[:1] if named and named[0] else named[1:]
+            for plugin in () if killed else running:
+                if plugin and plugin not in self._suspects:
+                    self._suspects.append(plugin)
 
     # Waiting: for the daemon's end, a signal, a notice of the daemon, or a moment.
 
@@ -243,6 +252,10 @@ class Supervisor:
         path = os.path.join(self._home, "logs", "daemon", "ksi.jsonl")
         with suppress(OSError), _open_private(path, "ab") as file:
             file.write(json.dumps(line).encode() + b"\n")
+
+
+def _name_in(mark: bytes) -> str:
+    return mark.decode(errors="replace").strip("\0 \n")
 
 
 def describe_exit(status: int) -> str:

@@ -1,7 +1,7 @@
 """What handlers take as parameters, by type: opened once, in order of need, closed in reverse."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +12,10 @@ from ksi_common.errors import FailedPrecondition
 from ksi_daemon.supervisor import attempt_async
 
 T = TypeVar("T")
+
+
+Marked = Callable[[str, Awaitable[Any]], Awaitable[Any]]
+"""Note, while something is awaited, whose code it is."""
 
 
 class ServiceError(FailedPrecondition):
@@ -36,6 +40,7 @@ class Services:
         self._instances: dict[type, Any] = {}
         self._origins: dict[type, str] = {}
         self._exit = AsyncExitStack()
+        self._marked: Marked = lambda _, opened: opened
 
     async def __aenter__(self) -> Self:
         return self
@@ -72,11 +77,15 @@ class Services:
         """Tell whether ``interface`` is offered."""
         return interface in self._instances
 
-    async def open(self, offered: Mapping[str, Sequence[Service[Any]]]) -> Mapping[str, BaseException]:
+    async def open(
+        self, offered: Mapping[str, Sequence[Service[Any]]], marked: Marked = lambda _, opened: opened
+    ) -> Mapping[str, BaseException]:
         """Open the services of plugins, in order of need; give the plugins that failed, with the reason.
 
-        A plugin's services are closed with the registry, also where a later one of it failed.
+        A plugin's services are closed with the registry, also where a later one of it failed. ``marked``:
+        notes whose code it is that opens.
         """
+        self._marked = marked
         opening = _Opening(self, offered)
         failed: dict[str, BaseException] = {}
         for plugin, services in offered.items():
@@ -88,7 +97,9 @@ class Services:
     async def enter(self, plugin: str, service: Service[T]) -> None:
         """Open one service whose needs are open."""
         needs = {name: self.get(kind) for name, kind in needs_of(service.factory).items()}
-        instance = await self._exit.enter_async_context(service.factory(**needs))
+        opened: Any = service.factory(**needs)
+        instance: T = await self._marked(plugin, opened.__aenter__())
+        self._exit.push_async_exit(opened.__aexit__)
         self.offer(service.interface, instance, plugin=plugin)
 
 

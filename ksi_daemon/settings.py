@@ -47,6 +47,7 @@ class Limits(Section):
     in_flight: int = Field(128, ge=1, description="Requests of one connection that are not answered yet.")
     streams: int = Field(1024, ge=1, description="Streams of one connection.")
     handler_s: float = Field(30.0, gt=0, description="A request's time, where its caller gives none.")
+    slow_s: float = Field(5.0, gt=0, description="A request that takes longer is named in the log.")
     idempotency_s: float = Field(
         86_400.0, gt=0, description="How long an idempotency key is remembered, with the answer it got."
     )

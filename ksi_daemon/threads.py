@@ -19,8 +19,15 @@ _Work = tuple["asyncio.Future[Any]", asyncio.AbstractEventLoop, Callable[[], Any
 class Threads:
     """Run plain functions beside the loop, with the context of who asked. Started when first needed."""
 
-    def __init__(self, size: int = THREADS) -> None:
+    def __init__(
+        self,
+        size: int = THREADS,
+        *,
+        around: Callable[[Callable[[], Any]], Callable[[], Any]] = lambda work: work,
+    ) -> None:
+        """``around``: put around whatever is run in a thread."""
         self._size = size
+        self._around = around
         self._queue: SimpleQueue[_Work] = SimpleQueue()
         self._started = 0
         self._busy = 0
@@ -48,7 +55,7 @@ class Threads:
         if self._busy > self._started < self._size:
             self._started += 1
             threading.Thread(target=self._work, name=f"ksi-handler-{self._started}", daemon=True).start()
-        self._queue.put((future, loop, functools.partial(context.run, function)))
+        self._queue.put((future, loop, functools.partial(context.run, self._around(function))))
         return await future
 
     def _work(self) -> None:

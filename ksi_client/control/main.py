@@ -50,6 +50,8 @@ def _run(options: argparse.Namespace) -> int:
     paths = Paths(default_home())
     if options.command == "logs":
         return _logs(paths, options)
+    if getattr(options, "safe_mode", False):
+        os.environ["KSI_LOAD_PLUGINS"] = ""  # of the daemon that is started, for as long as it is supervised
     tell = tell_nobody if _wants_json(options) else tell_people
     return _finish(options, COMMANDS[options.command](paths, options, tell))
 
@@ -147,6 +149,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     _add_stop(command("stop", "Let running work end, then stop the daemon."))
     again = command("restart", "Check the settings and plugins, then stop and start.")
     _add_stop(again)
+    _add_safe_mode(again)
     _add_timeout(again)
     command("reload", "Put changed settings in force, as far as that goes without a restart.")
     command("status", "Tell how the daemon fares. Codes: 0 running, 1 dead, 3 stopped, 4 not known.")
@@ -156,6 +159,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
 
 
 def _add_start(parser: argparse.ArgumentParser) -> None:
+    _add_safe_mode(parser)
     parser.add_argument("--foreground", action="store_true", help="be the daemon, unsupervised, here")
     parser.add_argument(
         "--reload",
@@ -163,6 +167,10 @@ def _add_start(parser: argparse.ArgumentParser) -> None:
         help="start again when code changes, until Ctrl-C; for plugin authors",
     )
     _add_timeout(parser)
+
+
+def _add_safe_mode(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--safe-mode", action="store_true", help="load the built-in plugins only")
 
 
 def _add_timeout(parser: argparse.ArgumentParser) -> None:

@@ -84,6 +84,13 @@ class Left(Notification, event="plugin:left"):
     """Calls that it had at work; they were answered with UNAVAILABLE."""
 
 
+class Quarantined(Notification, event="plugin:quarantined"):
+    """A plugin was switched off while the daemon runs; what it handles is answered with UNAVAILABLE."""
+
+    plugin: str
+    reason: str
+
+
 class PluginNeed(Message):
     """One plugin and what it needs."""
 

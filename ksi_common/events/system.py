@@ -201,6 +201,26 @@ class ListPlugins(Request[PluginList], event="plugin:list", safe=True):
     """List plugins, the refused ones too, with the reason."""
 
 
+class PluginFigures(Message):
+    """What a plugin did since the start."""
+
+    handled: int = 0
+    failed: int = 0
+    """Of these, answered with an error."""
+    seconds: float = 0.0
+    """That its handlers took, waiting included."""
+    slow: int = 0
+    """Requests that took longer than ``limits.slow_s``."""
+    held: int = 0
+    """Times that it held the loop, so that nobody else was served."""
+    held_s: float = 0.0
+    """The longest of them, in seconds."""
+    stuck: int = 0
+    """Handlers at work that were cancelled and do not let themselves be stopped."""
+    tasks: int = 0
+    """Tasks that it has; looked at every ten seconds."""
+
+
 class PluginDetails(PluginSummary):
     """What a plugin contributes."""
 
@@ -211,6 +231,7 @@ class PluginDetails(PluginSummary):
     middleware: list[str]
     told: list[str] = Field(default_factory=list)
     """Notifications that it declares."""
+    figures: PluginFigures = PluginFigures()
     requires: list[str] = Field(default_factory=list)
     """Plugins that it does not run without."""
     wants: list[str] = Field(default_factory=list)

@@ -1,6 +1,7 @@
 """Every request ends in time: one wheel of deadlines instead of a timer each."""
 
 import asyncio
+from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
@@ -15,9 +16,10 @@ TICK_S: Final = 0.1
 class Deadline:
     """Bound each request by what its caller gives, or by ``default_s``; streams only by the former."""
 
-    def __init__(self, default_s: float) -> None:
+    def __init__(self, default_s: float, *, late: Callable[[Caller], None] = lambda _: None) -> None:
+        """``late``: told of each caller whose time is over, before it is abandoned."""
         self._default_s = default_s
-        self._wheel = DeadlineWheel()
+        self._wheel = DeadlineWheel(late)
 
     async def __call__(self, envelope: EventEnvelope, send: Send, call_next: Endpoint) -> None:
         """Register the caller for as long as the rest of the way takes."""
@@ -69,7 +71,8 @@ async def _within(envelope: EventEnvelope, send: Send, call_next: Endpoint) -> N
 class DeadlineWheel:
     """Callers by the tick in which their time ends. Costs two dict operations each, and no timer."""
 
-    def __init__(self) -> None:
+    def __init__(self, late: Callable[[Caller], None] = lambda _: None) -> None:
+        self._late = late
         self._slots: dict[int, dict[Caller, None]] = {}
         self._ticking = False
 
@@ -92,6 +95,7 @@ class DeadlineWheel:
         now = monotonic()
         for tick in [tick for tick in self._slots if tick * TICK_S <= now]:
             for caller in self._slots.pop(tick):
+                self._late(caller)
                 caller.abandon()
         self._ticking = False
         if self._slots:

@@ -19,6 +19,9 @@ Observer = Callable[[EventEnvelope, float, str], None]
 """Told of each event after its answer: the envelope, seconds taken, and the error code or "OK"."""
 
 
+Slow = Callable[[EventEnvelope, float], None]
+
+
 @dataclass(slots=True)
 class EventStatistics:
     """Figures of one event name since the start."""
@@ -34,8 +37,18 @@ class Observation:
     ``observers`` is looked at anew for each event: those of a plugin refused late are taken out of it.
     """
 
-    def __init__(self, *, log_requests: bool, observers: Sequence[Observer] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        log_requests: bool,
+        observers: Sequence[Observer] = (),
+        slow_s: float = float("inf"),
+        slow: Slow = lambda _, __: None,
+    ) -> None:
+        """``slow``: told of requests that took longer than ``slow_s`` seconds."""
         self._plugins = observers
+        self._slow_s = slow_s
+        self._slow = slow
         self._by_event: dict[str, EventStatistics] = {}
         self.log_requests(log_requests)
 
@@ -106,6 +119,8 @@ class Observation:
         figures.handled += 1
         figures.failed += failed
         figures.seconds += took
+        if took > self._slow_s and envelope.spec.kind == "request":
+            self._slow(envelope, took)
 
 
 def _code(error: BaseException, envelope: EventEnvelope) -> str:

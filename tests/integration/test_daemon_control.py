@@ -9,8 +9,7 @@ import sqlite3  # noqa: TID251 -- to make the database one of a newer KSI
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime
 from importlib.metadata import entry_points
@@ -128,18 +127,6 @@ def control() -> Iterator[Control]:
     yield control
     control("stop", "--now")
     shutil.rmtree(folder)
-
-
-@pytest.fixture
-def unmeasured(control: Control) -> Control:
-    """Run without coverage what has to be quick."""
-    control.environ.pop("COVERAGE_PROCESS_START", None)
-    return control
-
-
-def best_of_three(measure: Callable[[], float]) -> float:
-    """Give the least of three figures: a machine that was busy with something else is no failure."""
-    return min(measure() for _ in range(3))
 
 
 def logged(following: subprocess.Popen[str], event: str) -> datetime:
@@ -332,20 +319,6 @@ def test_after_a_segmentation_fault_it_is_back_with_all_it_had(control: Control)
     assert "  restarts  1 after a crash, the last by SIGSEGV" in control("status").stdout.splitlines()
 
 
-def test_it_is_back_within_two_seconds(unmeasured: Control) -> None:
-    unmeasured("start")
-    with unmeasured.popen("logs", "--follow", "--json") as following:
-        assert best_of_three(lambda: seconds_to_come_back(unmeasured, following)) < 2
-        following.terminate()
-
-
-def seconds_to_come_back(control: Control, following: subprocess.Popen[str]) -> float:
-    control.kill(control.pid, signal.SIGSEGV)
-    crashed = logged(following, "daemon.crashed")
-    back = logged(following, "daemon.ready")
-    return (back - crashed).total_seconds()
-
-
 @pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGSEGV)", "os._exit(1)"])
 def test_a_plugin_that_ends_the_process_is_left_out_when_it_starts_again(control: Control, end: str) -> None:
     control.add_plugin("boom", f"import os, signal\n{end}\n")
@@ -475,18 +448,12 @@ def test_a_start_during_the_drain_waits_for_its_end(control: Control) -> None:
     assert control.pid != pid
 
 
-def test_sigterm_to_an_idle_daemon_ends_it_within_a_second(unmeasured: Control) -> None:
-    assert best_of_three(lambda: seconds_to_end(unmeasured)) < 1
-
-
-def seconds_to_end(control: Control) -> float:
+def test_sigterm_to_a_daemon_ends_its_supervisor_too(control: Control) -> None:
     control("start")
     with Process(control.pid) as daemon, Process(control.supervisor_pid) as supervisor:
-        began = time.monotonic()
         daemon.send(signal.SIGTERM)
         assert daemon.wait(PATIENCE_S)
         assert supervisor.wait(PATIENCE_S)
-        return time.monotonic() - began
 
 
 def test_a_pid_file_that_names_another_program_harms_nobody(control: Control) -> None:
