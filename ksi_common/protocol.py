@@ -203,8 +203,13 @@ def _not_ours(frame: Any) -> Malformed | Rpc:
         return jsonrpc.read(frame)
     if type(frame) is not dict:
         return Malformed(None, wrong_type("", "object", frame))
+    return names_no_event(readable_id(frame))
+
+
+def names_no_event(ident: FrameId | None) -> Malformed:
+    """Say what is wrong with a frame that asks for nothing."""
     return Malformed(
-        readable_id(frame),
+        ident,
         InvalidArgument(
             "the frame names no event",
             reason="missing",

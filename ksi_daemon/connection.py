@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from select import POLLHUP, poll
-from typing import Any, Final, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 from ksi_common.clock import Clock, format_time
 from ksi_common.errors import (
@@ -23,19 +23,15 @@ from ksi_common.frames import (
 )
 from ksi_common.ids import new_id
 from ksi_common.jsonrpc import Rpc
-from ksi_common.protocol import FromClient, Malformed, ServerConnection
+from ksi_common.protocol import FromClient, Malformed, ServerConnection, names_no_event
 from ksi_common.strict_json import dumps
 from ksi_daemon.channel import Channel
-from ksi_daemon.connection_limits import ConnectionLimits
+from ksi_daemon.connection_limits import HIGH_WATER, LOW_WATER, ConnectionLimits
 from ksi_daemon.exchange import Exchange, encode
 from ksi_daemon.middleware.direct import Direct
 from ksi_daemon.outcomes import Endpoint, Reply
 from ksi_daemon.router import Route
 from ksi_daemon.rpc import RpcSide
-
-HIGH_WATER: Final = 1024 * 1024
-"""Bytes unread by a client, above which it gets no more; the log keeps the rest for it."""
-LOW_WATER: Final = 256 * 1024
 
 
 class Served(Protocol):
@@ -262,7 +258,9 @@ class Connection(asyncio.Protocol):
 
     def _receive(self, frame: FromClient) -> None:
         if type(frame) is ServedAnswer:
-            if self.serves is not None:
+            if self.serves is None:
+                self._malformed(names_no_event(frame.id))
+            else:
                 self.serves(frame)
         elif type(frame) is Malformed:
             self._malformed(frame)

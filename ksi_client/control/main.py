@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from ksi_client.control.logs import LEVELS, Line, Wanted, follow, parse_since, read, render
-from ksi_client.control.reloading import reload
+from ksi_client.control.settings import reload_settings
 from ksi_client.control.starting import START_S, restart, start, start_here
 from ksi_client.control.status import health, status
 from ksi_client.control.stopping import stop
@@ -90,7 +90,7 @@ def _restart(paths: Paths, options: argparse.Namespace, tell: Tell) -> Outcome:
 
 
 def _reload(paths: Paths, _options: argparse.Namespace, _tell: Tell) -> Outcome:
-    return reload(paths)
+    return reload_settings(paths)
 
 
 def _status(paths: Paths, _options: argparse.Namespace, _tell: Tell) -> Outcome:

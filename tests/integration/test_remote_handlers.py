@@ -166,7 +166,8 @@ async def test_a_bug_of_its_own_is_named_and_counted(
 async def test_an_answer_to_nothing_is_passed_over(ksi: RunningDaemon) -> None:
     async with server(ksi) as weather, ksi.connect() as wire:
         weather.send({"type": "reply", "id": "d99", "data": {}})
-        wire.send({"type": "reply", "id": "d1", "data": {}})
+        wire.send({"type": "reply", "id": "d1", "data": {}})  # of one that serves nothing
+        assert (await wire.receive())["error"]["message"] == "the frame names no event"
         wire.send({"type": "reply", "data": {}})
         assert (await wire.receive())["error"]["details"]["field"] == "id"
         ask(wire, "1")

@@ -9,7 +9,7 @@ from ksi_client.raw import call_raw
 from ksi_common.paths import Paths
 
 
-def reload(paths: Paths) -> Outcome:
+def reload_settings(paths: Paths) -> Outcome:
     """Put changed settings in force; say which need a restart. Raises KSIError where a file is wrong."""
     if look(paths).state != "running":
         return Outcome(Exit.NOT_RUNNING, "KSI is not running; its next start reads the settings.")
