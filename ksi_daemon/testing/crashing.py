@@ -5,6 +5,7 @@ Nobody is answered any more, no handler goes on, nothing is cleaned up: the daem
 """
 
 from collections.abc import Callable, Hashable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from ksi_common.messages import matches
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.database import Database, Transaction
 from ksi_daemon.database.writer import Job
+from ksi_daemon.hub import Tap
 
 Moment = Literal["before_commit", "after_commit"]
 
@@ -69,9 +71,15 @@ class CrashingDatabase(Database):
 
 
 class CrashableDaemon(Daemon):
-    """A daemon that can be ended at a point of its database."""
+    """A daemon that can be ended at a point of its database, and is heard from its first event on."""
 
     database_class = CrashingDatabase
+    tap: Tap
+    """Hears everything that is told."""
+
+    async def _open_database(self, stack: AsyncExitStack) -> None:
+        await super()._open_database(stack)
+        self.heard = self.hub.attach(self.tap, ("*",), None)
 
 
 class Gone(BaseException):

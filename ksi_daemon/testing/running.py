@@ -30,7 +30,7 @@ from ksi_daemon.testing.recording import (
 )
 from ksi_daemon.testing.wire import PATIENCE_S, Wire
 
-Make = Callable[[], Daemon]
+Make = Callable[[], CrashableDaemon]
 
 
 class RunningDaemon:
@@ -89,7 +89,7 @@ class RunningDaemon:
 
     def events(self, pattern: str = "*") -> Sequence[StoredEvent]:
         """List what was told since the start and matches."""
-        self.daemon.hub.settle(self._channel)
+        self.daemon.hub.settle(self.daemon.heard)
         return [event for event in self._heard if matches(pattern, event.event)]
 
     async def wait_emitted(self, pattern: str, count: int = 1) -> list[dict[str, Any]]:
@@ -183,16 +183,16 @@ class RunningDaemon:
         """Bring a daemon to life on the home; return when it serves."""
         self._crashed.clear()
         self.daemon = self._make()
+        self.daemon.tap = self
         ready: asyncio.Future[Daemon] = asyncio.get_running_loop().create_future()
         self._serving = self._tasks.create_task(self._serve(ready, recovered=recovered))
         await ready
-        self._channel = self.daemon.hub.attach(self, ("*",), None)
 
     async def stop(self) -> None:
         """Stop in the daemon's own way."""
-        self.daemon.hub.settle(self._channel)
         self.daemon.lifecycle.stop("test", 1.0)
         await asyncio.wait([self._serving])
+        self.daemon.hub.settle(self.daemon.heard)
 
     async def _serve(self, ready: asyncio.Future[Daemon], *, recovered: bool) -> None:
         try:
@@ -259,7 +259,7 @@ async def running_daemon(
             paths.plugins.mkdir(parents=True, exist_ok=True)
             shutil.copy(plugin, paths.plugins)
 
-        def make() -> Daemon:
+        def make() -> CrashableDaemon:
             return CrashableDaemon(paths, chosen, clock=clock)
 
         with home_lock(paths) as recovered:

@@ -46,6 +46,7 @@ async def test_what_was_committed_is_there_after_a_crash_though_nobody_was_told(
     assert answers == []
     assert (await ksi.call_raw("state:get", {"key": "color"}))["value"] == "red"
     assert ksi.emitted("state:changed") == []
+    assert [told["recovered"] for told in ksi.emitted("system:started")] == [False, True]
 
 
 async def test_a_crash_that_nothing_leads_to_fails_the_test(ksi: RunningDaemon) -> None:
