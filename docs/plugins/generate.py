@@ -104,7 +104,7 @@ async def _services() -> Mapping[type, str]:
 def _described(name: str, thing: Any) -> Iterator[str]:
     origin = str(getattr(thing, "__module__", "ksi"))
     if inspect.isroutine(thing) and not origin.startswith("ksi"):
-        yield from (f"{origin.partition('.')[0]}'s. {_first_line(thing)}", "")
+        yield from (f"As it is in {origin.partition('.')[0]}.", "")
     elif inspect.isclass(thing):
         yield from _class(thing)
     elif inspect.isroutine(thing):

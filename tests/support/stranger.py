@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,7 +27,9 @@ class Stranger:
         self.home = folder / "home" / "ksi"
         kept = {name: value for name, value in os.environ.items() if not _is_ours(name)}
         path = os.pathsep.join((str(self.venv / "bin"), kept["PATH"]))
-        self.environ = {**kept, "PATH": path, "KSI_HOME": str(self.home), "HOME": str(folder)}
+        # The build tools are there already: nothing is fetched to build a plugin.
+        own = {"KSI_HOME": str(self.home), "HOME": str(folder), "PIP_NO_BUILD_ISOLATION": "0"}
+        self.environ = {**kept, **own, "PATH": path}
 
     def run(self, *command: str, cwd: Path | None = None, code: int = 0) -> str:
         """Run a command of the environment; give what it wrote."""
@@ -47,6 +50,13 @@ class Stranger:
         _python("-m", "hatchling", "build", "-t", "wheel", "-d", str(wheels))
         (wheel,) = wheels.glob("ksi-*.whl")
         self.run("python", "-m", "pip", "install", "-q", "--no-deps", str(wheel))
+
+    def leave(self) -> None:
+        """Uninstall what was installed, and remove what was made, but for KSI itself."""
+        for folder in self.folder.glob("ksi_*"):
+            self.run("pip", "uninstall", "-q", "-y", folder.name.replace("_", "-"))
+            shutil.rmtree(folder)
+        shutil.rmtree(self.home.parent, ignore_errors=True)
 
 
 def closure(names: tuple[str, ...]) -> set[str]:
