@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from ksi_client.programs import control
 from ksi_common.errors import FailedPrecondition, KSIError, PermissionDenied, Unavailable
 from ksi_common.paths import Paths, default_home
 
@@ -141,7 +142,7 @@ def _refusal(path: Path, error: OSError) -> KSIError:
                 f"KSI is not running: nothing listens at {path}",
                 reason="daemon_not_running",
                 socket=str(path),
-                hint="start it: python3 daemon_control.py start",
+                hint=f"start it: {control('start')}",
             )
         case errno.EAGAIN:
             return Unavailable(f"KSI is busy: the backlog of {path} is full", reason="busy", socket=str(path))

@@ -1,5 +1,6 @@
 """What a client has asked and what came of it so far. No I/O, no clock."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
@@ -141,6 +142,8 @@ class Question(Exchange):
         if self.error is not None:
             raise self.error
         assert self.reply is not None
+        for text in self.reply.warnings:
+            warnings.warn(text, FutureWarning, stacklevel=2)
         return self.reply.data
 
 

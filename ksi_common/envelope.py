@@ -1,6 +1,6 @@
 """What travels with an event: who asked, why, and until when."""
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -88,6 +88,8 @@ class EventEnvelope:
     """What commits with its unit of work; most requests have nothing."""
     begun: Awaitable[Any] | None = None
     """What its handler has begun at once and still waits for."""
+    warnings: Sequence[str] | None = None
+    """What its caller is to be told beside the answer."""
 
     @property
     def metadata(self) -> EventMetadata:

@@ -4,7 +4,7 @@ What a client sends is a Call or a Cancel; what it receives is a Reply, Item, Ma
 ``id`` is the caller's, echoed unchanged; ids of the two directions are apart.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -103,6 +103,8 @@ class Reply:
     data: dict[str, Any]
     correlation_id: str | None = None
     timestamp: str | None = None
+    warnings: Sequence[str] = ()
+    """What the caller should know: of deprecations, each once a connection."""
 
 
 @dataclass(slots=True, eq=False)
@@ -165,7 +167,12 @@ def answer_from_wire(frame: Mapping[str, Any]) -> Answer | None:
     match kind:
         case "reply":
             return Reply(
-                ident, frame["event"], frame["data"], frame.get("correlation_id"), frame.get("timestamp")
+                ident,
+                frame["event"],
+                frame["data"],
+                frame.get("correlation_id"),
+                frame.get("timestamp"),
+                frame.get("warnings", ()),
             )
         case "item":
             return Item(ident, frame["data"], frame.get("cursor"))
@@ -209,6 +216,11 @@ def reply_line(ident: bytes, event: bytes, data: bytes, correlation_id: bytes, t
             b'"}\n',
         )
     )
+
+
+def with_warnings(line: bytes, warnings: Sequence[str]) -> bytes:
+    """Add warnings to a rendered reply."""
+    return line.removesuffix(b"}\n") + b',"warnings":' + dumps(list(warnings)) + b"}\n"
 
 
 def item_line(ident: bytes, data: bytes) -> bytes:

@@ -68,6 +68,8 @@ class EventSpec:
     """Old names of a Notification: who follows one of them gets it, too."""
     answers: Literal["one", "all", "race"] = "one"
     version: int = 1
+    deprecated: str | None = None
+    """It will be removed in the next major version; what to do in its place."""
 
     @property
     def namespace(self) -> str:

@@ -32,6 +32,7 @@ def describe(cls: type[Message], plugin: str, *, remote: bool = False) -> EventH
         errors=[error.code for error in _errors(cls)],
         examples=[_line(cls)],
         answers=spec.answers,
+        deprecated=spec.deprecated,
         remote=remote,
     )
 

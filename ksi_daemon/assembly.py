@@ -14,6 +14,7 @@ from ksi_daemon.breadcrumb import Breadcrumb
 from ksi_daemon.catalog import Catalog, Plugin
 from ksi_daemon.contributions import Commands, HttpRoutes
 from ksi_daemon.database import Database
+from ksi_daemon.deprecations import Deprecations
 from ksi_daemon.handlers import Compiler
 from ksi_daemon.hooks import Relay
 from ksi_daemon.immediate import HandlerError, endpoint
@@ -68,6 +69,7 @@ class Assembly:
     listening: dict[str, list[asyncio.Task[None]]] = field(default_factory=dict)
     """What gives the subscribers of each plugin their events."""
     table: Table = field(init=False)
+    deprecations: Deprecations = field(default_factory=Deprecations)
     _observers: dict[str, Sequence[Observer]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -173,7 +175,7 @@ class Assembly:
     ) -> dict[str, Route]:
         routes: dict[str, Route] = {}
         for function in dict.fromkeys(functions):
-            route = compiler.handler(function, plugin.name)
+            route = self.deprecations.watched(compiler.handler(function, plugin.name))
             if not plugin.builtin:
                 route.message.model_rebuild()  # what is wrong with it is said now
                 route = self._marked(plugin.name, route, compiler.database)

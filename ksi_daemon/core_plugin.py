@@ -3,7 +3,8 @@
 import os
 import platform
 from collections import defaultdict
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import aclosing
 
 from ksi_common.async_db import sqlite_version
 from ksi_common.clock import Clock, format_time
@@ -30,6 +31,8 @@ from ksi_common.events.system import (
     PluginSummary,
     Shutdown,
     ShuttingDown,
+    Traced,
+    TracePlugin,
 )
 from ksi_common.paths import Paths
 from ksi_common.schema import describe
@@ -52,6 +55,7 @@ from ksi_daemon.plugin_handlers import (
 from ksi_daemon.reloading import Reloading
 from ksi_daemon.settings import Settings
 from ksi_daemon.subscriptions import Subscriptions
+from ksi_daemon.tracing import Tracing
 
 WIRE_VERSION = 1
 
@@ -80,7 +84,7 @@ def _healthy(checks: Checks, monitor: HealthMonitor, lifecycle: Lifecycle, clock
 
 
 @handler
-async def discover(request: Discover, catalog: Catalog) -> Discovered:
+async def discover(request: Discover, catalog: Catalog, lifecycle: Lifecycle) -> Discovered:
     """List what is in the table, and nothing else."""
     events = {
         namespace: [describe(route.message, route.plugin, remote=route.remote) for route in routes]
@@ -96,6 +100,7 @@ async def discover(request: Discover, catalog: Catalog) -> Discovered:
         events=events,
         notifications=dict(told),
         total_events=sum(map(len, events.values())),
+        ksi=lifecycle.version,
     )
 
 
@@ -175,10 +180,7 @@ async def inspect_plugin(
     request: InspectPlugin, catalog: Catalog, relay: Relay, observation: Observation
 ) -> PluginDetails:
     """Tell what one plugin contributes."""
-    plugin = catalog.plugins.get(request.plugin_name)
-    if plugin is None:
-        known = ", ".join(sorted(catalog.plugins))
-        raise NotFound(f'there is no plugin "{request.plugin_name}"', hint=f"there are {known}")
+    plugin = _find(request.plugin_name, catalog)
     return PluginDetails(
         **_summary(plugin),
         handlers=plugin.handled,
@@ -186,6 +188,7 @@ async def inspect_plugin(
         services=plugin.services,
         middleware=plugin.middleware,
         hooks=list(relay.hooks_of(plugin.name)),
+        told=plugin.told,
         figures=_figures(plugin, observation),
         requires=list(plugin.requires),
         wants=list(plugin.wants),
@@ -193,6 +196,15 @@ async def inspect_plugin(
             name: list(catalog.routes[name].pipeline) for name in plugin.handled if name in catalog.routes
         },
     )
+
+
+@handler
+async def trace_plugin(request: TracePlugin, catalog: Catalog, tracing: Tracing) -> AsyncIterator[Traced]:
+    """Give what a plugin does, until nobody reads on."""
+    items = tracing.follow(_find(request.plugin_name, catalog))
+    async with aclosing(items):
+        async for traced in items:
+            yield traced
 
 
 @handler
@@ -205,6 +217,14 @@ async def list_hooks(_: ListHooks, relay: Relay) -> Hooks:
         for hook in relay.hooks()
     ]
     return Hooks(hooks=hooks, count=len(hooks))
+
+
+def _find(name: str, catalog: Catalog) -> Plugin:
+    plugin = catalog.plugins.get(name)
+    if plugin is None:
+        known = ", ".join(sorted(catalog.plugins))
+        raise NotFound(f'there is no plugin "{name}"', hint=f"there are {known}")
+    return plugin
 
 
 def _figures(plugin: Plugin, observation: Observation) -> PluginFigures:

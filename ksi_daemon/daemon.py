@@ -72,6 +72,7 @@ from ksi_daemon.supervisor import MAX_FAILURES, supervise
 from ksi_daemon.tail import tell_lost_tail
 from ksi_daemon.threads import Threads
 from ksi_daemon.timers import DatabaseTimers, Timers
+from ksi_daemon.tracing import Tracing
 from ksi_daemon.transports.unix import UnixServer
 from ksi_daemon.upcasting import Upcasting
 from ksi_daemon.verification import Verifier
@@ -90,6 +91,9 @@ class Daemon:
 
     ``sandbox``: it was made of the log of another one. It answers what is safe, and does nothing else.
     """
+
+    database_class = Database
+    """Another one is for tests: one that ends where it is told to."""
 
     def __init__(
         self, paths: Paths, settings: Settings, *, clock: Clock | None = None, sandbox: bool = False
@@ -163,7 +167,7 @@ class Daemon:
 
     async def _open_database(self, stack: AsyncExitStack) -> None:
         self.database = await stack.enter_async_context(
-            Database(
+            self.database_class(
                 self.paths.database,
                 backups=self.paths.backups,
                 clock=self.clock,
@@ -240,6 +244,7 @@ class Daemon:
         offer(Services, self.services)
         offer(Settings, self.settings)
         offer(Subscriptions, self.subscriptions)
+        offer(Tracing, Tracing(self.catalog, self.hub, self.clock, self.assembly.observers))
         offer(Tasks, self.tasks)  # type: ignore[type-abstract]
         health = Health(self.database, self.subscriptions, self.catalog, self.settings, self.clock)
         offer(Health, health)

@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ksi_common.envelope import OWNER, Caller, EventEnvelope
 from ksi_common.errors import Cancelled, DeadlineExceeded, InternalError, KSIError, ResourceExhausted
-from ksi_common.frames import Call, FrameId, MarkKind, end_line, error_line, item_line, mark_line, reply_line
+from ksi_common.frames import (
+    Call,
+    FrameId,
+    MarkKind,
+    end_line,
+    error_line,
+    item_line,
+    mark_line,
+    reply_line,
+    with_warnings,
+)
 from ksi_common.ids import new_id
 from ksi_common.messages import Message
 from ksi_common.protocol import MAX_ANSWER
@@ -100,15 +110,14 @@ class Exchange:
         data = self._connection.encode(value)
         _check_size("reply", data)
         envelope = self.envelope
-        self._finish(
-            reply_line(
-                self.wire_id,
-                dumps(envelope.event),
-                data,
-                dumps(envelope.correlation_id),
-                self._connection.timestamp,
-            )
+        line = reply_line(
+            self.wire_id,
+            dumps(envelope.event),
+            data,
+            dumps(envelope.correlation_id),
+            self._connection.timestamp,
         )
+        self._finish(line if envelope.warnings is None else with_warnings(line, envelope.warnings))
 
     def fail(self, error: KSIError) -> None:
         """Answer with an error, unless there is an answer."""

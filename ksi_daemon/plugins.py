@@ -30,7 +30,7 @@ UNKNOWN: Final = "0"
 
 _FILE = re.compile(r"^[a-z][a-z0-9_]*\.py$")
 
-_NOT_ITS_OWN = frozenset(("importlib", "ksi_common", "ksi_daemon"))
+_NOT_ITS_OWN = frozenset(("importlib", "ksi_common", "ksi_daemon", "pluggy", "pydantic"))
 """Folders of code that a plugin's error only passes through."""
 
 Found = tuple[Plugin, Callable[[], ModuleType]]

@@ -21,6 +21,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from ksi_client.contract import breaking
 from ksi_common.errors import ERRORS, KSIError
 from ksi_common.messages import Message, spec_of
 from ksi_common.schema import parameters
@@ -33,6 +34,9 @@ from ksi_daemon.testing import running_daemon
 
 HERE = Path(__file__).resolve().parent
 COMMAND = "python docs/reference/generate.py"
+BREAKS = (
+    "clients break: add in place of changing, or run this again with --breaking and say so in CHANGELOG.md"
+)
 NOTE = f"<!-- Written by `{COMMAND}`. Change the code, not this page. -->"
 
 Discovery = Mapping[str, Any]
@@ -43,14 +47,33 @@ def main() -> int:
     """Write the pages, or check them."""
     parser = argparse.ArgumentParser(description="Write the reference from the code.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a page is old")
-    check = parser.parse_args().check
+    parser.add_argument(
+        "--breaking", action="store_true", help="write, though clients break; say so in the changelog"
+    )
+    options = parser.parse_args()
+    check = options.check
     old = {name: text for name, text in pages().items() if text != _text(HERE / name)}
+    broken = _broken(old.get("discovery.json"))
+    if broken and not check and not options.breaking:
+        sys.stderr.write("".join(f"{line}\n" for line in (*broken, BREAKS)))
+        return 1
     if check and old:
         sys.stderr.write(f"not up to date: {', '.join(old)}; run {COMMAND}\n")
         return 1
     for name, text in old.items():
         (HERE / name).write_text(text)
     return 0
+
+
+def _broken(new: str | None) -> Sequence[str]:
+    """Name what the document promised, and does not any more."""
+    promised = _text(HERE / "discovery.json")
+    if new is None or promised is None:
+        return []
+    try:
+        return breaking(json.loads(promised), json.loads(new))
+    except ValueError:  # in the middle of a merge
+        return []
 
 
 def pages() -> Mapping[str, str]:
@@ -96,6 +119,8 @@ def _asked(event: Help, catalog: Catalog) -> Iterator[str]:
     cls = catalog.message_class(event["event"])
     reply = spec_of(cls).reply if cls else None
     yield from _heading(event, ", ".join(_kinds(event)))
+    if event["deprecated"]:
+        yield from (f"**Deprecated**: {event['deprecated']}.", "")
     yield from _fields("Field", event["parameters"], _attribute_docs(cls), default=True)
     if reply is not None:
         said = "Item" if event["kind"] == "stream" else "Reply"

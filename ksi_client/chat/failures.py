@@ -7,6 +7,7 @@ from ksi_client.chat.answer import Answer
 from ksi_client.cli.failures import FAILED, OVERLOADED, TIMED_OUT, exit_code, four_lines
 from ksi_client.cli.safety import one_line, visible
 from ksi_client.control.wording import Outcome
+from ksi_client.programs import control
 from ksi_common.errors import KSIError, Unavailable
 
 _BY_REASON: Final[Mapping[str, int]] = {
@@ -33,7 +34,7 @@ def lines_of(error: KSIError) -> list[str]:
             for n, line in enumerate(visible(error.outcome.text).split("\n"))
         ]
     if error.details.get("reason") == "daemon_not_running":
-        return ["chat: KSI is not running.", "  Start it:  python3 daemon_control.py start"]
+        return ["chat: KSI is not running.", f"  Start it:  {control('start')}"]
     first, *rest = four_lines(error)
     return [f"chat: {first}", *rest]
 

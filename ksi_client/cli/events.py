@@ -117,6 +117,8 @@ def _plain(text: str) -> str:
 
 
 def _facts(described: Described) -> Iterator[tuple[str, str]]:
+    if described.get("deprecated"):
+        yield "deprecated", described["deprecated"]
     reply = described.get("reply")
     if reply:
         yield "gives", "{" + ", ".join(reply.get("properties", {})) + "}"

@@ -2,20 +2,22 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from importlib import import_module
 from typing import Final
 
 import click
 
 from ksi_client.cli.failures import EXIT_CODES, INTERRUPTED, report, report_usage
 from ksi_client.cli.invocation import FORMATS, Invocation, begin
+from ksi_client.cli.lazy import LazyGroup
 from ksi_client.cli.options import common_options
+from ksi_client.cli.safety import one_line
 from ksi_client.cli.writing import ReaderGone
 from ksi_common.errors import KSIError
 
 COMMANDS: Final[Mapping[str, str]] = {
+    "daemon": "ksi_client.cli.daemon:daemon",
     "status": "ksi_client.cli.status:status",
     "call": "ksi_client.cli.call:call",
     "send": "ksi_client.cli.send:send",
@@ -25,38 +27,12 @@ COMMANDS: Final[Mapping[str, str]] = {
     "export": "ksi_client.cli.transfer:export_",
     "import": "ksi_client.cli.transfer:import_",
     "install": "ksi_client.cli.install:install",
+    "contract": "ksi_client.cli.contract:contract",
+    "plugin": "ksi_client.cli.plugin.group:plugin",
 }
 
 BROKEN_PIPE: Final = 141
 """What a shell reports of a command that SIGPIPE ended."""
-
-
-class LazyGroup(click.Group):
-    """A group whose commands are imported when they are run."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's)
-        """Name the commands, in the order that help shows."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """Import a command."""
-        if cmd_name not in COMMANDS:
-            return None
-        module, _, name = COMMANDS[cmd_name].partition(":")
-        command: click.Command = getattr(import_module(module), name)
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command; where there is none, name those that are nearly called so."""
-        with suppress(IndexError):
-            if args[0] not in COMMANDS and not args[0].startswith("-"):
-                command = _of_a_plugin(args[0])
-                if command is not None:
-                    return args[0], command, args[1:]
-                raise click.NoSuchCommand(args[0], possibilities=COMMANDS, ctx=ctx)
-        return super().resolve_command(ctx, args)
 
 
 def _of_a_plugin(name: str) -> click.Command | None:
@@ -65,7 +41,13 @@ def _of_a_plugin(name: str) -> click.Command | None:
     return contributed(name)
 
 
-@click.group(cls=LazyGroup, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    commands_by_name=COMMANDS,
+    otherwise=_of_a_plugin,
+    epilog=EXIT_CODES,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @common_options
 def ksi() -> None:
     """Talk to KSI, the event daemon of this machine.
@@ -76,6 +58,7 @@ def ksi() -> None:
     ksi events show state:set           one of them
     ksi call state:set key=color value=green
     ksi sub 'state:*'                   watch, Ctrl-C to stop
+    ksi plugin new weather              extend it
     """  # noqa: D301  (\b keeps click from joining the lines)
     named = os.environ.get("KSI_OUTPUT")
     if named and named not in FORMATS:
@@ -90,6 +73,7 @@ def main() -> None:
 def run(argv: Sequence[str]) -> int:
     """Run a command line; give the exit code."""
     invocation = begin(argv)
+    warnings.showwarning = _warn
     try:
         return _run(invocation)
     except (click.Abort, KeyboardInterrupt):
@@ -98,6 +82,11 @@ def run(argv: Sequence[str]) -> int:
         # The interpreter must not try to flush what is left, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    """Say what the daemon says of something that is given up."""
+    click.echo(f"warning: {one_line(str(message))}", err=True)
 
 
 def _run(invocation: Invocation) -> int:

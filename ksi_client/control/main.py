@@ -12,6 +12,7 @@ from ksi_client.control.settings import reload_settings
 from ksi_client.control.starting import START_S, restart, start, start_here
 from ksi_client.control.status import health, status
 from ksi_client.control.stopping import stop
+from ksi_client.control.watching import keep_reloading
 from ksi_client.control.wording import Exit, Outcome, Tell, complain, tell_nobody, tell_people
 from ksi_common.errors import KSIError, PermissionDenied
 from ksi_common.paths import Paths, default_home
@@ -19,18 +20,18 @@ from ksi_common.paths import Paths, default_home
 LINES: Final = 50
 EPILOG: Final = """\
 examples:
-  python3 daemon_control.py start
-  python3 daemon_control.py status --json
-  python3 daemon_control.py logs -f --level warning
-  python3 daemon_control.py stop
+  PROGRAM start
+  PROGRAM status --json
+  PROGRAM logs -f --level warning
+  PROGRAM stop
 
 exit codes: 0 ok, 1 failed, 2 usage, 3 not running, 4 not permitted or not known, 7 data of a newer KSI
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and give its exit code."""
-    options = _parser().parse_args(arguments)
+def main(arguments: Sequence[str] | None = None, *, program: str = "daemon_control.py") -> int:
+    """Run one command and give its exit code; ``program``: what help calls it."""
+    options = _parser(program).parse_args(arguments)
     if getattr(options, "home", None):
         os.environ["KSI_HOME"] = os.path.abspath(options.home)  # noqa: PTH100 -- resolves no links
     os.umask(0o077)  # what is made here and by the daemon is its owner's alone
@@ -75,6 +76,8 @@ def _finish(options: argparse.Namespace, outcome: Outcome) -> int:
 def _start(paths: Paths, options: argparse.Namespace, tell: Tell) -> Outcome:
     if options.foreground:
         return start_here(paths, tell=tell)
+    if options.reload:
+        return keep_reloading(paths, timeout_s=options.timeout, tell=tell)
     return start(paths, timeout_s=options.timeout)
 
 
@@ -126,14 +129,14 @@ def _wants_json(options: argparse.Namespace) -> bool:
     return getattr(options, "json", False)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(program: str) -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--home", metavar="DIR", help="where the daemon lives; default: $KSI_HOME, or ./var")
     common.add_argument("--json", action="store_true", help="answer with JSON on stdout")
     parser = argparse.ArgumentParser(
-        prog="daemon_control.py",
+        prog=program,
         description="Start, stop and look at the KSI daemon.",
-        epilog=EPILOG,
+        epilog=EPILOG.replace("PROGRAM", f"python3 {program}" if program.endswith(".py") else program),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[common],
     )
@@ -158,6 +161,11 @@ def _parser() -> argparse.ArgumentParser:
 def _add_start(parser: argparse.ArgumentParser) -> None:
     _add_safe_mode(parser)
     parser.add_argument("--foreground", action="store_true", help="be the daemon, unsupervised, here")
+    parser.add_argument(
+        "--reload",
+        action="store_true",
+        help="start again when code changes, until Ctrl-C; for plugin authors",
+    )
     _add_timeout(parser)
 
 

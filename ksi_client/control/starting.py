@@ -11,6 +11,7 @@ from ksi_client.control.logs import last_lines
 from ksi_client.control.standing import Standing, look
 from ksi_client.control.stopping import stop
 from ksi_client.control.wording import Exit, Outcome, Tell, duration, models, tell_nobody
+from ksi_client.programs import control
 from ksi_client.raw import RawClient
 from ksi_common.errors import FailedPrecondition
 from ksi_common.paths import Paths
@@ -125,8 +126,7 @@ def _started(
         f"  data      {paths.home}   log  {paths.log}",
         f"  plugins   {_plugins(plugins)}",
         f"  models    {models(health)}",
-        f"Ready in {duration(took_s)}, pid {health['pid']}."
-        "   Try: python3 chat.py   |   ./ksi events ls   |   python3 daemon_control.py stop",
+        f"Ready in {duration(took_s)}, pid {health['pid']}.   Try: {_what_to_try()}",
     ]
     data = {
         "status": "started",
@@ -139,6 +139,13 @@ def _started(
         "recovered": recovered,
     }
     return Outcome(Exit.OK, "\n".join(lines), data)
+
+
+def _what_to_try() -> str:
+    stop = control("stop")
+    if stop.startswith("ksi "):
+        return f"ksi events ls   |   ksi plugin new NAME   |   {stop}"
+    return f"python3 chat.py   |   ./ksi events ls   |   {stop}"
 
 
 def _recovered(before: Standing, health: Mapping[str, Any]) -> list[str]:
@@ -185,7 +192,7 @@ def _taken(paths: Paths, standing: Standing) -> Outcome:
         reason = f"{who} uses {paths.home} and does not answer."
     return Outcome(
         Exit.NOT_PERMITTED,
-        f"{reason}\n  End it: python3 daemon_control.py stop --now",
+        f"{reason}\n  End it: {control('stop --now')}",
         {"status": "not_started", "reason": reason, "pid": standing.pid},
     )
 

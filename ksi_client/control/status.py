@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from ksi_client.control.standing import ANSWER_S, Standing, Supervised, look
 from ksi_client.control.wording import Exit, Outcome, duration, models, size
+from ksi_client.programs import control
 from ksi_client.raw import call_raw
 from ksi_common.errors import KSIError
 from ksi_common.paths import Paths
@@ -127,7 +128,7 @@ def _figures(answer: Mapping[str, Any]) -> list[str]:
 def _without(standing: Standing) -> str:
     keeper = standing.supervisor
     if standing.state == "stopped":
-        return "KSI is not running. Start it: python3 daemon_control.py start"
+        return f"KSI is not running. Start it: {control('start')}"
     if standing.state == "unresponsive":
         who = f" (pid {standing.pid})" if standing.pid else ""
         return f"KSI{who} does not answer: it starts, stops or hangs."

@@ -6,7 +6,7 @@ from pydantic import Field, JsonValue
 
 from ksi_common.errors import NotFound
 from ksi_common.events.types import EventName
-from ksi_common.messages import Message, Notification, Request
+from ksi_common.messages import Message, Notification, Request, Stream
 
 Status = Literal["healthy", "degraded", "unhealthy"]
 
@@ -78,6 +78,8 @@ class EventHelp(Message):
     """Of its handlers: the only one, all of them, or the first that can."""
     remote: bool = False
     """A client of the daemon handles it."""
+    deprecated: str | None = None
+    """It is removed in the next major version; what to do in its place."""
 
 
 class Discovered(Message):
@@ -89,6 +91,10 @@ class Discovered(Message):
     notifications: dict[str, list[EventHelp]]
     """What is told, by namespace: to be subscribed to, not sent."""
     total_events: int
+    format: int = 1
+    """Of this document; it grows within a number."""
+    ksi: str = ""
+    """The version of the daemon."""
 
 
 class Discover(Request[Discovered], event="system:discover", safe=True):
@@ -223,6 +229,8 @@ class PluginDetails(PluginSummary):
     services: list[str]
     hooks: list[str]
     middleware: list[str]
+    told: list[str] = Field(default_factory=list)
+    """Notifications that it declares."""
     figures: PluginFigures = PluginFigures()
     requires: list[str] = Field(default_factory=list)
     """Plugins that it does not run without."""
@@ -234,6 +242,29 @@ class PluginDetails(PluginSummary):
 
 class InspectPlugin(Request[PluginDetails], event="plugin:inspect", safe=True, raises=(NotFound,)):
     """Tell what a plugin contributes."""
+
+    plugin_name: str = Field(description="Its name.", examples=["state"])
+
+
+class Traced(Message):
+    """Something that a plugin did."""
+
+    kind: Literal["began", "answered", "told"]
+    """``began`` is the first one: from there on nothing is missed."""
+    event: str
+    data: dict[str, JsonValue]
+    """What was asked, or told; only its size where that is above 4 KiB."""
+    time: str
+    code: str | None = None
+    """What was answered with: OK, or the code of an error."""
+    took_ms: float | None = None
+    correlation_id: str
+    missed: int = 0
+    """How many before this one are not shown, because they came faster than they were read."""
+
+
+class TracePlugin(Stream[Traced], event="plugin:trace", safe=True, raises=(NotFound,)):
+    """Follow what a plugin answers and tells, requests that change nothing included."""
 
     plugin_name: str = Field(description="Its name.", examples=["state"])
 

@@ -2,19 +2,19 @@
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ksi_client.contract import breaking, changes
 from ksi_daemon.testing import RunningDaemon, Wire, running_daemon
-from tests.support.narrowing import broken_for_readers, broken_for_writers
 
 from .conftest import WritePlugin
 
 LOCK = Path(__file__).resolve().parents[2] / "docs" / "reference" / "discovery.json"
-REGENERATE = "if it is meant, and CHANGELOG.md says so: python docs/reference/generate.py"
+REGENERATE = "if it is meant, and CHANGELOG.md says so: python docs/reference/generate.py --breaking"
 
 Described = dict[str, Any]
 
@@ -161,7 +161,7 @@ def test_an_answer_that_is_not_declared_is_found_out() -> None:
 async def test_nothing_that_clients_rely_on_is_gone_or_narrower() -> None:
     async with running_daemon(settings={"load_plugins": "none"}) as ksi:
         now = await ksi.call_raw("system:discover")
-    assert list(broken(json.loads(LOCK.read_text()), now)) == [], REGENERATE
+    assert breaking(json.loads(LOCK.read_text()), now) == [], REGENERATE
 
 
 def drop_event(found: Described) -> None:
@@ -233,7 +233,7 @@ def test_what_takes_something_away_is_found_out(change: Callable[[Described], No
     locked = json.loads(LOCK.read_text())
     changed = copy.deepcopy(locked)
     change(changed)
-    assert list(broken(locked, changed)) == [finding]
+    assert breaking(locked, changed) == [finding]
 
 
 def test_what_only_adds_is_no_finding() -> None:
@@ -245,34 +245,12 @@ def test_what_only_adds_is_no_finding() -> None:
     of(grown, "event:read")["schema"]["properties"]["direction"]["enum"].append("sideways")
     of(grown, "state:list")["schema"]["properties"]["limit"]["maximum"] = 1_000_000
     grown["events"]["new"] = [{**get, "event": "new:get"}]
-    assert list(broken(locked, grown)) == []
-
-
-def broken(old: Described, new: Described) -> Iterator[str]:
-    """Name what was there and is gone or narrower."""
-    present = {event["event"]: event for event in (*asked(new), *told(new))}
-    for was in (*asked(old), *told(old)):
-        name = was["event"]
-        now = present.get(name)
-        if now is None or now["kind"] != was["kind"]:
-            yield f"{name} is gone"
-        elif was["kind"] == "notification":
-            yield from (f"{name}: {found}" for found in broken_for_readers(was["schema"], now["schema"]))
-        else:
-            yield from (f"{name}: {found}" for found in broken_for_writers(was["schema"], now["schema"]))
-            answer = broken_for_readers(was["reply"], now["reply"])
-            yield from (f"{name}: answer: {found}" for found in answer)
-            yield from behaves_otherwise(was, now)
-
-
-def behaves_otherwise(was: Described, now: Described) -> Iterator[str]:
-    for word in ("safe", "idempotent"):
-        if was[word] and not now[word]:
-            yield f"{was['event']} is not {word} any more"
-    for name in was["parameters"].keys() & now["parameters"].keys():
-        default = now["parameters"][name]["default"]
-        if default != was["parameters"][name]["default"]:
-            yield f"{was['event']}: {name} is by default {default!r} now"
+    assert [str(change) for change in changes(locked, grown)] == [
+        "state:get: deep is new",
+        "state:get: answer: depth is new",
+        "new:get is new",
+    ]
+    assert breaking(locked, grown) == []
 
 
 def asked(found: Described) -> list[Described]:

@@ -5,12 +5,16 @@ from typing import Any, Final
 
 Schema = Mapping[str, Any]
 
+_DEEPEST: Final = 12
+"""Fields within fields: some schemas hold themselves."""
 _AT_MOST: Final = ("maximum", "exclusiveMaximum", "maxLength", "maxItems")
 _AT_LEAST: Final = ("minimum", "exclusiveMinimum", "minLength", "minItems")
 
 
 def broken_for_writers(old: Schema, new: Schema, path: str = "") -> Iterator[str]:
     """Name what could be sent, and cannot be any more."""
+    if path.count(".") >= _DEEPEST:
+        return
     for name, field in old.get("properties", {}).items():
         where = f"{path}.{name}".lstrip(".")
         if name not in new.get("properties", {}):
@@ -29,6 +33,8 @@ def broken_for_writers(old: Schema, new: Schema, path: str = "") -> Iterator[str
 
 def broken_for_readers(old: Schema, new: Schema, path: str = "") -> Iterator[str]:
     """Name what could be relied on in an answer, and cannot be any more."""
+    if path.count(".") >= _DEEPEST:
+        return
     for name, field in old.get("properties", {}).items():
         where = f"{path}.{name}".lstrip(".")
         if name not in new.get("properties", {}):

@@ -1,0 +1,1 @@
+"""Hello: a plugin of KSI."""

@@ -1,0 +1,1 @@
+"""`ksi plugin`: what authors of plugins and those who use them work with."""
