@@ -34,6 +34,7 @@ from ksi_daemon.dead_letters import REFERRED, DatabaseDeadLetters, DeadLetters
 from ksi_daemon.draining import drain
 from ksi_daemon.durable_listener import DurableListener
 from ksi_daemon.eventlog import EventLog
+from ksi_daemon.gates import Gates
 from ksi_daemon.guard import Guard
 from ksi_daemon.handlers import Compiler
 from ksi_daemon.health import Health, HealthChecks
@@ -54,7 +55,7 @@ from ksi_daemon.middleware.only_reading import only_reading
 from ksi_daemon.middleware.permissions import permissions
 from ksi_daemon.outcomes import Endpoint, Middleware
 from ksi_daemon.plugin_settings import is_enabled, own_table
-from ksi_daemon.plugins import GROUP, Loader
+from ksi_daemon.plugins import GROUP, Loader, explain
 from ksi_daemon.presence import Presence
 from ksi_daemon.processes import Processes
 from ksi_daemon.projections import Aggregates, Projections
@@ -139,31 +140,22 @@ class Daemon:
                 await self._start_children()
             server = await stack.enter_async_context(self._server())
             self.lifecycle.connections = lambda: len(server.connections)
-            gates = await stack.enter_async_context(AsyncExitStack())
+            gates = await stack.enter_async_context(Gates(self.relay, server.gate))
             stack.enter_context(Watchdog(self.guard.owner, self.guard.held, self.guard.resumed))
             self.tasks.create_task(Presence(self.paths.socket).watch(self._unreachable))
             if not self.sandbox:
-                await self._open_gates(server, gates)
+                for plugin, error in (await gates.open(self.assembly.loaded)).items():
+                    self._switch_off(plugin, f"its transport cannot be opened: {explain(error)}")
                 await self._announce(recovered=recovered)
             ready(self)
             stop = await self.lifecycle.stopping
-            await gates.aclose()
+            await gates.close()
             await self._drain(server, stop)
         return stop
 
     async def _announce(self, *, recovered: bool) -> None:
         await self.bus.notify(Started(version=self.lifecycle.version, pid=os.getpid(), recovered=recovered))
         await tell_lost_tail(self.database)
-
-    async def _open_gates(self, server: UnixServer, gates: AsyncExitStack) -> None:
-        for plugin in self.assembly.loaded:
-            error = await attempt_async(partial(self._open_gates_of, plugin.name, server, gates))
-            if error is not None:
-                self._switch_off(plugin.name, f"its transport cannot be opened: {explain(error)}")
-
-    async def _open_gates_of(self, plugin: str, server: UnixServer, gates: AsyncExitStack) -> None:
-        for transport in self.relay.transports(plugin):
-            await gates.enter_async_context(transport(server.gate))
 
     async def _open_database(self, stack: AsyncExitStack) -> None:
         self.database = await stack.enter_async_context(

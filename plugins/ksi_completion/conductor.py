@@ -213,7 +213,7 @@ class Conductor:
                 self._finish(one, worse)
 
     def _waits_for_disk(self, one: Open, error: Exception) -> bool:
-        """Let it be tried again where the disk took nothing, or gave nothing: that is no bug, and no fault."""
+        """Let it be tried again where the disk took nothing, or gave nothing: that is no bug."""
         if not isinstance(error, OperationalError) or not error.retryable:
             return False
         log.warning("completion.not_begun", request_id=one.entry.request_id, error=error.message)

@@ -1,0 +1,45 @@
+"""The transports that plugins give, open as long as the daemon's own socket."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Self
+
+from ksi_daemon.catalog import Plugin
+from ksi_daemon.hooks import Relay
+from ksi_daemon.supervisor import attempt_async
+
+
+class Gates:
+    """Open and close the ways in that plugins give beside the socket."""
+
+    def __init__(self, relay: Relay, gate: Callable[[], asyncio.Protocol]) -> None:
+        self._relay = relay
+        self._gate = gate
+        self._open = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def open(self, plugins: Iterable[Plugin]) -> dict[str, BaseException]:
+        """Open what each plugin gives; give what went wrong, by plugin. The others are not touched by it."""
+        errors = {}
+        for plugin in plugins:
+            error = await attempt_async(lambda name=plugin.name: self._open_those_of(name))  # type: ignore[misc]
+            if error is not None:
+                errors[plugin.name] = error
+        return errors
+
+    async def close(self) -> None:
+        """Close all, the last one first. To do so again does nothing."""
+        await self._open.aclose()
+
+    async def _open_those_of(self, plugin: str) -> None:
+        for transport in self._relay.transports(plugin):
+            await self._open.enter_async_context(transport(self._gate))
