@@ -16,6 +16,7 @@ def describe(cls: type[Message], plugin: str, *, remote: bool = False) -> EventH
     """Say everything about an event that its class says."""
     spec = spec_of(cls)
     doc = inspect.getdoc(cls) or ""
+    schema = cls.model_json_schema()
     return EventHelp(
         event=spec.name,
         namespace=spec.namespace,
@@ -26,20 +27,20 @@ def describe(cls: type[Message], plugin: str, *, remote: bool = False) -> EventH
         version=spec.version,
         safe=spec.safe,
         idempotent=spec.idempotent,
-        parameters=parameters(cls),
+        parameters=parameters(cls, schema),
         reply=spec.reply.model_json_schema(mode="serialization") if spec.reply else None,
-        schema_=cls.model_json_schema(),
+        schema_=schema,
         errors=[error.code for error in _errors(cls)],
-        examples=[_line(cls)],
+        examples=[_line(cls, schema)],
         answers=spec.answers,
         deprecated=spec.deprecated,
         remote=remote,
     )
 
 
-def parameters(cls: type[BaseModel]) -> Mapping[str, Parameter]:
-    """Describe the fields of an event, by their names on the wire."""
-    schema = cls.model_json_schema()
+def parameters(cls: type[BaseModel], schema: Mapping[str, Any] | None = None) -> Mapping[str, Parameter]:
+    """Describe the fields of a model, by their names on the wire. ``schema``: its own, if at hand."""
+    schema = schema or cls.model_json_schema()
     definitions: Mapping[str, Any] = schema.get("$defs", {})
     described = {}
     for name, info in cls.model_fields.items():
@@ -60,6 +61,10 @@ def example(cls: type[BaseModel]) -> dict[str, Any]:
 
     Where it has none, the first example of each field that needs one.
     """
+    return _example_of(cls, cls.model_json_schema())
+
+
+def _example_of(cls: type[BaseModel], schema: Mapping[str, Any]) -> dict[str, Any]:
     extra = cls.model_config.get("json_schema_extra")
     if (
         isinstance(extra, dict)
@@ -70,8 +75,8 @@ def example(cls: type[BaseModel]) -> dict[str, Any]:
     data = {}
     for name, info in cls.model_fields.items():
         if info.is_required():
-            schema = cls.model_json_schema()["properties"][public_name(name, info)]
-            data[public_name(name, info)] = _example(info, schema)
+            public = public_name(name, info)
+            data[public] = _example(info, schema["properties"][public])
     return data
 
 
@@ -90,11 +95,11 @@ def type_name(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     return kind
 
 
-def _line(cls: type[Message]) -> dict[str, Any]:
+def _line(cls: type[Message], schema: Mapping[str, Any]) -> dict[str, Any]:
     spec = spec_of(cls)
     if spec.kind == "notification":  # it cannot be sent, but followed
         return {"event": "event:subscribe", "data": {"patterns": [spec.name]}}
-    return {"event": spec.name, "data": example(cls)}
+    return {"event": spec.name, "data": _example_of(cls, schema)}
 
 
 def _errors(cls: type[Message]) -> Sequence[type[KSIError]]:

@@ -1,5 +1,6 @@
 """``system:*``, ``plugin:*`` and ``config:*``: handled by the daemon itself, in the way of any plugin."""
 
+import asyncio
 import os
 import platform
 from collections import defaultdict
@@ -85,16 +86,19 @@ def _healthy(checks: Checks, monitor: HealthMonitor, lifecycle: Lifecycle, clock
 
 @handler
 async def discover(request: Discover, catalog: Catalog, lifecycle: Lifecycle) -> Discovered:
-    """List what is in the table, and nothing else."""
-    events = {
-        namespace: [describe(route.message, route.plugin, remote=route.remote) for route in routes]
-        for namespace, routes in catalog.by_namespace(request.namespace).items()
-    }
+    """List what is in the table, and nothing else; others have their turn between two events."""
+    events: dict[str, list[EventHelp]] = {}
+    for namespace, routes in catalog.by_namespace(request.namespace).items():
+        events[namespace] = []
+        for route in routes:
+            events[namespace].append(describe(route.message, route.plugin, remote=route.remote))
+            await asyncio.sleep(0)
     told: dict[str, list[EventHelp]] = defaultdict(list)
     for name, notification in sorted(catalog.notifications.items()):
         namespace = name.partition(":")[0]
         if request.namespace in {None, namespace}:
             told[namespace].append(describe(notification, catalog.plugin_telling(name)))
+            await asyncio.sleep(0)
     return Discovered(
         namespaces=sorted(events),
         events=events,

@@ -6,7 +6,7 @@ import os
 import queue
 import re
 from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,9 @@ class _LogFile(logging.handlers.RotatingFileHandler):
         """Write a record, to the file that is at the path now."""
         stream = self.stream
         if stream is not None and not _is_at(self.baseFilename, stream.fileno()):
-            stream.close()
-            self.stream = self._open()
+            with suppress(OSError):  # its folder may be gone, too
+                self.stream = self._open()
+                stream.close()
         super().emit(record)
 
 

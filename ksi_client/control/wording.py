@@ -48,11 +48,14 @@ def complain(text: str) -> None:
 
 
 def models(health: Mapping[str, Any]) -> str:
-    """Name the providers of models that can be used, and say why the others cannot."""
+    """Name the providers of models that can be used, and the others; say why where there is none to use."""
     found = dict(health["checks"]["providers"]["detail"])
     found.pop("configured", None)
     usable = [f"{name} (no key needed)" if name == "embedded" else name for name in found.pop("usable", [])]
-    return "; ".join([", ".join(usable) or "none", *(f"{name}: {why}" for name, why in found.items())])
+    if not usable:
+        return "; ".join(["none", *(f"{name}: {why}" for name, why in found.items())])
+    others = f"; not set up: {', '.join(found)} (docs/providers.md)" if found else ""
+    return ", ".join(usable) + others
 
 
 def duration(seconds: float) -> str:

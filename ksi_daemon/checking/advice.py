@@ -7,7 +7,7 @@ from types import FunctionType
 
 from ksi_daemon.checking.findings import Finding, place_of
 
-_SERVICE = re.compile(r"(no plugin offers the service (\w+)); there are (.*)")
+_SERVICE = re.compile(r"(no plugin offers the service (\w+)); (?:did you mean \w+\? )?there are (.*)")
 _OURS = re.compile(r"^(TypeError: )?(ksi_file_\w+\.)?")
 """How it is said says nothing to the author."""
 _WORD = re.compile(r"[A-Za-z_]\w*")
@@ -19,7 +19,7 @@ _ADVICE: Mapping[str, str] = {
     r"first parameter must be annotated": "async def {name}(request: AnEventClass, …) -> ItsReply:",
     r"parameter (\w+) of \w+ has no type": "give it a type, by which it is found: {1}: Bus",
     r"does not say what it returns": "add -> and the reply that the event's class names: Request[Reply]",
-    r"is answered with (\w+)$": "return {1}, and say so: -> {1}",
+    r"is answered with (\w+): write": "return {1}, and say so: -> {1}",
     r"No module named '([\w]+)": "pip install what has {1}, and name it under dependencies in pyproject.toml",
     r"is not an event name": 'event="namespace:verb", in small letters, digits and underscores',
     r"there is no hook|has no parameter": "docs/plugins/reference.md lists the hooks with their parameters",
@@ -32,7 +32,7 @@ _ADVICE: Mapping[str, str] = {
 def advised(finding: Finding, module: object) -> Finding:
     """Give a problem with a hint, and with its place where it names a function of the plugin."""
     text, hint = _OURS.sub("", finding.text), finding.hint
-    service = _SERVICE.match(text)
+    service = _SERVICE.search(text)
     if service is not None:
         text, hint = service[1], _service_hint(service[2], service[3].split(", "))
     place = finding.place or _named(text, module)

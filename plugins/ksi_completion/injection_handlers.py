@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import structlog
 
-from ksi_common.events.completion import Async
 from ksi_common.events.injection import (
     Batch,
     Batched,
@@ -22,7 +21,7 @@ from ksi_common.events.injection import (
     WaitingList,
 )
 from ksi_completion.completion_service import CompletionService
-from ksi_completion.injections import DIRECT, Injections, styled
+from ksi_completion.injections import Injections
 from ksi_daemon.plugin import (
     Bus,
     Database,
@@ -101,20 +100,9 @@ async def injection_status(request: InjectionStatus, injections: Injections) -> 
 
 async def send(injection_id: str, injections: Injections, bus: Bus) -> None:
     """Ask what a direct one is to ask, once however often this is called. What is refused is dropped."""
-    session_id, content, how = await injections.find(injection_id)
+    request = await injections.request_of(injection_id)
     try:
-        await bus.call(
-            Async(
-                prompt=styled(content, how),
-                session_id=session_id,
-                request_id=f"{DIRECT}{injection_id}",
-                priority=how["priority"],
-                agent_id=how["agent_id"],
-                model=how["model"],
-                provider=how["provider"],
-                purpose="injection",
-            )
-        )
+        await bus.call(request)
     except OperationalError:
         await injections.drop(injection_id)
         raise

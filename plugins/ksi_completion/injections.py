@@ -12,6 +12,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from ksi_common.clock import Clock
+from ksi_common.events.completion import Async
 from ksi_common.events.injection import (
     Cleared,
     Inject,
@@ -20,11 +21,12 @@ from ksi_common.events.injection import (
     InjectionTaken,
     Item,
     Standing,
+    Style,
     Waiting,
     WaitingList,
 )
 from ksi_completion.reservations import CHARACTERS_PER_TOKEN
-from ksi_completion.rows import PRIORITIES, StoredMessage
+from ksi_completion.rows import PRIORITIES, PRIORITY_NAMES, StoredMessage
 from ksi_daemon.plugin import Database, ResourceExhausted, Transaction, format_time, new_id
 
 MINUTE_US: Final = 60_000_000
@@ -36,8 +38,9 @@ DIRECT: Final = "injection-"
 """What the request of a direct injection is named by, before its id."""
 
 _INSERT: Final = (
-    "INSERT INTO injections (injection_id, session_id, mode, content, tokens, depth, how, priority, "
-    "queued_us, expires_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "INSERT INTO injections (injection_id, session_id, mode, content, tokens, depth, position, style, "
+    "priority, agent_id, model, provider, metadata, queued_us, expires_us) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _DEPTH: Final = "SELECT max(depth) FROM injections WHERE request_id = ?"
 _RECENT: Final = (
@@ -45,15 +48,22 @@ _RECENT: Final = (
     "WHERE session_id = ?1 AND queued_us > ?2"
 )
 _NEXT: Final = (
-    "SELECT injection_id, content, how FROM injections WHERE session_id = ? AND request_id IS NULL "
-    "AND mode = 'next' AND expires_us > ? ORDER BY priority DESC, number"
+    "SELECT injection_id, content, position, style FROM injections WHERE session_id = ? "
+    "AND request_id IS NULL AND mode = 'next' AND expires_us > ? ORDER BY priority DESC, number"
 )
 _DIRECT: Final = "SELECT injection_id FROM injections WHERE request_id IS NULL AND mode = 'direct'"
-_FIND: Final = "SELECT session_id, content, how FROM injections WHERE injection_id = ?"
+_FIND: Final = (
+    "SELECT session_id, content, style, priority, agent_id, model, provider FROM injections "
+    "WHERE injection_id = ?"
+)
 _TAKE: Final = "UPDATE injections SET request_id = ? WHERE injection_id = ? AND request_id IS NULL"
 _FORGET: Final = (
     "DELETE FROM injections WHERE session_id = ?1 "
     "AND ((request_id IS NULL AND expires_us <= ?2) OR queued_us <= ?3)"
+)
+_LISTED: Final = (
+    "SELECT injection_id, session_id, mode, position, style, priority, content, depth, queued_us, "
+    "expires_us, metadata"
 )
 _WAITING: Final = (
     "FROM injections WHERE request_id IS NULL AND expires_us > ?2 AND (?1 IS NULL OR session_id = ?1)"
@@ -94,10 +104,10 @@ class Injections:
         tokens = -(-len(asked.content) // CHARACTERS_PER_TOKEN)
         depth = self._admitted_depth(tx, asked, tokens, now)
         injection_id = new_id()
-        how = asked.model_dump_json(exclude={"session_id", "content", "mode"})
-        about = (injection_id, asked.session_id, asked.mode, asked.content, tokens, depth, how)
-        when = (PRIORITIES[asked.priority], now, now + round(asked.ttl_s * 1e6))
-        tx.execute(_INSERT, (*about, *when))
+        about = (injection_id, asked.session_id, asked.mode, asked.content, tokens, depth)
+        how = (asked.position, asked.style, PRIORITIES[asked.priority])
+        whom = (asked.agent_id, asked.model, asked.provider, orjson.dumps(asked.metadata).decode())
+        tx.execute(_INSERT, (*about, *how, *whom, now, now + round(asked.ttl_s * 1e6)))
         named: dict[str, Any] = {
             "injection_id": injection_id,
             "session_id": asked.session_id,
@@ -121,9 +131,8 @@ class Injections:
         found = tx.execute(_NEXT, (session_id, self._clock.time_us())).fetchall()
         before: list[str] = []
         after: list[str] = []
-        for injection_id, content, how in found:
-            fields = orjson.loads(how)
-            (before if fields["position"] == "before_prompt" else after).append(styled(content, fields))
+        for injection_id, content, position, style in found:
+            (before if position == "before_prompt" else after).append(_styled(content, style))
             tx.execute(_TAKE, (request_id, injection_id))
             taken = InjectionTaken(injection_id=injection_id, session_id=session_id, request_id=request_id)
             tx.tell(taken, stream=f"injection/{session_id}")
@@ -135,10 +144,21 @@ class Injections:
         """List the direct ones that have not become a completion yet."""
         return [row[0] for row in await self._database.read(_DIRECT)]
 
-    async def find(self, injection_id: str) -> tuple[str, str, dict[str, Any]]:
-        """Give the session, the content and the other fields of one."""
-        ((session_id, content, how),) = await self._database.read(_FIND, (injection_id,))
-        return session_id, content, orjson.loads(how)
+    async def request_of(self, injection_id: str) -> Async:
+        """Give what a direct one asks, the same however often."""
+        ((session_id, content, style, priority, agent_id, model, provider),) = await self._database.read(
+            _FIND, (injection_id,)
+        )
+        return Async(
+            prompt=_styled(content, style),
+            session_id=session_id,
+            request_id=f"{DIRECT}{injection_id}",
+            priority=PRIORITY_NAMES[priority],
+            agent_id=agent_id,
+            model=model,
+            provider=provider,
+            purpose="injection",
+        )
 
     async def sent(self, injection_id: str) -> None:
         """Note that a direct one is a completion."""
@@ -153,7 +173,7 @@ class Injections:
         """List what waits."""
         now = self._clock.time_us()
         order = "ORDER BY session_id, priority DESC, number LIMIT ?3"
-        rows = await self._database.read(f"SELECT * {_WAITING} {order}", (session_id, now, MAX_LISTED))
+        rows = await self._database.read(f"{_LISTED} {_WAITING} {order}", (session_id, now, MAX_LISTED))
         ((count,),) = await self._database.read(f"SELECT count(*) {_WAITING}", (session_id, now))
         return WaitingList(injections=[_waiting(row) for row in rows], count=count)
 
@@ -199,23 +219,22 @@ class Injections:
         return ResourceExhausted(message, **details)
 
 
-def styled(content: str, fields: dict[str, Any]) -> str:
-    """Give a text as it stands in a prompt."""
-    if fields["style"] == "plain":
-        return content
-    return f"<system-reminder>\n{content}\n</system-reminder>"
+def _styled(content: str, style: Style) -> str:
+    return content if style == "plain" else f"<system-reminder>\n{content}\n</system-reminder>"
 
 
 def _waiting(row: Sequence[Any]) -> Waiting:
-    _, injection_id, session_id, mode, content, _, depth, how, _, queued_us, expires_us, _ = row
-    fields = orjson.loads(how)
+    injection_id, session_id, mode, position, style, priority, content, depth, queued, expires, metadata = row
     return Waiting(
         injection_id=injection_id,
         session_id=session_id,
         mode=mode,
+        position=position,
+        style=style,
+        priority=PRIORITY_NAMES[priority],
         content=content,
         depth=depth,
-        queued=format_time(queued_us),
-        expires=format_time(expires_us),
-        **{name: fields[name] for name in ("position", "style", "priority", "metadata")},
+        queued=format_time(queued),
+        expires=format_time(expires),
+        metadata=orjson.loads(metadata),
     )

@@ -35,7 +35,7 @@ PRIORITIES: Final[Mapping[Priority, int]] = {
     "low": -1,
     "background": -2,
 }
-_PRIORITY_NAMES: Final = {number: name for name, number in PRIORITIES.items()}
+PRIORITY_NAMES: Final[Mapping[int, Priority]] = {number: name for name, number in PRIORITIES.items()}
 
 _MESSAGES: Final = "SELECT * FROM completion_messages WHERE request_id = ? ORDER BY position"
 _INSERT_MESSAGE: Final = "INSERT INTO completion_messages VALUES (?, ?, ?, ?, ?, ?, ?)"
@@ -190,7 +190,7 @@ class Row:
             state=self.state,
             process_state=self.process_state(is_ending=is_ending),
             position=position,
-            priority=_PRIORITY_NAMES[self.priority],
+            priority=PRIORITY_NAMES[self.priority],
             provider=self.provider,
             model=self.model,
             attempts=self.attempts,

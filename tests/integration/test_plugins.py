@@ -43,6 +43,9 @@ IMPORTS = """
 
     class Cache(Protocol):
         pass
+
+    class Absent(Protocol):
+        pass
 """
 
 REFUSED = {
@@ -174,10 +177,10 @@ REFUSED = {
         IMPORTS
         + """
     @handler
-    async def ask(request: Ask, store: Store) -> Done:
+    async def ask(request: Ask, store: Absent) -> Done:
         return Done()
 """,
-        "ask takes store: Store, but no plugin offers the service Store; did you mean StateStore? there are ",
+        "ask takes store: Absent, but no plugin offers the service Absent; there are ",
     ),
     "a service cycle": (
         IMPORTS

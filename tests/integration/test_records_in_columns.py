@@ -21,6 +21,8 @@ USERS_OWN: Mapping[str, str] = {
     "queue_items.value": "any JSON value that a user pushes",
     "completion_tools.tools": "what a user says of tools, passed on to the provider as it is",
     "completion_tools.response_schema": "a JSON schema of the user's",
+    "completion_cache.answer": "a document of the provider's, given again as it was",
+    "injections.metadata": "what a sender keeps beside it",
 }
 """Columns that hold JSON because their content is not ours to take apart."""
 

@@ -13,7 +13,7 @@ import pytest
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import AfterValidator, BaseModel, JsonValue
+from pydantic import AfterValidator, BaseModel, JsonValue, ValidationError
 
 import ksi_common.events
 from ksi_common.events.completion import Asked
@@ -56,9 +56,20 @@ def messages(cls: type[BaseModel]) -> st.SearchStrategy[BaseModel]:
     }
     if issubclass(cls, Asked):  # one of the three, and no more
         fields |= {"messages": st.just(OMITTED), "prompt": st.just(OMITTED), "prompt_file": st.just("p.txt")}
-    return st.fixed_dictionaries(fields).map(
-        lambda given_: cls(**{name: value for name, value in given_.items() if value is not OMITTED})
+    made = st.fixed_dictionaries(fields).map(
+        lambda given_: {name: value for name, value in given_.items() if value is not OMITTED}
     )
+    if cls.__pydantic_decorators__.model_validators:  # not every field goes with every other
+        made = made.filter(lambda given_: fits(cls, given_))
+    return made.map(lambda given_: cls(**given_))
+
+
+def fits(cls: type[BaseModel], fields: dict[str, Any]) -> bool:
+    try:
+        cls(**fields)
+    except ValidationError:
+        return False
+    return True
 
 
 OMITTED = object()

@@ -11,7 +11,7 @@ import ksi_common.events
 from ksi_common.errors import AlreadyExists, NotFound
 from ksi_common.events import event, state
 from ksi_common.messages import EventSpec, Message, Notification, Request, public_name, renamed_from
-from ksi_common.schema import describe, example, parameters, type_name
+from ksi_common.schema import describe, example, type_name
 from ksi_common.validation import parser
 
 
@@ -93,7 +93,7 @@ class Sold(Notification, event="shop:sold"):
     ],
 )
 def test_a_type_is_named_as_a_person_would(name: str, kind: str) -> None:
-    assert parameters(Buy)[name].type == kind
+    assert describe(Buy, "shop").parameters[name].type == kind
 
 
 @pytest.mark.parametrize(
@@ -121,28 +121,28 @@ def test_a_schema_that_says_little_has_a_name_too(field: dict[str, Any], kind: s
     ],
 )
 def test_a_default_is_given_as_json(name: str, default: JsonValue) -> None:
-    assert parameters(Buy)[name].default == default
+    assert describe(Buy, "shop").parameters[name].default == default
 
 
 def test_a_field_without_a_default_is_required() -> None:
-    assert [name for name, field in parameters(Buy).items() if field.required] == ["amount"]
+    assert [name for name, field in describe(Buy, "shop").parameters.items() if field.required] == ["amount"]
 
 
 @pytest.mark.parametrize(
     ("name", "values"), [("size", ["small", "large"]), ("kind", ["fruit"]), ("amount", None), ("price", None)]
 )
 def test_the_values_allowed_are_listed(name: str, values: list[JsonValue] | None) -> None:
-    assert parameters(Buy)[name].allowed_values == values
+    assert describe(Buy, "shop").parameters[name].allowed_values == values
 
 
 def test_what_a_field_is_for_is_said() -> None:
-    assert parameters(Buy)["amount"].description == "How many."
-    assert parameters(Buy)["size"].description == ""
+    assert describe(Buy, "shop").parameters["amount"].description == "How many."
+    assert describe(Buy, "shop").parameters["size"].description == ""
 
 
 def test_a_renamed_field_is_described_by_its_new_name_alone() -> None:
-    assert "agent_id" in parameters(Buy)
-    assert "client_id" not in parameters(Buy)
+    assert "agent_id" in describe(Buy, "shop").parameters
+    assert "client_id" not in describe(Buy, "shop").parameters
 
 
 def test_an_event_is_described_as_it_is_declared() -> None:

@@ -69,7 +69,7 @@ class MockGeneration:
                 "model": job.model,
                 "result": text,
                 "finish_reason": "stop",
-                "usage": usage.model_dump(),
+                "usage": usage.model_dump(exclude_none=True),
             },
         )
 

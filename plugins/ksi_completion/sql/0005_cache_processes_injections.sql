@@ -32,8 +32,13 @@ CREATE TABLE injections (
     content TEXT NOT NULL,
     tokens INTEGER NOT NULL,                    -- estimated
     depth INTEGER NOT NULL,
-    how TEXT NOT NULL,                          -- JSON: the other fields of the request
+    position TEXT NOT NULL CHECK (position IN ('before_prompt', 'after_prompt')),
+    style TEXT NOT NULL CHECK (style IN ('system_reminder', 'plain')),
     priority INTEGER NOT NULL,
+    agent_id TEXT,
+    model TEXT,
+    provider TEXT,
+    metadata TEXT NOT NULL,                     -- JSON, the sender's own
     queued_us INTEGER NOT NULL,
     expires_us INTEGER NOT NULL,
     request_id TEXT                             -- of the completion that took it; NULL while it waits
