@@ -10,7 +10,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
-from annotated_types import Ge, Gt, Le, MaxLen, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import AfterValidator, BaseModel, JsonValue, ValidationError
@@ -109,6 +109,7 @@ class Limits:
         self.validator = next((entry.func for entry in flat if isinstance(entry, AfterValidator)), None)
         self.least: Any = next((entry.ge for entry in flat if isinstance(entry, Ge)), -1000)
         self.most: Any = next((entry.le for entry in flat if isinstance(entry, Le)), MAX_INTEGER)
+        self.below: Any = next((entry.lt for entry in flat if isinstance(entry, Lt)), None)
         self.shortest = next((entry.min_length for entry in flat if isinstance(entry, MinLen)), 0)
         self.above: Any = next((entry.gt for entry in flat if isinstance(entry, Gt)), None)
         self.longest = next((entry.max_length for entry in flat if isinstance(entry, MaxLen)), None)
@@ -116,7 +117,7 @@ class Limits:
     def scalar(self, kind: Any) -> st.SearchStrategy[Any]:
         if kind is str:
             return self.text()
-        least, most = self.least, self.most
+        least, most = self.least, self.most if self.below is None else self.below - 1
         return {
             NoneType: st.none(),
             bool: st.booleans(),
