@@ -1,6 +1,5 @@
 """From JSON to a message, once, at the edge; and what to say where that fails."""
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar
@@ -9,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ksi_common.errors import InvalidArgument
+from ksi_common.guessing import nearest
 from ksi_common.messages import Message, accepted_names, spec_of
 from ksi_common.protocol import MAX_DATA
 from ksi_common.strict_json import dumps
@@ -81,7 +81,7 @@ def _describe(problem: ErrorDetails, cls: type[BaseModel], event: str) -> tuple[
     path = _path(problem)
     match problem["type"]:
         case "extra_forbidden":
-            near = difflib.get_close_matches(str(problem["loc"][-1]), _siblings(cls, problem), n=1)
+            near = nearest(str(problem["loc"][-1]), _siblings(cls, problem))
             return f'{event} has no field "{path}"', f'did you mean "{near[0]}"?' if near else None
         case "missing":
             return f"{event} needs the field {path}", None

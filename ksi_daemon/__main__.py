@@ -13,12 +13,11 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
-import structlog
-
 from ksi_common.async_db import SchemaTooNew
 from ksi_common.errors import KSIError
 from ksi_common.paths import Paths, default_home
 from ksi_daemon import notify
+from ksi_daemon.bare_structlog import structlog
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.lock import HomeLocked, home_lock
 from ksi_daemon.logs import logging_to

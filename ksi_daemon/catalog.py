@@ -1,10 +1,10 @@
 """What is loaded: plugins, the events they handle, and the events they tell."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ksi_common.guessing import nearest
 from ksi_common.messages import Message, Notification, spec_of
 from ksi_daemon.router import Route
 
@@ -96,7 +96,7 @@ class Catalog:
 
     def nearest(self, event: str) -> list[str]:
         """Guess which event was meant."""
-        return difflib.get_close_matches(event, [*self.routes, *self.notifications], n=3)
+        return nearest(event, [*self.routes, *self.notifications], limit=3)
 
     def plugin_telling(self, event: str) -> str:
         """Give the plugin that declares a told event."""

@@ -5,7 +5,6 @@ even if that resolves to None, and a raise would leak the others un-awaited. So 
 implementations from pluggy, in its order, and awaits them itself.
 """
 
-import difflib
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from copy import copy
@@ -20,6 +19,7 @@ from pydantic import BaseModel
 
 from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import FailedPrecondition
+from ksi_common.guessing import nearest
 from ksi_daemon import hookspecs
 from ksi_daemon.contributions import Command, HttpRoute
 from ksi_daemon.layers import Layer, layer_of
@@ -232,7 +232,7 @@ class Relay:
 def _check(hook: str, function: Callable[..., Any]) -> None:
     spec = _SPECS.get(hook)
     if spec is None:
-        near = difflib.get_close_matches(hook, _SPECS, n=1)
+        near = nearest(hook, _SPECS)
         raise HookError(f"there is no hook {hook}" + (f"; did you mean {near[0]}?" if near else ""))
     known = inspect.signature(spec).parameters
     strange = [name for name in inspect.signature(function).parameters if name not in known]

@@ -5,12 +5,12 @@ what it was written for. What is required must be there, and starts before; what
 where it is there.
 """
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from ksi_common.errors import FailedPrecondition
+from ksi_common.guessing import nearest
 from ksi_daemon.catalog import Plugin
 from ksi_daemon.marks import KSI_API
 
@@ -117,7 +117,7 @@ class Order:
 
 def nobody_called(name: str, plugins: Mapping[str, Plugin]) -> str:
     """Say that there is no plugin of a name, with a guess."""
-    near = difflib.get_close_matches(name, plugins, n=1)
+    near = nearest(name, plugins)
     return f"there is no plugin {name}" + (f"; did you mean {near[0]}?" if near else "")
 
 

@@ -8,13 +8,13 @@ def ksi_settings() -> type[BaseModel]:
     return WeatherSettings
 """
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
 
 from ksi_common.errors import InvalidArgument
+from ksi_common.guessing import nearest
 from ksi_common.messages import accepted_names
 
 ENABLED: Final = "enabled"
@@ -53,7 +53,7 @@ def read_table(name: str, table: Mapping[str, Any], model: type[BaseModel] | Non
 
 
 def _unknown(name: str, key: str, known: list[str]) -> InvalidArgument:
-    near = difflib.get_close_matches(key, known, n=1)
+    near = nearest(key, known)
     has = ", ".join(dict.fromkeys(known)) or "no settings of its own"
     guess = f'did you mean "{near[0]}"?' if near else f"it has {has}"
     return InvalidArgument(

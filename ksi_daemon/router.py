@@ -1,12 +1,12 @@
 """The table of events, compiled at load: an event costs one look-up, whatever number of plugins there is."""
 
-import difflib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import KSIError, NotFound, Unavailable
+from ksi_common.guessing import nearest
 from ksi_common.messages import EventSpec, Message
 from ksi_daemon.outcomes import Begin, Endpoint, Replied, Send
 
@@ -77,7 +77,7 @@ class Router:
                 hint="start it again",
             )
         exposed = [name for name, route in self.routes.items() if route.spec.expose]
-        near = difflib.get_close_matches(event[:128], exposed, n=3, cutoff=0.6)
+        near = nearest(event, exposed, limit=3)
         shown = event if len(event) <= 128 else event[:125] + "..."
         hint = f"did you mean {' or '.join(near)}?" if near else "system:discover lists what there is"
         return NotFound(f'no plugin handles "{shown}"', hint=hint, reason="unknown_event", nearest=near)

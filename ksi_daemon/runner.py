@@ -24,7 +24,6 @@ Three things make "nothing is left" true:
 # ruff: noqa: PTH105, PTH108, PTH123, PTH208
 
 import contextlib
-import ctypes
 import errno
 import json
 import os
@@ -374,6 +373,8 @@ def _pids() -> list[int]:
 
 
 def _prctl(option: int, value: int) -> None:
+    import ctypes  # noqa: PLC0415 -- the daemon takes names from here, and has no use for it
+
     if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl")
 

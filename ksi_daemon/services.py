@@ -1,6 +1,5 @@
 """What handlers take as parameters, by type: opened once, in order of need, closed in reverse."""
 
-import difflib
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -10,6 +9,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, get_type_hints
 
 from ksi_common.errors import FailedPrecondition
+from ksi_common.guessing import nearest
 from ksi_daemon.supervisor import attempt_async
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ class Services:
         except KeyError:
             name = getattr(interface, "__name__", str(interface))
             known = sorted(kind.__name__ for kind in self._instances)
-            near = difflib.get_close_matches(name, known, n=1)
+            near = nearest(name, known)
             guess = f"did you mean {near[0]}? " if near else ""
             raise ServiceError(
                 f"no plugin offers the service {name}; {guess}there are {', '.join(known)}"

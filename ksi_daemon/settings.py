@@ -1,6 +1,5 @@
 """Settings: environment ``KSI_*`` over ksi.toml over the user's and the system's over defaults."""
 
-import difflib
 import json
 import os
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from pydantic_settings import (
 
 from ksi_common.errors import InvalidArgument
 from ksi_common.events.types import EventPattern
+from ksi_common.guessing import nearest
 from ksi_common.paths import Paths
 
 
@@ -156,7 +156,7 @@ def _refusal(error: ValidationError) -> InvalidArgument:
     problem = error.errors(include_url=False)[0]
     path = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path, list(setting_names()), n=1)
+        near = nearest(path, list(setting_names()))
         hint = f'did you mean "{near[0]}"?' if near else "docs/reference/settings.md lists them"
         return InvalidArgument(f'there is no setting "{path}"', hint=hint, reason="unknown_setting")
     return InvalidArgument(f"setting {path}: {problem['msg']}", reason="bad_setting", setting=path)

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from difflib import get_close_matches
 from typing import Final
 
 from ksi_client.chat.chatting import Chat
 from ksi_client.chat.spending import left, spent
 from ksi_client.cli.safety import one_line
 from ksi_client.raw import call_raw
+from ksi_common.guessing import nearest
 
 SHOWN: Final = 10
 """Sessions that /sessions lists."""
@@ -112,7 +112,7 @@ class Commands:
         raise Leave
 
     def _guess(self, name: str) -> None:
-        near = get_close_matches(name, COMMANDS, n=1)
+        near = nearest(name, COMMANDS)
         meant = f" Did you mean {near[0]}?" if near else ""
         self._write(f"There is no {name}.{meant}   (/help lists them; a space before it asks it as it is)")
 

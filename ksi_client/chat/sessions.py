@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
 
 from ksi_client.raw import call_raw
 from ksi_common.errors import AlreadyExists, NotFound
+from ksi_common.guessing import nearest
 from ksi_common.ids import is_name
 from ksi_common.session_names import candidates
 
@@ -59,7 +59,7 @@ def is_there(name: str) -> bool:
 def known(name: str) -> str:
     """Give the name of a session that there is; raise NotFound that names the nearest."""
     if not is_there(name):
-        near = get_close_matches(name, latest(LISTED), n=1)
+        near = nearest(name, latest(LISTED))
         raise NotFound(
             f"there is no session {name!r}",
             hint=f"did you mean {near[0]}?" if near else "begin one: python3 chat.py --name NAME",

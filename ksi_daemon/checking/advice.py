@@ -1,10 +1,10 @@
 """What to do about a refusal: the daemon says in a line what does not fit; this says what would."""
 
-import difflib
 import re
 from collections.abc import Mapping
 from types import FunctionType
 
+from ksi_common.guessing import nearest
 from ksi_daemon.checking.findings import Finding, place_of
 
 _SERVICE = re.compile(r"(no plugin offers the service (\w+)); (?:did you mean \w+\? )?there are (.*)")
@@ -49,7 +49,7 @@ def _hint(text: str) -> str | None:
 
 
 def _service_hint(wanted: str, there_are: list[str]) -> str:
-    near = difflib.get_close_matches(wanted, there_are, n=1)
+    near = nearest(wanted, there_are)
     if near:
         return f"did you mean {near[0]}?"
     usual = ", ".join(name for name in USUAL if name in there_are)

@@ -14,7 +14,7 @@ EXTENT: Final = 16 * 1024 * 1024
 """Bytes that the file has from the first idle moment on; a checkpoint is due when more are needed."""
 _FREE_SHARE: Final = 16
 """The extent is at most this part of what the disk has free."""
-_CHUNK: Final = bytes(1024 * 1024)
+_CHUNK: Final = bytes(64 * 1024)
 
 
 class WalFile:

@@ -2,7 +2,6 @@
 
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Final, Literal, TypeVar
 
 import orjson
@@ -10,6 +9,7 @@ import structlog
 
 from ksi_common.events.completion import ChatMessage, State
 from ksi_common.events.conversation import Conversation, List, Listed, Messages, Said
+from ksi_common.guessing import nearest
 from ksi_completion.prompts import is_whole
 from ksi_completion.responses import Responses, path_of
 from ksi_completion.rows import Row, StoredMessage, messages_query
@@ -219,7 +219,7 @@ class Conversations:
 
     async def _unknown(self, session_id: str) -> NotFound:
         names = [name for (name,) in await self._database.read(_RECENT)]
-        near = get_close_matches(session_id, names, n=3, cutoff=0.6)
+        near = nearest(session_id, names, limit=3)
         return NotFound(
             f"there is no session {session_id}",
             hint=f"did you mean {' or '.join(near)}?" if near else "conversation:list lists what there is",

@@ -75,7 +75,7 @@ _CLEAR: Final = "DELETE FROM injections WHERE request_id IS NULL AND (?1 IS NULL
 class InjectionSettings(BaseModel):
     """The table ``[plugins.completion.injection]``: what a session may be given. Beyond it is refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     max_depth: int = Field(5, ge=1, description="How many injections may follow from each other.")
     max_tokens: int = Field(50_000, ge=1, description="Of one session, in an hour; estimated.")

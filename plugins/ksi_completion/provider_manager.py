@@ -1,11 +1,11 @@
 """Which provider makes an answer, which one instead, and how many each makes at once."""
 
-import difflib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 from ksi_common.events.completion_providers import BreakerStatus, ProvidersStatus, ProviderStatus
 from ksi_common.events.system import Check
+from ksi_common.guessing import nearest
 from ksi_completion.circuit_breakers import Candidate, CircuitBreakers
 from ksi_completion.providers.interface import ANY_MODEL, CompletionProvider
 from ksi_completion.routes import Routes
@@ -183,7 +183,7 @@ class ProviderManager:
     def _unknown_model(self, model: str, providers: Sequence[CompletionProvider]) -> NotFound:
         known = [name for provider in providers for name in provider.models if name != ANY_MODEL]
         known += self._aliases
-        near = difflib.get_close_matches(model, known, n=1)
+        near = nearest(model, known)
         hint = f'did you mean "{near[0]}"?' if near else f"there are: {', '.join(known)}"
         return NotFound(f'no provider has the model "{model}"', hint=hint, reason="unknown_model")
 

@@ -5,6 +5,7 @@ Answers of providers that keep sessions, or use tools, are not: they did more th
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any, Final
 
 import orjson
@@ -31,13 +32,18 @@ _CROP: Final = (
     "DELETE FROM completion_cache WHERE key IN "
     "(SELECT key FROM completion_cache ORDER BY stored_us DESC LIMIT -1 OFFSET ?)"
 )
-_ANSWER: Final = TypeAdapter(Answer)
+
+
+@cache
+def _adapter() -> TypeAdapter[Answer]:
+    """Make it at the first use: what is rarely read costs an idle daemon nothing."""
+    return TypeAdapter(Answer)
 
 
 class CacheSettings(BaseModel):
     """The table ``[plugins.completion.cache]``: answers are given again to the same request."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     ttl_s: float = Field(3600.0, gt=0, description="How long an answer is good for.")
     max_answers: int = Field(10_000, ge=1, description="The oldest go first.")
@@ -62,7 +68,7 @@ class ResponseCache:
         rows = await self._database.read(_GET, (_key(provider, job), since, now))
         if not rows:
             return None
-        answer = _ANSWER.validate_json(rows[0]["answer"])
+        answer = _adapter().validate_json(rows[0]["answer"])
         return replace(answer, usage=Usage(), response={**answer.response, CACHED: True})
 
     async def put(self, provider: str, job: Job, answer: Answer) -> None:
@@ -72,7 +78,7 @@ class ResponseCache:
             return
         if is_cached(answer.response) or answer.provider_session is not None:
             return
-        data = orjson.dumps(_ANSWER.dump_python(answer, mode="json"))
+        data = orjson.dumps(_adapter().dump_python(answer, mode="json"))
         if len(data) > settings.max_bytes:
             return
         now = self._clock.time_us()

@@ -18,7 +18,7 @@ from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from errno import ENOSPC
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Final, Literal, Self, TypeVar
 
@@ -114,14 +114,17 @@ class Line:
         if not isinstance(line, dict) or not isinstance(line.get("ksi"), dict):
             raise _malformed('it has no object "ksi"')
         try:
-            return _LINE.validate_python(line["ksi"] | {name: line.get(name) for name in _BESIDE})
+            return _adapter().validate_python(line["ksi"] | {name: line.get(name) for name in _BESIDE})
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             place = ".".join(str(part) for part in first["loc"])
             raise _malformed(f"{place}: {first['msg']}" if place else first["msg"]) from None
 
 
-_LINE: Final = TypeAdapter(Line)
+@cache
+def _adapter() -> TypeAdapter[Line]:
+    """Make it at the first use: what is rarely read costs an idle daemon nothing."""
+    return TypeAdapter(Line)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Annotated, Final, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from ksi_common.events.budget import BudgetKey, Limits
 from ksi_common.events.completion import ModelName
+from ksi_common.guessing import nearest
 from ksi_completion.circuit_breakers import Candidate
 from ksi_completion.injections import InjectionSettings
 from ksi_completion.providers.configured import ProvidersSettings
@@ -30,7 +30,7 @@ PROVIDER: Final = "KSI_PROVIDER"
 class BudgetSettings(BudgetKey, Limits):
     """A table ``[[plugins.completion.budgets]]``: scope, subject and per, tokens and cost_usd."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     @property
     def limit(self) -> Limit:
@@ -42,7 +42,7 @@ class BudgetSettings(BudgetKey, Limits):
 class CompletionSettings(BaseModel):
     """Limits and places. Seconds and counts."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     provider: str | None = Field(
         None,
@@ -146,7 +146,7 @@ def _refusal(error: ValidationError, settings: type[BaseModel]) -> InvalidArgume
     key = ".".join(("plugins", NAME, *map(str, problem["loc"])))
     if problem["type"] != "extra_forbidden":
         return InvalidArgument(f"setting {key}: {problem['msg']}", reason="bad_setting")
-    near = get_close_matches(str(problem["loc"][-1]), _keys(settings, problem["loc"][:-1]), n=1)
+    near = nearest(str(problem["loc"][-1]), _keys(settings, problem["loc"][:-1]))
     hint = f'did you mean "{near[0]}"?' if near else "docs/reference/settings.md lists them"
     return InvalidArgument(f'there is no setting "{key}"', hint=hint, reason="unknown_setting")
 

@@ -1,12 +1,12 @@
 """The tables of the graph: what can be done with a connection, and who is called what."""
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from ksi_common.events.properties import Value
+from ksi_common.guessing import nearest
 from ksi_daemon.plugin import NotFound
 from ksi_graph.values import from_row
 
@@ -143,4 +143,4 @@ def _near(tables: Reading, ident: str) -> list[str]:
     ids: Iterable[str] = [
         row[0] for sql in (after, before) for row in tables.execute(sql, (ident, _NEIGHBOURS))
     ]
-    return difflib.get_close_matches(ident, ids, n=3)
+    return nearest(ident, ids, limit=3)

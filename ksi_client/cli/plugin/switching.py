@@ -1,6 +1,5 @@
 """`ksi plugin enable` and `disable`: a line in ksi.toml, in which all that people wrote stays as it is."""
 
-import difflib
 import os
 from collections.abc import Iterator
 from importlib.metadata import entry_points
@@ -14,6 +13,7 @@ from ksi_client.cli.plugin.project import GROUP
 from ksi_client.cli.writing import write, write_json
 from ksi_client.programs import control
 from ksi_common.errors import InvalidArgument, NotFound, Unavailable
+from ksi_common.guessing import nearest
 from ksi_common.paths import Paths, default_home
 
 
@@ -109,6 +109,6 @@ def _check_name(name: str, known: set[str]) -> None:
     if name == "system":
         raise InvalidArgument("system is the daemon itself", reason="not_a_plugin")
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
+        near = nearest(name, known)
         hint = f"did you mean {near[0]}?" if near else "ksi plugin ls"
         raise NotFound(f"there is no plugin {name!r}", hint=hint, reason="no_plugin")

@@ -11,7 +11,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -67,7 +67,10 @@ class Episode:
             raise ValueError("an episode has an answer or a failure")
 
 
-_EPISODE: Final = TypeAdapter(Episode)
+@cache
+def _adapter() -> TypeAdapter[Episode]:
+    """Make it at the first use: what is rarely read costs an idle daemon nothing."""
+    return TypeAdapter(Episode)
 
 
 class Cassette:
@@ -108,6 +111,8 @@ class Cassette:
         prompts = [_prompt(episode) for them in self._episodes.values() for episode in them]
         if asked in prompts:
             return f"{self.path} has its prompt, but with another model, history or other parameters"
+        from difflib import SequenceMatcher  # noqa: PLC0415 -- for mistakes only
+
         near = max(
             prompts, key=lambda prompt: SequenceMatcher(None, prompt[:500], asked[:500]).ratio(), default=""
         )
@@ -115,7 +120,7 @@ class Cassette:
 
     async def add(self, episode: Episode) -> None:
         """Write a call to the end of the file, and count it as said; raise OSError."""
-        data = orjson.dumps(_EPISODE.dump_python(episode, mode="json"), option=orjson.OPT_APPEND_NEWLINE)
+        data = orjson.dumps(_adapter().dump_python(episode, mode="json"), option=orjson.OPT_APPEND_NEWLINE)
         async with self._writing:
             await asyncio.to_thread(self._append, data)
         self._keep(episode)
@@ -132,7 +137,7 @@ class Cassette:
 
     def _parse(self, line: bytes, number: int) -> Episode:
         try:
-            return _EPISODE.validate_json(line)
+            return _adapter().validate_json(line)
         except ValidationError as error:
             problem = error.errors(include_url=False, include_input=False)[0]["msg"]
             raise DataLoss(f"line {number} of {self.path} is no recorded call: {problem}") from None

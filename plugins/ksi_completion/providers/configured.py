@@ -10,7 +10,6 @@ from ksi_common.paths import Paths
 from ksi_completion.providers.claude_cli import ClaudeCliProvider
 from ksi_completion.providers.claude_settings import ClaudeCliSettings
 from ksi_completion.providers.interface import CompletionProvider
-from ksi_completion.providers.jsonl_cli import JsonlCliProvider
 from ksi_completion.providers.jsonl_settings import JsonlCliSettings
 from ksi_completion.providers.litellm import LitellmProvider
 from ksi_completion.providers.litellm_settings import LitellmSettings
@@ -45,8 +44,14 @@ def configured(
 ) -> Sequence[CompletionProvider]:
     """Make them; nothing is started before it is asked."""
     state = paths.home / "state"
-    return [
+    providers: list[CompletionProvider] = [
         ClaudeCliProvider(processes, state, paths.run, settings.claude_cli),
         LitellmProvider(processes, settings.litellm),
-        *(JsonlCliProvider(name, processes, state, one) for name, one in settings.jsonl_cli.items()),
     ]
+    if settings.jsonl_cli:
+        from ksi_completion.providers.jsonl_cli import JsonlCliProvider  # noqa: PLC0415 -- where there are some
+
+        providers += [
+            JsonlCliProvider(name, processes, state, one) for name, one in settings.jsonl_cli.items()
+        ]
+    return providers

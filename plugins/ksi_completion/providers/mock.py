@@ -23,7 +23,7 @@ MILLION: Final = 1_000_000
 class MockSettings(BaseModel):
     """The table ``[plugins.completion.mock]``: how the provider "mock" answers. Seconds and counts."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     seed: int = Field(0, description="Another one is another course of latencies and failures.")
     models: list[str] = Field(

@@ -28,7 +28,7 @@ UNKNOWN: Final = "recorded"
 class ReplaySettings(BaseModel):
     """The table ``[plugins.completion.replay]``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     cassette: WholePath = Field(description="The file of recorded calls, a whole path.")
     record: str | None = Field(

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, JsonValue, TypeAdapter
+from pydantic import ConfigDict, Field, JsonValue, TypeAdapter
 
 from ksi_common.events.completion import Usage
 from ksi_common.messages import Message
@@ -74,4 +74,6 @@ class Stopped(Message):
 
 Report = Ready | Delta | Done | Failed | Stopped
 
-REPORT: Final[TypeAdapter[Report]] = TypeAdapter(Annotated[Report, Field(discriminator="report")])
+REPORT: Final[TypeAdapter[Report]] = TypeAdapter(
+    Annotated[Report, Field(discriminator="report")], config=ConfigDict(defer_build=True)
+)
