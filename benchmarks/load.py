@@ -49,6 +49,10 @@ def _found(data: Any) -> bool:
     return bool(data["found"] and data["value"] == PAYLOAD)
 
 
+def _said(data: Any) -> bool:
+    return bool(data["text"] == PAYLOAD["text"])
+
+
 def _echoed(data: Any) -> bool:
     return bool(set(data) == {"x"})
 
@@ -84,6 +88,8 @@ KINDS: Mapping[str, Kind] = {
     "publish": Kind("event:publish", lambda _: {"event": "bench:told", "data": PAYLOAD}, _logged),
     "set": Kind("state:set", lambda n: {"key": f"k{n % KEYS}", "value": PAYLOAD}, _stored),
     "get": Kind("state:get", lambda n: {"key": f"k{n % KEYS}"}, _found),
+    "here": Kind("here:say", lambda _: PAYLOAD, _said),
+    "remote": Kind("echo:say", lambda _: PAYLOAD, _said),
 }
 KINDS_MIXED = ("health", "publish", "set", "get")
 

@@ -23,10 +23,11 @@ from ksi_common.events.conversation import ConversationForked, Fork, Forked
 from ksi_completion.acceptance import Acceptance
 from ksi_completion.conductor import Conductor
 from ksi_completion.dead_completions import DeadCompletions, SetAside
+from ksi_completion.ending import Ending
 from ksi_completion.next_tries import NextTries
+from ksi_completion.open_completions import OpenCompletions
 from ksi_completion.pauses import Pauses, scope_of
 from ksi_completion.queue_manager import MAX_LISTED
-from ksi_completion.responses import Responses
 from ksi_completion.rows import ONE, Row, StoredMessage
 from ksi_completion.session_manager import SessionManager
 from ksi_completion.storing import Storing
@@ -49,8 +50,9 @@ class CompletionService:
         clock: Clock,
         acceptance: Acceptance,
         conductor: Conductor,
+        opened: OpenCompletions,
+        ending: Ending,
         sessions: SessionManager,
-        responses: Responses,
         tries: NextTries,
         storing: Storing,
         dead: DeadCompletions,
@@ -60,14 +62,15 @@ class CompletionService:
         self._clock = clock
         self._acceptance = acceptance
         self._conductor = conductor
+        self._opened = opened
+        self._ending = ending
         self._sessions = sessions
-        self._responses = responses
         self._tries = tries
         self._storing = storing
         self._dead = dead
         self._limit = limit
-        self._queue = conductor.queue
-        self.pauses = Pauses(database, clock, conductor.queue)
+        self._queue = opened.queue
+        self.pauses = Pauses(database, clock, opened.queue)
         self._entering: set[object] = set()
         """On their way into the queue: they have their places."""
 
@@ -86,11 +89,11 @@ class CompletionService:
 
     async def accept(self, asked: Asked) -> Accepted:
         """Put a completion on disk and let it wait for its turn."""
-        if len(self._conductor) + len(self._entering) >= self._limit and not await self._is_known(
+        if len(self._opened) + len(self._entering) >= self._limit and not await self._is_known(
             asked.request_id
         ):
             raise ResourceExhausted(
-                f"queue full ({len(self._conductor)} of {self._limit} completions)",
+                f"queue full ({len(self._opened)} of {self._limit} completions)",
                 reason="queue_full",
                 retry_after_s=RETRY_AFTER_S,
             )
@@ -99,7 +102,7 @@ class CompletionService:
 
         def opened(row: Row, ahead: int, prompt: Sequence[StoredMessage]) -> None:
             self._entering.discard(place)
-            self._conductor.open(row, ahead, prompt)
+            self._opened.enter(row, ahead, prompt)
 
         try:
             # The unit gives the reply: under an idempotency key it commits with the completion.
@@ -114,7 +117,7 @@ class CompletionService:
     async def stream(self, asked: Asked) -> AsyncGenerator[Step, None]:
         """Accept a completion, or find it, and follow it to its end."""
         accepted = await self.accept(asked)
-        row = self._conductor.row(accepted.request_id) or await self._row(accepted.request_id)
+        row = self._opened.row(accepted.request_id) or await self._row(accepted.request_id)
         async with aclosing(self._follow(row)) as steps:
             async for step in steps:
                 yield step
@@ -182,11 +185,11 @@ class CompletionService:
             row = await self._row(request_id)
             response = None
             if include_response and row.reference is not None:
-                response = (await self._conductor.last_step(row)).text
-            if row.state == "running" and self._conductor.is_waiting(request_id):
+                response = (await self._ending.last_step(row)).text
+            if row.state == "running" and self._opened.is_waiting(request_id):
                 row = replace(row, state="queued")  # what was at work was the daemon before
             position = self._queue.position(row.entry) if row.state == "queued" else None
-            is_ending = self._conductor.is_ending(request_id)
+            is_ending = self._opened.is_ending(request_id)
             completion = row.completion(position=position, response=response, is_ending=is_ending)
         running = self._queue.running
         return Overview(
@@ -227,12 +230,12 @@ class CompletionService:
         return self.pauses.listed(("queue", ""), ("session", session_id))
 
     async def _follow(self, row: Row) -> AsyncGenerator[Step, None]:
-        live = self._conductor.live(row)
+        live = self._opened.live(row)
         if live is None:
             row = await self._row(row.request_id)
             if row.reference is None:
                 raise SetAside(f"completion {row.request_id} is set aside", reason="completion_dead")
-            yield await self._conductor.last_step(row)
+            yield await self._ending.last_step(row)
             return
         async with aclosing(live.follow()) as steps:
             async for step in steps:
@@ -242,7 +245,7 @@ class CompletionService:
         """Wait for an end; not for one that the disk does not take."""
         try:
             async with asyncio.timeout(None) as patience, aclosing(self._follow(row)) as steps:
-                if self._conductor.is_ending(row.request_id):
+                if self._opened.is_ending(row.request_id):
                     patience.reschedule(asyncio.get_running_loop().time() + PATIENCE_S)
                 async for _ in steps:
                     pass

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from ksi_common.paths import Paths
 from ksi_completion.acceptance import Acceptance
+from ksi_completion.advancing import Advancing
 from ksi_completion.budgets import Budgets
 from ksi_completion.circuit_breakers import CircuitBreakers
 from ksi_completion.completion_service import CompletionService
@@ -18,6 +19,7 @@ from ksi_completion.injections import Injections
 from ksi_completion.jobs import Jobs
 from ksi_completion.managers import MANAGERS
 from ksi_completion.next_tries import NextTries
+from ksi_completion.open_completions import OpenCompletions
 from ksi_completion.prompts import Prompts
 from ksi_completion.provider_manager import ProviderManager
 from ksi_completion.providers.configured import configured
@@ -201,15 +203,22 @@ async def _recovery(
 
 
 @asynccontextmanager
-async def _conductor(
+async def _jobs(database: Database, blobs: Blobs, conversations: Conversations) -> AsyncIterator[Jobs]:
+    yield Jobs(database, blobs, conversations)
+
+
+@asynccontextmanager
+async def _opened(jobs: Jobs) -> AsyncIterator[OpenCompletions]:
+    yield OpenCompletions(jobs)
+
+
+@asynccontextmanager
+async def _advancing(
     database: Database,
     bus: Bus,
-    blobs: Blobs,
     clock: Clock,
     settings: CompletionSettings,
     providers: ProviderManager,
-    responses: Responses,
-    conversations: Conversations,
     sessions: SessionManager,
     ending: Ending,
     storing: Storing,
@@ -218,20 +227,18 @@ async def _conductor(
     recovery: Recovery,
     budgets: Budgets,
     cache: ResponseCache,
-) -> AsyncIterator[Conductor]:
+    jobs: Jobs,
+    opened: OpenCompletions,
+) -> AsyncIterator[Advancing]:
     retries = RetryManager(attempts=settings.attempts, first_delay_s=settings.retry_delay_s)
-    jobs = Jobs(database, blobs, conversations)
-    yield Conductor(
+    yield Advancing(
         database=database,
-        clock=clock,
+        opened=opened,
         ending=ending,
-        providers=providers,
-        responses=responses,
         recovery=recovery,
         retries=retries,
         tries=tries,
         dead=dead,
-        jobs=jobs,
         make_attempt=partial(
             Attempt,
             database=database,
@@ -248,6 +255,26 @@ async def _conductor(
             unfit={},
             stall=Stall(first_s=settings.first_s, idle_s=settings.stall_s),
         ),
+    )
+
+
+@asynccontextmanager
+async def _conductor(
+    clock: Clock,
+    settings: CompletionSettings,
+    providers: ProviderManager,
+    dead: DeadCompletions,
+    recovery: Recovery,
+    opened: OpenCompletions,
+    advancing: Advancing,
+) -> AsyncIterator[Conductor]:
+    yield Conductor(
+        clock=clock,
+        opened=opened,
+        advancing=advancing,
+        providers=providers,
+        recovery=recovery,
+        dead=dead,
         concurrency=settings.concurrency,
     )
 
@@ -260,11 +287,12 @@ async def _service(
     paths: Paths,
     settings: CompletionSettings,
     providers: ProviderManager,
-    responses: Responses,
     sessions: SessionManager,
+    ending: Ending,
     storing: Storing,
     tries: NextTries,
     dead: DeadCompletions,
+    opened: OpenCompletions,
     conductor: Conductor,
     injections: Injections,
 ) -> AsyncIterator[CompletionService]:
@@ -281,8 +309,9 @@ async def _service(
             injections=injections,
         ),
         conductor=conductor,
+        opened=opened,
+        ending=ending,
         sessions=sessions,
-        responses=responses,
         tries=tries,
         storing=storing,
         dead=dead,
@@ -302,6 +331,9 @@ PARTS: Final[Sequence[Service[Any]]] = (
     Service(NextTries, _tries),
     Service(DeadCompletions, _dead),
     Service(Recovery, _recovery),
+    Service(Jobs, _jobs),
+    Service(OpenCompletions, _opened),
+    Service(Advancing, _advancing),
     Service(Conductor, _conductor),
     Service(CompletionService, _service),
 )

@@ -80,6 +80,13 @@ class Ending:
         except InvalidArgument as error:
             return await self._end(row, _unstorable(outcome, error))
 
+    async def last_step(self, row: Row) -> Step:
+        """Give the last step of a completion that has ended; raise DataLoss."""
+        assert row.reference is not None
+        line = await self._responses.read(row.reference)
+        changed = None if row.provider_changed is None else bool(row.provider_changed)
+        return step_of(row, line, row.reference, provider_changed=changed)
+
     async def _end(self, row: Row, outcome: Outcome) -> Step:
         line = self._line(row, outcome)
 

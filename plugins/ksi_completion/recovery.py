@@ -12,6 +12,7 @@ import structlog
 from ksi_common.events.completion import Step
 from ksi_completion.ending import Ending
 from ksi_completion.next_tries import NextTries, Setback
+from ksi_completion.queue_manager import Entry
 from ksi_completion.responses import Responses
 from ksi_completion.rows import OPEN, OPEN_OF_SESSION, Row
 from ksi_completion.session_manager import SessionManager
@@ -22,8 +23,8 @@ log = structlog.get_logger()
 RESTARTED: Final = Setback(reason="daemon_restarted", message="the daemon ended while it was at work")
 """It counts as no failure, and is tried at once."""
 
-OpenRow = tuple[int, str, str, str, int, int | None, int]
-"""number, request_id, session_id, provider, priority, next_try_us, cancel_wanted."""
+OpenEntry = tuple[Entry, int | None, bool]
+"""What waits; when it is to be tried; whether it is to be stopped."""
 
 
 class Recovery:
@@ -48,13 +49,15 @@ class Recovery:
         self._unseen: set[str] = set()
         """Sessions that had something open when the daemon before ended, and that nobody has looked at."""
 
-    async def open_rows(self) -> Sequence[OpenRow]:
+    async def open_entries(self) -> Sequence[OpenEntry]:
         """Give what is owed an end, in order of acceptance; once, before anyone can ask."""
-        rows: list[OpenRow] = [tuple(row) for row in await self._database.read(OPEN)]
-        self._unseen = {row[2] for row in rows}
-        if rows:
-            log.info("completion.recovering", open=len(rows), sessions=len(self._unseen))
-        return rows
+        found: list[OpenEntry] = []
+        for *named, next_try_us, cancel_wanted in await self._database.read(OPEN):
+            found.append((Entry(*named), next_try_us, bool(cancel_wanted)))
+        self._unseen = {entry.session_id for entry, *_ in found}
+        if found:
+            log.info("completion.recovering", open=len(found), sessions=len(self._unseen))
+        return found
 
     async def mend(self, session_id: str) -> dict[str, Step | Row]:
         """Look at a session once: adopt the answers of it that are whole in its file, and no row names.

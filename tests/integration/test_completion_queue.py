@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from ksi_completion.conductor import Conductor
 from ksi_completion.ending import Ending
+from ksi_completion.open_completions import OpenCompletions
 from ksi_completion.outcomes import Outcome
 from ksi_completion.rows import Row
 from ksi_daemon.database import Database
@@ -442,6 +442,6 @@ async def test_a_start_looks_at_no_session_that_only_waits(
     monkeypatch.setattr(Database, "read", noted)
     async with daemon(home) as ksi:
         assert len(reads) < 10
-        assert len(ksi.daemon.services.get(Conductor)) == 50
+        assert len(ksi.daemon.services.get(OpenCompletions)) == 50
         await ksi.call_raw("completion:resume")
         await until(ksi, "completion:result", 50)
