@@ -9,9 +9,10 @@ Notification (any number of subscribers, no reply).
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
+from types import GenericAlias
+from typing import Any, ClassVar, Generic, Literal, TypeVar, cast, get_args, get_origin
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
@@ -91,6 +92,12 @@ class Message(BaseModel):
 R_co = TypeVar("R_co", bound=Message, covariant=True)
 
 
+def _replies_named(cls: type) -> Sequence[Any]:
+    """Give what a class says in its own line: ``R`` of ``Request[R]``."""
+    named = [(get_origin(base), base) for base in vars(cls).get("__orig_bases__", ())]
+    return [get_args(base)[0] for kind, base in named if isinstance(kind, type) and issubclass(kind, Message)]
+
+
 class _Event(Message):
     """What the three kinds share: the class keywords become ``__ksi__``."""
 
@@ -98,6 +105,13 @@ class _Event(Message):
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__()
+        for reply in _replies_named(cls):
+            if not (isinstance(reply, type) and issubclass(reply, Message)):
+                raise TypeError(f"{cls.__name__}: {reply!r} is no Message, so it cannot be a reply")
+
+    def __class_getitem__(cls, typevar_values: Any) -> Any:
+        """Name the reply, and no more: pydantic would make a model of each, 20 kB that nobody asks for."""
+        return GenericAlias(cls, typevar_values)
 
     @classmethod
     def __pydantic_init_subclass__(cls, *, event: str | None = None, **keywords: Any) -> None:
@@ -167,12 +181,8 @@ def spec_of(cls: type[BaseModel]) -> EventSpec:
 
 def _reply_of(cls: type[BaseModel]) -> type[Message] | None:
     for base in cls.__mro__:
-        metadata: Mapping[str, Any] = getattr(base, "__pydantic_generic_metadata__", {})
-        if metadata.get("origin") in (Request, Stream):
-            (reply,) = metadata["args"] or get_args(base)
-            if not (isinstance(reply, type) and issubclass(reply, Message)):
-                raise TypeError(f"{cls.__name__}: {reply!r} is no Message, so it cannot be a reply")
-            return reply
+        for reply in _replies_named(base):
+            return cast("type[Message]", reply)
     if issubclass(cls, Notification):
         return None
     raise TypeError(f"{cls.__name__} does not say what it is answered with: Request[Reply] or Stream[Item]")

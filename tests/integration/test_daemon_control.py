@@ -150,7 +150,8 @@ def running_request(control: Control, pipe: Path) -> Iterator[socket.socket]:
         yield sock
 
 
-MODELS = "  models    embedded (no key needed); not set up: claude-cli, litellm (docs/providers.md)"
+MODELS = "  models    embedded (no key needed)"
+"""What follows it depends on what this machine has."""
 BUILT_IN = sorted([*(point.name for point in entry_points(group="ksi")), "system"])
 
 # start
@@ -164,7 +165,7 @@ def test_start_returns_once_the_daemon_answers_and_says_where_things_are(control
     assert lines[1] == f"  socket    {control.paths.socket}   (only you can open it)"
     assert lines[2] == f"  data      {control.paths.home}   log  {control.paths.log}"
     assert lines[3] == f"  plugins   {len(BUILT_IN)} loaded ({', '.join(BUILT_IN)})"
-    assert lines[4] == MODELS
+    assert lines[4].startswith(MODELS)
     assert lines[5].startswith("Ready in ")
     assert f"pid {control.pid}." in lines[5]
 
@@ -525,7 +526,7 @@ def test_status_and_health_of_a_running_daemon(control: Control) -> None:
     assert status.stdout.startswith(f"● running   pid {control.pid}   up ")
     assert f"  plugins   {len(BUILT_IN)} ok" in status.stdout.splitlines()
     assert "  work      0 running, 0 waiting" in status.stdout.splitlines()
-    assert MODELS in status.stdout.splitlines()
+    assert any(line.startswith(MODELS) for line in status.stdout.splitlines())
     assert status.stdout.endswith("  alarms    none\n")
     assert health.stdout.startswith("ok  live, db ")
     assert health.stdout.count("\n") == 1

@@ -142,7 +142,7 @@ async def test_every_example_is_answered_as_declared(write_plugin: WritePlugin) 
         )
         for event in events:
             assert len(event["examples"]) == 1, event["event"]
-            async with ksi.connect() as wire:
+            async with ksi.connect(patience_s=30) as wire:  # one of them starts a sandbox
                 answer = await send_as_it_is(wire, event["examples"][0])
             assert is_as_declared(event, answer), (event["event"], answer)
         assert events[-1]["event"] == "system:shutdown"
