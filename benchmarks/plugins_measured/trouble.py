@@ -87,7 +87,7 @@ async def answer_nonsense(_: Nonsense) -> Done:
 @handler
 async def answer_much(_: Large) -> Done:
     """Answer with more than may be."""
-    return Done(text="x" * 2_000_000)
+    return Done(text="x" * 20_000_000)
 
 
 @handler

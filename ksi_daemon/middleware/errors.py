@@ -4,6 +4,8 @@ import asyncio
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
+from typing import Final
 
 import structlog
 
@@ -12,6 +14,9 @@ from ksi_common.errors import Cancelled, InternalError, KSIError, OperationalErr
 from ksi_daemon.outcomes import Endpoint, Failed, Send
 
 log = structlog.get_logger()
+
+FRAMES: Final = 20
+"""Of a traceback, the last ones: a recursion that went too deep has a thousand."""
 
 _OURS = (str(Path(__file__).parent.parent), str(Path(asyncio.__file__).parent))
 
@@ -63,7 +68,7 @@ class Errors:
             plugin=plugin,
             error=f"{type(error).__name__}: {error}"[:500],
             where=where,
-            exception="".join(traceback.format_exception(error, limit=-20)),
+            exception="".join(traceback.format_exception(type(error), error, _last_frames(error))),
         )
         if self._strict:
             raise error
@@ -79,15 +84,32 @@ def _asked_for() -> bool:
     return task is not None and task.cancelling() > 0
 
 
+def _last_frames(error: BaseException) -> TracebackType | None:
+    last = ahead = error.__traceback__
+    for _ in range(FRAMES):
+        ahead = ahead.tb_next if ahead is not None else None
+    while ahead is not None and last is not None:
+        last, ahead = last.tb_next, ahead.tb_next
+    return last
+
+
 def _origin(error: BaseException) -> tuple[str, int]:
     """Give the place that is nearest to the error and not ours; what it was made of may say more than it."""
     place = ("", 0)
     seen: BaseException | None = error
     while seen is not None:
-        for frame in reversed(traceback.extract_tb(seen.__traceback__)):
-            here = (frame.filename, frame.lineno or 0)
-            if not frame.filename.startswith(_OURS):
-                return here
-            place = place if place[0] else here
+        theirs = ours = ("", 0)
+        # By hand: there may be a thousand, and the loop waits.
+        step = seen.__traceback__
+        while step is not None:
+            here = (step.tb_frame.f_code.co_filename, step.tb_lineno)
+            if here[0].startswith(_OURS):
+                ours = here
+            else:
+                theirs = here
+            step = step.tb_next
+        if theirs[0]:
+            return theirs
+        place = place if place[0] else ours
         seen = seen.__cause__ or seen.__context__
     return place

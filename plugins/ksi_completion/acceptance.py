@@ -45,6 +45,11 @@ _INSERT: Final = (
 Opened = Callable[[Row, int, Sequence[StoredMessage]], None]
 """Take up a completion that is on disk, so many before it in its session, and its prompt."""
 
+_AHEAD: Final = (
+    "SELECT count(*) FROM completions INDEXED BY completions_open "
+    "WHERE session_id = ? AND sha256 IS NULL AND number < ?"
+)
+
 
 class Acceptance:
     """Take completions in."""
@@ -151,10 +156,7 @@ def _again(tx: Transaction, row: Row, digest: str | None) -> Accepted:
         )
     if row.reference is not None:
         return _accepted(row, 0)
-    (ahead,) = tx.execute(
-        "SELECT count(*) FROM completions WHERE session_id = ? AND sha256 IS NULL AND number < ?",
-        (row.session_id, row.number),
-    ).fetchone()
+    (ahead,) = tx.execute(_AHEAD, (row.session_id, row.number)).fetchone()
     return _accepted(row, ahead)
 
 

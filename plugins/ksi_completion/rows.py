@@ -15,10 +15,13 @@ from ksi_daemon.plugin import Blobs, Reference, Transaction, format_time
 TEXT: Final = "text/plain;charset=utf-8"
 OPEN: Final = (
     "SELECT number, request_id, session_id, provider, priority, next_try_us, cancel_wanted FROM completions "
-    "WHERE sha256 IS NULL AND dead_us IS NULL ORDER BY number"
+    "INDEXED BY completions_open WHERE sha256 IS NULL AND dead_us IS NULL ORDER BY number"
 )
 """What is owed an end, as far as the queue must know it."""
-OPEN_OF_SESSION: Final = "SELECT * FROM completions WHERE session_id = ? AND sha256 IS NULL ORDER BY number"
+OPEN_OF_SESSION: Final = (
+    "SELECT * FROM completions INDEXED BY completions_open WHERE session_id = ? AND sha256 IS NULL "
+    "ORDER BY number"
+)
 ONE: Final = "SELECT * FROM completions WHERE request_id = ?"
 REFERRED: Final = (
     "SELECT request_id, 'logs/responses/' || session_id || '.jsonl', offset, length, sha256 "

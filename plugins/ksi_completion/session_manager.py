@@ -28,7 +28,8 @@ _ENTER: Final = (
     "VALUES (?1, ?2, ?2, ?3) ON CONFLICT (session_id) "
     "DO UPDATE SET updated_us = ?2, message_count = message_count + ?3 "
     "RETURNING file_end, provider, model, provider_session, resume_at, forked_from, "
-    "(SELECT count(*) FROM completions c WHERE c.session_id = ?1 AND sha256 IS NULL)"
+    "(SELECT count(*) FROM completions c INDEXED BY completions_open "
+    "WHERE c.session_id = ?1 AND sha256 IS NULL)"
 )
 _FIND: Final = (
     "SELECT file_end, provider, model, provider_session, resume_at, forked_from FROM completion_sessions "
