@@ -304,7 +304,8 @@ class Daemon:
             self.idempotency,
         )
         table = self.assembly.table
-        router = Router(self.catalog.routes, self._unrouted, table.unrouted, self.catalog.gone)
+        catalog = self.catalog
+        router = Router(catalog.routes, self._unrouted, table.unrouted, catalog.gone, catalog.off)
         return compose(layers, router)
 
     async def _unrouted(self, envelope: EventEnvelope) -> Mapping[str, Any] | None:

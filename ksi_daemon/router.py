@@ -43,15 +43,18 @@ class Router:
         unrouted: Unrouted | None = None,
         around: Callable[[Endpoint], Endpoint] = lambda ask: ask,
         gone: Mapping[str, str] | None = None,
+        off: Callable[[str], str | None] = lambda _: None,
     ) -> None:
         """``around``: puts the layers of plugins around what no class declares.
 
         ``gone``: events that clients served, and the plugin that they were, while none is connected.
+        ``off``: why the plugin of a name does not run; None where it does, or there is none.
         """
         self.routes = routes
         self._unrouted = unrouted
         self._around = around
         self._gone = {} if gone is None else gone
+        self._off = off
 
     async def __call__(self, envelope: EventEnvelope, send: Send) -> None:
         """Hand over; raise NotFound, with the nearest names, where nobody takes the event."""
@@ -75,6 +78,15 @@ class Router:
                 reason="server_gone",
                 plugin=plugin,
                 hint="start it again",
+            )
+        plugin = event.partition(":")[0]
+        why = self._off(plugin)
+        if why is not None:
+            return NotFound(
+                f"no plugin handles {event[:128]}: plugin {plugin} is {why}",
+                hint="mend what is wrong and restart the daemon; plugin:list shows every plugin",
+                reason="plugin_off",
+                plugin=plugin,
             )
         exposed = [name for name, route in self.routes.items() if route.spec.expose]
         near = nearest(event, exposed, limit=3)

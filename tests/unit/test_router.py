@@ -85,6 +85,14 @@ async def test_the_nearest_name_is_guessed() -> None:
     assert error.hint == "did you mean state:get?"
 
 
+async def test_an_event_of_a_plugin_that_is_off_says_why() -> None:
+    router = Router(ROUTES, off=lambda name: "refused: no such setting" if name == "shop" else None)
+    error = await refused(router, "shop:selll")
+    assert error.message == "no plugin handles shop:selll: plugin shop is refused: no such setting"
+    assert (error.code, error.details["reason"]) == ("NOT_FOUND", "plugin_off")
+    assert (await refused(router, "other:selll")).details["reason"] == "unknown_event"
+
+
 async def test_three_guesses_at_most_are_given() -> None:
     error = await refused(Router(ROUTES), "shop:selll")
     near = error.details["nearest"]
