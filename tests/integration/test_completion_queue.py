@@ -16,6 +16,7 @@ from ksi_completion.outcomes import Outcome
 from ksi_completion.rows import Row
 from ksi_daemon.database import Database
 from ksi_daemon.testing import PATIENCE_S, RunningDaemon, Wire, running_daemon
+from tests.support.asking import until
 
 ODD_WORKER = [sys.executable, str(Path(__file__).parents[1] / "support" / "odd_worker.py")]
 
@@ -37,20 +38,6 @@ async def ask(wire: Wire, prompt: str, name: str, session: str = "s", **fields: 
     assert answer["type"] == "reply", answer
     accepted: Frame = answer["data"]
     return accepted
-
-
-async def until(ksi: RunningDaemon, pattern: str, count: int = 1) -> list[Frame]:
-    """Wait until so many events of a name were told."""
-    async with ksi.connect() as wire:
-        wire.send(
-            {"event": "event:subscribe", "data": {"patterns": [pattern], "start": "beginning"}, "id": "u"}
-        )
-        seen: list[Frame] = []
-        while len(seen) < count:
-            frame = await wire.receive()
-            if frame["type"] == "item":
-                seen.append(frame["data"]["data"])
-    return seen
 
 
 async def status(ksi: RunningDaemon, name: str | None = None, **fields: Any) -> Frame:

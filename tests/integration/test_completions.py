@@ -24,6 +24,7 @@ from ksi_completion.running import Attempt
 from ksi_completion.session_manager import SessionManager
 from ksi_daemon.database import Database
 from ksi_daemon.testing import PATIENCE_S, RunningDaemon, Wire, running_daemon
+from tests.support.asking import until
 
 ODD_WORKER = [sys.executable, str(Path(__file__).parents[1] / "support" / "odd_worker.py")]
 
@@ -54,20 +55,6 @@ async def steps(wire: Wire, prompt: str, ident: str = "ask", **fields: Any) -> A
             assert frame["type"] == "end", frame
             return
         yield frame["data"]
-
-
-async def until(ksi: RunningDaemon, pattern: str, count: int = 1) -> list[Frame]:
-    """Wait until so many events of a name were told."""
-    async with ksi.connect() as wire:
-        wire.send(
-            {"event": "event:subscribe", "data": {"patterns": [pattern], "start": "beginning"}, "id": "u"}
-        )
-        seen: list[Frame] = []
-        while len(seen) < count:
-            frame = await wire.receive()
-            if frame["type"] == "item":
-                seen.append(frame["data"]["data"])
-    return seen
 
 
 def lines(ksi: RunningDaemon, session_id: str) -> list[Frame]:

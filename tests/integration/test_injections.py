@@ -6,21 +6,7 @@ from typing import Any
 import pytest
 
 from ksi_daemon.testing import FakeClock, RunningDaemon, Wire, running_daemon
-
-
-def table(**settings: Any) -> dict[str, Any]:
-    return {"plugins": {"completion": {"provider": "mock", **settings}}}
-
-
-async def ask(ksi: RunningDaemon, prompt: str, **asked: Any) -> dict[str, Any]:
-    """Ask for a stream, and give its last step; the mock says the prompt again."""
-    step: dict[str, Any] = {}
-    async with ksi.connect() as wire:
-        wire.send({"event": "completion:stream", "data": {"prompt": prompt, **asked}, "id": "ask"})
-        while (frame := await wire.receive())["type"] == "item":
-            step = frame["data"]
-    assert frame["type"] == "end", frame
-    return step
+from tests.support.asking import ask, table
 
 
 async def answer_of(wire: Wire, request_id: str) -> str:

@@ -4,12 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from ksi_daemon.testing import FakeClock, RunningDaemon, running_daemon
+from tests.support.asking import table
 
 CITY = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
-
-
-def table(**settings: Any) -> dict[str, Any]:
-    return {"plugins": {"completion": {"provider": "mock", **settings}}}
 
 
 async def ask(ksi: RunningDaemon, prompt: str, **asked: Any) -> list[dict[str, Any]]:

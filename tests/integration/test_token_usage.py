@@ -4,23 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ksi_daemon.testing import FakeClock, RunningDaemon, running_daemon
+from tests.support.asking import ask, table
 
 DAY_S = 86_400
-
-
-def table(**settings: Any) -> dict[str, Any]:
-    return {"plugins": {"completion": {"provider": "mock", **settings}}}
-
-
-async def ask(ksi: RunningDaemon, prompt: str, **asked: Any) -> dict[str, Any]:
-    """Ask for a stream, and give its last step."""
-    step: dict[str, Any] = {}
-    async with ksi.connect() as wire:
-        wire.send({"event": "completion:stream", "data": {"prompt": prompt, **asked}, "id": "ask"})
-        while (frame := await wire.receive())["type"] == "item":
-            step = frame["data"]
-    assert frame["type"] == "end", frame
-    return step
 
 
 async def usage(ksi: RunningDaemon, **asked: Any) -> Mapping[str, Any]:
