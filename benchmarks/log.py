@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from benchmarks.peers import Peer
 
-NAMES = ("demo:told", "state:changed", "state:deleted", *(f"agent:did_{n}" for n in range(30)))
+NAMES = ("demo:told", "demo:changed", "demo:deleted", *(f"agent:did_{n}" for n in range(30)))
 STREAMS, ACTORS, QUERIES = 2000, 50, 300
 DATA = b'{"text":"%b"}' % (b"x" * 180)
 QUERY_MS = 20

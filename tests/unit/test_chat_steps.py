@@ -1,11 +1,13 @@
 """What a completion tells, once, however often its stream begins anew."""
 
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import pytest
 
+from ksi_client.chat import steps
 from ksi_client.chat.answer import Answer
 from ksi_client.chat.steps import Course, Step
+from ksi_common.events import completion
 
 
 def step(kind: str, **fields: Any) -> Step:
@@ -90,3 +92,11 @@ def test_a_failed_answer_has_the_failure_in_the_shape_of_an_error() -> None:
         "details": {"reason": "stalled"},
         "retryable": True,
     }
+
+
+def test_what_chat_knows_of_steps_is_what_the_daemon_declares() -> None:
+    """It has its own words for them, since the classes would cost it the import of pydantic."""
+    assert get_args(steps.StepType) == get_args(completion.Step.model_fields["type"].annotation)
+    for known in ("Step", "Usage", "Failure"):
+        declared = getattr(completion, known).model_fields
+        assert getattr(steps, known).__annotations__.keys() <= declared.keys()

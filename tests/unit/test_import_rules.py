@@ -133,3 +133,11 @@ def test_imports_within_the_borders_are_allowed(packages: Path) -> None:
     write(packages, "ksi_client.core", "import ksi_common\n")
     write(packages, "ksi_daemon.plugin", "import ksi_common\nimport ksi_daemon.router\n")
     assert contracts_hold(packages)
+
+
+def test_a_daemon_loads_neither_rich_nor_what_only_mistakes_need() -> None:
+    look = (
+        "import sys, ksi_daemon.__main__; print(sorted({'rich', 'difflib', 'ctypes'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

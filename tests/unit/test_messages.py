@@ -179,3 +179,11 @@ def test_fields_of_these_types_are_checked(data: dict[str, str]) -> None:
 )
 def test_a_trailing_star_matches_the_rest(pattern: str, event: str, meant: Any) -> None:
     assert matches(pattern, event) is meant
+
+
+def test_a_reply_that_is_named_is_no_class_of_its_own() -> None:
+    class Ask(Request[Found], event="shop:ask"):
+        """Ask."""
+
+    assert Ask.__mro__[1] is Request
+    assert spec_of(Ask).reply is Found

@@ -15,7 +15,7 @@ from ksi_common.messages import EventSpec, Message
 from ksi_daemon.middleware import compose
 from ksi_daemon.middleware.correlation import correlation
 from ksi_daemon.middleware.deadline import TICK_S, Deadline
-from ksi_daemon.middleware.errors import Errors, ReportedError
+from ksi_daemon.middleware.errors import FRAMES, Errors, ReportedError
 from ksi_daemon.middleware.observation import Observation, Observer
 from ksi_daemon.middleware.permissions import permissions
 from ksi_daemon.outcomes import Ended, Endpoint, Failed, Middleware, Outcome, Replied, Send, Yielded
@@ -453,6 +453,19 @@ async def test_a_bug_is_logged_with_its_traceback(sent: Sent, blame: Callable[[s
     assert (line["event"], line["handled"], line["plugin"]) == ("handler.crashed", "demo:ask", "shop")
     assert line["error"] == "ValueError: oh"
     assert line["exception"].startswith("Traceback")
+
+
+async def test_of_a_recursion_that_goes_too_deep_the_last_frames_are_logged(
+    sent: Sent, blame: Callable[[str], str]
+) -> None:
+    async def recur(envelope: EventEnvelope, send: Send) -> None:
+        await recur(envelope, send)
+
+    with capture_logs() as lines:
+        await Errors(blame)(envelope(), sent, recur)
+    (line,) = lines
+    assert line["where"].startswith("test_middleware.py:")
+    assert f"[Previous line repeated {FRAMES - 3} more times]" in line["exception"]
 
 
 async def test_a_long_message_of_a_bug_is_cut(sent: Sent, blame: Callable[[str], str]) -> None:
