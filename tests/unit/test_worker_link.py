@@ -225,7 +225,9 @@ async def test_an_ignored_cancel_kills_the_worker_and_all_it_started(run_dir: Pa
         assert proof.how == "killed"
         assert pids <= set(proof.pids_gone)
         assert alive(proof.pids_gone) == []
-        assert (await failure_of(other)).kind == "transient"
+        assert (await failure_of(generation)).reason == "cancelled"
+        failure = await failure_of(other)
+        assert (failure.reason, failure.kind) == ("worker_died", "transient")
         assert await answer_to(link, "echo: again") == "again"
 
 

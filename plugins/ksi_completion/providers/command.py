@@ -15,7 +15,7 @@ from orjson import loads
 
 from ksi_common.events.completion import Usage
 from ksi_completion.providers.generation import FedGeneration
-from ksi_completion.providers.interface import Answer, FailureClass, ProviderFailure
+from ksi_completion.providers.interface import Answer, FailureClass, ProviderFailure, cancelled
 from ksi_daemon.plugin import OperationalError, Process, Processes, Unavailable
 
 MAX_LINE_BYTES: Final = 16 * 1024 * 1024
@@ -181,7 +181,6 @@ class _Run:
         self._process = process
         self._invocation = invocation
         self._reading = reading
-        self._is_unwanted = False
         self._words = b""
         self._noise = b""
         self._left: ProviderFailure | None = None
@@ -199,7 +198,7 @@ class _Run:
         finally:
             pids = await self._end_process(grace_s=self._invocation.grace_s)
             _clear(self._invocation)
-            self.generation.end(self._left or outcome, pids if self._is_unwanted else None)
+            self.generation.end(self._left or outcome, pids if self.generation.is_unwanted else None)
 
     async def _converse(self) -> Answer | ProviderFailure:
         fault: ProviderFailure | None = None
@@ -213,9 +212,8 @@ class _Run:
                 fault = error
             # Its streams end with it, and so do the tasks.
             await self._end_process(grace_s=self._invocation.grace_s)
-        if self._is_unwanted:
-            usage = self._reading.usage
-            return ProviderFailure("it was cancelled", reason="cancelled", kind="invalid", usage=usage)
+        if self.generation.is_unwanted:
+            return cancelled(self._reading.usage)
         return fault or self._conclusion(await self._ended())
 
     def _conclusion(self, ended: Ended) -> Answer | ProviderFailure:
@@ -279,7 +277,6 @@ class _Run:
 
     async def _stop(self) -> None:
         """Climb the ladder; return when nothing is left."""
-        self._is_unwanted = self._is_unwanted or not self.generation.ended.is_set()
         await self._end_process(grace_s=self._invocation.grace_s)
         await self.generation.ended.wait()
         if self._left:

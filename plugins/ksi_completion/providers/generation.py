@@ -19,6 +19,8 @@ class FedGeneration:
 
     def __init__(self, stop: Callable[[], Awaitable[None]]) -> None:
         self.ended = asyncio.Event()
+        self.is_unwanted = False
+        """A cancel was asked before its end."""
         self._stop = stop
         self._pieces: list[str] = []
         self._size = 0
@@ -56,6 +58,7 @@ class FedGeneration:
         """
         loop = asyncio.get_running_loop()
         began = loop.time()
+        self.is_unwanted = self.is_unwanted or not self.ended.is_set()
         await self._stop()
         elapsed_s = round(loop.time() - began, 3)
         if self._pids_gone is None:

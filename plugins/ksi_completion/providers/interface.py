@@ -85,13 +85,19 @@ class ProviderFailure(Exception):
         self.usage = usage
 
 
+def cancelled(usage: Usage | None = None) -> ProviderFailure:
+    """Give the failure of an answer that a cancel ended, however its process took it."""
+    return ProviderFailure("it was cancelled", reason="cancelled", kind="invalid", usage=usage)
+
+
 class Generation(Protocol):
     """One answer on its way."""
 
     def deltas(self) -> AsyncIterator[str]:
         """Give the pieces of text as they come; ends with the answer. Iterated once.
 
-        Raises ProviderFailure. Cancelling the iteration stops nothing: ask ``cancel``.
+        Raises ProviderFailure, that of `cancelled` where it was. Cancelling the iteration stops nothing:
+        ask ``cancel``.
         """
         ...
 

@@ -13,7 +13,14 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ksi_common.events.completion import Proof, Usage
-from ksi_completion.providers.interface import ANY_MODEL, Answer, FailureClass, Job, ProviderFailure
+from ksi_completion.providers.interface import (
+    ANY_MODEL,
+    Answer,
+    FailureClass,
+    Job,
+    ProviderFailure,
+    cancelled,
+)
 
 NAME: Final = "mock"
 CHARACTERS_PER_TOKEN: Final = 4
@@ -102,7 +109,7 @@ class MockGeneration:
             except TimeoutError:
                 return
         if self._is_cancelled.is_set():
-            raise ProviderFailure("it was cancelled", reason="cancelled", kind="invalid")
+            raise cancelled()
 
 
 class MockProvider:

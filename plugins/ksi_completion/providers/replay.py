@@ -15,6 +15,7 @@ from ksi_completion.providers.interface import (
     Generation,
     Job,
     ProviderFailure,
+    cancelled,
 )
 from ksi_completion.whole_path import WholePath
 from ksi_daemon.plugin import DataLoss
@@ -54,7 +55,7 @@ class Replayed:
         for text in self._episode.deltas:
             yield text
             if self._is_cancelled:
-                raise ProviderFailure("it was cancelled", reason="cancelled", kind="invalid")
+                raise cancelled()
         if self._episode.failure is not None:
             raise self._episode.failure.failure()
 

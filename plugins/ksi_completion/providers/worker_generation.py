@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ksi_completion.providers.generation import FedGeneration
-from ksi_completion.providers.interface import Answer, ProviderFailure
+from ksi_completion.providers.interface import Answer, ProviderFailure, cancelled
 from ksi_completion.providers.worker_reports import Delta, Done, Failed, Stopped
 
 
@@ -23,11 +23,12 @@ class WorkerGeneration(FedGeneration):
             case Failed():
                 self.end(report.failure())
             case Stopped():
-                self.end(ProviderFailure("it was cancelled", reason="cancelled", kind="invalid"))
+                self.end(cancelled())
 
     def fail(self, failure: ProviderFailure, pids_gone: Sequence[int]) -> None:
         """End it with its worker, unless it has its end."""
-        self.end(failure, pids_gone)
+        is_stopped = self.is_unwanted and failure.kind != "unknown_outcome"
+        self.end(cancelled() if is_stopped else failure, pids_gone)
 
 
 def _answer(report: Done) -> Answer:
