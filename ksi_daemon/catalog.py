@@ -94,13 +94,6 @@ class Catalog:
         found = [self.declared(pattern) for pattern in patterns]
         return list(dict.fromkeys((*patterns, *(spec_of(kind).name for kind in found if kind))))
 
-    def off(self, name: str) -> str | None:
-        """Say why a plugin does not run: ``refused: why``; None where it runs, or is not known."""
-        plugin = self.plugins.get(name)
-        if plugin is None or plugin.status == "loaded":
-            return None
-        return plugin.status + (f": {plugin.error}" if plugin.error else "")
-
     def nearest(self, event: str) -> list[str]:
         """Guess which event was meant."""
         return nearest(event, [*self.routes, *self.notifications], limit=3)

@@ -20,6 +20,7 @@ from ksi_common.events.system import Started, Stopping
 from ksi_common.events.timer import Failed as TimerFailed
 from ksi_common.paths import Paths
 from ksi_daemon import blob_files
+from ksi_daemon.absence import absent_by
 from ksi_daemon.assembly import Assembly
 from ksi_daemon.blobs import Blobs, FileBlobs
 from ksi_daemon.breadcrumb import Breadcrumb
@@ -303,9 +304,8 @@ class Daemon:
             *((only_reading,) if self.sandbox else ()),
             self.idempotency,
         )
-        table = self.assembly.table
-        catalog = self.catalog
-        router = Router(catalog.routes, self._unrouted, table.unrouted, catalog.gone, catalog.off)
+        catalog, around = self.catalog, self.assembly.table.unrouted
+        router = Router(catalog.routes, self._unrouted, around, catalog.gone, absent_by(catalog))
         return compose(layers, router)
 
     async def _unrouted(self, envelope: EventEnvelope) -> Mapping[str, Any] | None:

@@ -34,6 +34,14 @@ class Route:
     """A client of the daemon handles it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """A plugin that does not run. ``why``: ``refused: what is wrong``, or ``disabled: who did it``."""
+
+    plugin: str
+    why: str
+
+
 class Router:
     """Give each event to its handler. ``routes`` may change: each event is looked up anew."""
 
@@ -43,18 +51,18 @@ class Router:
         unrouted: Unrouted | None = None,
         around: Callable[[Endpoint], Endpoint] = lambda ask: ask,
         gone: Mapping[str, str] | None = None,
-        off: Callable[[str], str | None] = lambda _: None,
+        absent: Callable[[str], Absent | None] = lambda _: None,
     ) -> None:
         """``around``: puts the layers of plugins around what no class declares.
 
         ``gone``: events that clients served, and the plugin that they were, while none is connected.
-        ``off``: why the plugin of a name does not run; None where it does, or there is none.
+        ``absent``: finds the plugin that would handle an event, and does not run.
         """
         self.routes = routes
         self._unrouted = unrouted
         self._around = around
         self._gone = {} if gone is None else gone
-        self._off = off
+        self._absent = absent
 
     async def __call__(self, envelope: EventEnvelope, send: Send) -> None:
         """Hand over; raise NotFound, with the nearest names, where nobody takes the event."""
@@ -79,14 +87,14 @@ class Router:
                 plugin=plugin,
                 hint="start it again",
             )
-        plugin = event.partition(":")[0]
-        why = self._off(plugin)
-        if why is not None:
+        absent = self._absent(event)
+        if absent is not None:
+            mend = f"ksi plugin enable {absent.plugin}" if absent.why.startswith("disabled") else "mend that"
             return NotFound(
-                f"no plugin handles {event[:128]}: plugin {plugin} is {why}",
-                hint="mend what is wrong and restart the daemon; plugin:list shows every plugin",
+                f"no plugin handles {event[:128]}: plugin {absent.plugin} is {absent.why}",
+                hint=f"{mend} and restart the daemon; plugin:list shows every plugin",
                 reason="plugin_off",
-                plugin=plugin,
+                plugin=absent.plugin,
             )
         exposed = [name for name, route in self.routes.items() if route.spec.expose]
         near = nearest(event, exposed, limit=3)

@@ -9,7 +9,7 @@ from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import NotFound
 from ksi_common.messages import EventSpec, Message
 from ksi_daemon.outcomes import Outcome, Replied, Send
-from ksi_daemon.router import Route, Router
+from ksi_daemon.router import Absent, Route, Router
 
 
 async def handle(envelope: EventEnvelope, send: Send) -> None:
@@ -86,11 +86,19 @@ async def test_the_nearest_name_is_guessed() -> None:
 
 
 async def test_an_event_of_a_plugin_that_is_off_says_why() -> None:
-    router = Router(ROUTES, off=lambda name: "refused: no such setting" if name == "shop" else None)
+    off = Absent("shop", "refused: no such setting")
+    router = Router(ROUTES, absent=lambda event: off if event.startswith("shop:") else None)
     error = await refused(router, "shop:selll")
     assert error.message == "no plugin handles shop:selll: plugin shop is refused: no such setting"
     assert (error.code, error.details["reason"]) == ("NOT_FOUND", "plugin_off")
+    assert error.hint == "mend that and restart the daemon; plugin:list shows every plugin"
     assert (await refused(router, "other:selll")).details["reason"] == "unknown_event"
+
+
+async def test_an_event_of_a_plugin_that_somebody_switched_off_says_how_to_switch_it_on() -> None:
+    router = Router(ROUTES, absent=lambda _: Absent("shop", "disabled: it is switched off in the settings"))
+    hint = (await refused(router, "shop:selll")).hint
+    assert hint == "ksi plugin enable shop and restart the daemon; plugin:list shows every plugin"
 
 
 async def test_three_guesses_at_most_are_given() -> None:

@@ -1,0 +1,57 @@
+"""An event that nobody handles is missing for a reason: the plugin that would handle it does not run."""
+
+from types import ModuleType
+
+import pytest
+
+from ksi_common.messages import Message, Request
+from ksi_daemon.absence import absent_by
+from ksi_daemon.catalog import Catalog, Plugin
+from ksi_daemon.plugin import handler
+from ksi_daemon.router import Absent
+
+
+class Sold(Message):
+    """It is sold."""
+
+
+class Sell(Request[Sold], event="counter:sell"):
+    """Sell."""
+
+
+@handler
+def sell(request: Sell) -> Sold:
+    """Sell."""
+    del request
+    return Sold()
+
+
+@handler
+def nonsense(request) -> Sold:  # type: ignore[no-untyped-def]
+    """Be what cannot be handled."""
+    del request
+    return Sold()
+
+
+def catalog_of(status: str, error: str | None) -> Catalog:
+    module = ModuleType("shop")
+    vars(module).update(nonsense=nonsense, sell=sell)
+    catalog = Catalog()
+    catalog.plugins["shop"] = Plugin("shop", "shop", "1", module=module, status=status, error=error)  # type: ignore[arg-type]
+    catalog.plugins["gone"] = Plugin("gone", "gone", "1", status="disabled", error=None)
+    return catalog
+
+
+@pytest.mark.parametrize("event", ["shop:buy", "counter:sell", "counter:other"], ids=["name", "own", "near"])
+def test_a_plugin_is_found_by_its_name_and_by_what_it_would_handle(event: str) -> None:
+    absent = absent_by(catalog_of("refused", "no such setting"))
+    assert absent(event) == Absent("shop", "refused: no such setting")
+
+
+def test_a_plugin_that_was_never_imported_is_found_by_its_name() -> None:
+    assert absent_by(catalog_of("loaded", None))("gone:ask") == Absent("gone", "disabled")
+
+
+@pytest.mark.parametrize("event", ["counter:other", "shop:buy", "other:ask"])
+def test_what_no_plugin_is_missing_for_is_nobodys(event: str) -> None:
+    assert absent_by(catalog_of("loaded", None))(event) is None
