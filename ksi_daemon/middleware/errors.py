@@ -16,7 +16,10 @@ from ksi_daemon.outcomes import Endpoint, Failed, Send
 log = structlog.get_logger()
 
 FRAMES: Final = 20
-"""Of a traceback, the last ones: a recursion that went too deep has a thousand."""
+"""Of a traceback, the last ones."""
+
+RECURSIVE_FRAMES: Final = 6
+"""The same, where a recursion went too deep: there are a thousand, and they say the same again and again."""
 
 _OURS = (str(Path(__file__).parent.parent), str(Path(asyncio.__file__).parent))
 
@@ -86,7 +89,7 @@ def _asked_for() -> bool:
 
 def _last_frames(error: BaseException) -> TracebackType | None:
     last = ahead = error.__traceback__
-    for _ in range(FRAMES):
+    for _ in range(RECURSIVE_FRAMES if isinstance(error, RecursionError) else FRAMES):
         ahead = ahead.tb_next if ahead is not None else None
     while ahead is not None and last is not None:
         last, ahead = last.tb_next, ahead.tb_next
@@ -101,12 +104,14 @@ def _origin(error: BaseException) -> tuple[str, int]:
         theirs = ours = ("", 0)
         # By hand: there may be a thousand, and the loop waits.
         step = seen.__traceback__
+        file, is_ours = "", True
         while step is not None:
-            here = (step.tb_frame.f_code.co_filename, step.tb_lineno)
-            if here[0].startswith(_OURS):
-                ours = here
+            if (now := step.tb_frame.f_code.co_filename) is not file:
+                file, is_ours = now, now.startswith(_OURS)
+            if is_ours:
+                ours = (file, step.tb_lineno)
             else:
-                theirs = here
+                theirs = (file, step.tb_lineno)
             step = step.tb_next
         if theirs[0]:
             return theirs

@@ -15,7 +15,7 @@ from ksi_common.messages import EventSpec, Message
 from ksi_daemon.middleware import compose
 from ksi_daemon.middleware.correlation import correlation
 from ksi_daemon.middleware.deadline import TICK_S, Deadline
-from ksi_daemon.middleware.errors import FRAMES, Errors, ReportedError
+from ksi_daemon.middleware.errors import FRAMES, RECURSIVE_FRAMES, Errors, ReportedError
 from ksi_daemon.middleware.observation import Observation, Observer
 from ksi_daemon.middleware.permissions import permissions
 from ksi_daemon.outcomes import Ended, Endpoint, Failed, Middleware, Outcome, Replied, Send, Yielded
@@ -465,7 +465,26 @@ async def test_of_a_recursion_that_goes_too_deep_the_last_frames_are_logged(
         await Errors(blame)(envelope(), sent, recur)
     (line,) = lines
     assert line["where"].startswith("test_middleware.py:")
-    assert f"[Previous line repeated {FRAMES - 3} more times]" in line["exception"]
+    assert f"[Previous line repeated {RECURSIVE_FRAMES - 3} more times]" in line["exception"]
+
+
+async def test_of_a_deep_traceback_the_last_frames_are_logged(
+    sent: Sent, blame: Callable[[str], str]
+) -> None:
+    def descend(depth: int) -> None:
+        if depth == 0:
+            raise ValueError("deep down")
+        descend(depth - 1)
+
+    async def call(envelope: EventEnvelope, send: Send) -> None:
+        del envelope, send
+        descend(100)
+
+    with capture_logs() as lines:
+        await Errors(blame)(envelope(), sent, call)
+    (line,) = lines
+    assert f"[Previous line repeated {FRAMES - 1 - 3} more times]" in line["exception"]
+    assert line["exception"].endswith("ValueError: deep down\n")
 
 
 async def test_a_long_message_of_a_bug_is_cut(sent: Sent, blame: Callable[[str], str]) -> None:
