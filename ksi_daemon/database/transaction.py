@@ -20,6 +20,8 @@ MAX_HOPS: Final = 32
 _CONTROLS: Final = frozenset(("BEGI", "COMM", "END", "END;", "ROLL"))
 """How statements begin that begin or end a transaction: that is the writer's to do."""
 _TO_A_SAVEPOINT: Final = re.compile(r"ROLLBACK\s+(TRANSACTION\s+)?TO\s", re.IGNORECASE)
+_COUNTED: Final = frozenset(("SELE", "INSE", "UPDA", "DELE", "REPL", "WITH", "SAVE", "RELE", "ROLL"))
+"""How statements begin whose changes ``total_changes`` counts, or that change nothing."""
 _COMMENTS: Final = re.compile(r"(\s|--[^\n]*(\n|$)|/\*.*?\*/|;)+", re.DOTALL)
 """What may stand before a statement."""
 
@@ -31,6 +33,7 @@ class Transaction:
     """One unit's view of the transaction of its group. Valid only while the unit runs."""
 
     __slots__ = (
+        "_apart",
         "_connection",
         "_correlation",
         "_envelope",
@@ -38,8 +41,9 @@ class Transaction:
         "_now_us",
         "after_commit",
         "conditions",
-        "saved",
+        "ran",
         "told",
+        "uncounted",
     )
 
     def __init__(
@@ -48,7 +52,11 @@ class Transaction:
         log: LogWriter,
         now_us: int,
         envelope: EventEnvelope | None,
+        *,
+        apart: bool,
     ) -> None:
+        """``apart``: with a savepoint of its own, so that what it did can be undone and nothing else."""
+        self._apart = apart
         self._connection = connection
         self._log = log
         self._now_us = now_us
@@ -60,8 +68,10 @@ class Transaction:
         """What the unit left to do."""
         self.conditions: dict[Hashable, Callable[[], None]] | None = None
         """What must be done before the unit may commit; few units have any."""
-        self.saved = False
-        """It has a savepoint: it ran SQL."""
+        self.ran = False
+        """It ran SQL."""
+        self.uncounted = False
+        """It ran what may change the database and is not counted."""
 
     @property
     def envelope(self) -> EventEnvelope | None:
@@ -69,19 +79,23 @@ class Transaction:
         return self._envelope
 
     def execute(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> sqlite3.Cursor:
-        """Run one statement. A unit that runs none pays for no savepoint.
+        """Run one statement.
 
         Raises FailedPrecondition for COMMIT and the like: what a unit does is committed when it has ended.
         """
         begins = sql if sql[:1].isalpha() else _COMMENTS.sub("", sql, count=1)
-        if begins[:4].rstrip().upper() in _CONTROLS and not _TO_A_SAVEPOINT.match(begins):
+        word = begins[:4].rstrip().upper()
+        if word in _CONTROLS and not _TO_A_SAVEPOINT.match(begins):
             raise FailedPrecondition(
                 f"a unit of work may not run {begins.split()[0]}: it is committed as a whole when it ends",
                 reason="transaction_control",
             )
-        if not self.saved:
-            self._connection.execute("SAVEPOINT unit")
-            self.saved = True
+        if word not in _COUNTED:
+            self.uncounted = True
+        if not self.ran:
+            self.ran = True
+            if self._apart:
+                self._connection.execute("SAVEPOINT unit")
         elif not self._connection.in_transaction:
             # The unit hid the error that said so; outside of a transaction each statement would commit.
             raise FailedPrecondition("the transaction of this unit is lost", reason="transaction_lost")
@@ -174,10 +188,11 @@ class Transaction:
         self._log.append(row)
 
     def close(self, *, undo: bool) -> None:
-        """End the unit's savepoint."""
-        if undo:
-            self._connection.execute("ROLLBACK TO unit")
-        self._connection.execute("RELEASE unit")
+        """End the unit's savepoint, if it has one."""
+        if self._apart and self.ran:
+            if undo:
+                self._connection.execute("ROLLBACK TO unit")
+            self._connection.execute("RELEASE unit")
 
     def _event(self, event: str, data: bytes, event_id: str | None, *, cause: bool) -> StoredEvent:
         envelope = self._envelope

@@ -28,8 +28,16 @@ _NEVER: Final = float("inf")
 _PROGRESS_STEPS: Final = 20_000
 
 
+WARY_GROUPS: Final = 64
+"""After a group that had to be run again, so many have savepoints: what fails once may fail again."""
+
+
 class TransactionLost(Exception):
     """SQLite took the whole transaction back, with the units that did nothing wrong."""
+
+
+class Spoiled(Exception):
+    """A unit failed after it had changed something, and nothing sets it apart from the other units."""
 
 
 @dataclass(slots=True, eq=False)
@@ -46,6 +54,10 @@ class Job:
     error: BaseException | None = None
     told: Sequence[StoredEvent] = ()
     after_commit: Sequence[Callable[[], None]] = ()
+
+    def reset(self, error: BaseException | None = None) -> None:
+        """Forget what became of the unit when it was run before."""
+        self.value, self.error, self.told, self.after_commit = None, error, (), ()
 
 
 class Writer(threading.Thread):
@@ -82,6 +94,8 @@ class Writer(threading.Thread):
         self._upkeep = Upkeep(connection, self._log, head)
         self._conditions = Conditions()
         self._broken: Exception | None = None
+        self._wary = 0
+        """Groups to come whose units have savepoints from the start."""
         self.groups = 0
         self.units = 0
         connection.set_progress_handler(self._overdue, _PROGRESS_STEPS)
@@ -141,7 +155,7 @@ class Writer(threading.Thread):
             self.groups += 1
             self.units += len(group)
             try:
-                self._transact(group)
+                self._commit_together(group)
             except TransactionLost:
                 pass
             else:
@@ -149,33 +163,49 @@ class Writer(threading.Thread):
         for job in group:
             self._commit_alone(job)
 
+    def _commit_together(self, group: Sequence[Job]) -> None:
+        """Run units in one transaction: without savepoints, which cost much and are seldom needed."""
+        if self._wary:
+            self._wary -= 1
+            self._transact(group, apart=True)
+            return
+        try:
+            self._transact(group, apart=False)
+        except Spoiled as spoiled:
+            if self._broken is not None:
+                raise TransactionLost from spoiled
+            self._wary = WARY_GROUPS
+            for job in group:
+                job.reset()
+            self._transact(group, apart=True)
+
     def _commit_alone(self, job: Job) -> None:
         """Run one unit in a transaction of its own: now what goes wrong is its own fault."""
-        job.value, job.error, job.told, job.after_commit = None, self._broken, (), ()
+        job.reset(self._broken)
         if self._broken is not None:
             return
         try:
-            self._transact([job])
+            self._transact([job], apart=True)
         except TransactionLost as lost:
             job.told = job.after_commit = ()
             if job.error is None:
                 cause = lost.__cause__
                 job.error = translate(cause) if isinstance(cause, Exception) else cause
 
-    def _transact(self, group: Sequence[Job]) -> None:
+    def _transact(self, group: Sequence[Job], *, apart: bool) -> None:
         if not self._begin(group):
             return
         self._now_us = self._clock.time_us()  # of all that is told in this commit
         try:
             for job in group:
-                self._run_unit(job)
+                self._run_unit(job, apart=apart)
             self._log.flush()
             self._meet_conditions()
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             self._give_up(error)
             raise TransactionLost from error
-        except TransactionLost as lost:
+        except (TransactionLost, Spoiled) as lost:
             self._give_up(lost.__cause__)
             raise
         self._log.committed()
@@ -207,24 +237,25 @@ class Writer(threading.Thread):
         if error is not None:
             raise TransactionLost from error
 
-    def _run_unit(self, job: Job) -> None:
+    def _run_unit(self, job: Job, *, apart: bool) -> None:
         mark = self._log.mark()
-        transaction = Transaction(self._connection, self._log, self._now_us, job.envelope)
+        changes = self._connection.total_changes
+        transaction = Transaction(self._connection, self._log, self._now_us, job.envelope, apart=apart)
         self._unit_ends = monotonic() + UNIT_LIMIT_S
         set_current(job.envelope)  # for what the unit logs
         try:
             if job.request_data is not None and job.envelope is not None:
                 transaction.record(job.envelope, job.request_data)
             job.value = job.unit(transaction)
-            if transaction.saved:
-                transaction.close(undo=False)
+            transaction.close(undo=False)
         except BaseException as error:  # of whatever kind, it is its caller's
             job.error = translate(error) if isinstance(error, Exception) else error
             if not self._connection.in_transaction:
                 raise TransactionLost from error
+            if not apart and (transaction.uncounted or self._connection.total_changes != changes):
+                raise Spoiled from error
             self._log.take_back(mark)
-            if transaction.saved:
-                transaction.close(undo=True)
+            transaction.close(undo=True)
         else:
             job.told = transaction.told
             job.after_commit = transaction.after_commit

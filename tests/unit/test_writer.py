@@ -236,6 +236,60 @@ def test_a_unit_that_is_run_again_tells_only_what_it_told_the_last_time(desk: Be
     assert logged(desk) == []
 
 
+def counted(unit: Unit[Any], runs: list[int]) -> Unit[Any]:
+    """Make a unit that counts how often it is run."""
+
+    def counting(tx: Transaction) -> None:
+        runs.append(1)
+        unit(tx)
+
+    return counting
+
+
+def test_units_that_do_well_have_no_savepoints(desk: Bench) -> None:
+    ran: list[str] = []
+    desk.connection.set_trace_callback(ran.append)
+    desk.group(put("a"), put("b"))
+    assert not [statement for statement in ran if statement.startswith(("SAVEPOINT", "RELEASE"))]
+
+
+def test_a_unit_that_fails_before_it_changed_anything_lets_its_neighbours_run_once(desk: Bench) -> None:
+    def looking(tx: Transaction) -> None:
+        tell("guilty")(tx)
+        tx.execute("SELECT * FROM things").fetchall()
+        raise ValueError
+
+    runs: list[int] = []
+    jobs = desk.group(counted(put("a"), runs), looking, counted(both(tell("b"), put("b")), runs))
+    assert [type(job.error) for job in jobs] == [type(None), ValueError, type(None)]
+    assert (len(runs), things(desk), logged(desk)) == (2, ["a", "b"], [(1, "b")])
+
+
+def test_a_unit_that_fails_after_it_changed_something_has_the_group_run_again_with_savepoints(
+    desk: Bench,
+) -> None:
+    runs: list[int] = []
+    for number, again in enumerate((2, 1, 1)):  # the groups after it have savepoints from the start
+        runs.clear()
+        desk.group(counted(put(number), runs), raising(ValueError()))
+        assert len(runs) == again
+    assert things(desk) == [0, 1, 2]
+    for _ in range(writer.WARY_GROUPS):
+        desk.group(tell())
+    runs.clear()
+    desk.group(counted(put(3), runs), raising(ValueError()))
+    assert len(runs) == 2
+
+
+def test_a_change_that_is_not_counted_is_undone_with_its_unit(desk: Bench) -> None:
+    def making(tx: Transaction) -> None:
+        tx.execute("CREATE TABLE made (x)")
+        raise ValueError
+
+    in_between(desk, making)
+    assert desk.connection.execute("SELECT name FROM sqlite_schema WHERE name = 'made'").fetchall() == []
+
+
 def test_units_of_a_group_see_each_other(desk: Bench) -> None:
     count: Unit[Any] = lambda tx: tx.execute("SELECT count(*) FROM things").fetchone()[0]  # noqa: E731 -- one value
     jobs = desk.group(put(1), count, raising(ValueError()), count)
@@ -444,6 +498,16 @@ def test_where_even_the_rollback_fails_nothing_more_is_written(
     assert [type(failure) for failure in desk.failures] == [StoreUnavailable]
 
 
+def test_where_a_group_that_is_to_run_again_cannot_be_rolled_back_nothing_more_is_written(
+    faulty: tuple[Bench, Callable[..., None]],
+) -> None:
+    desk, order = faulty
+    order(ROLLBACK=sqlite3.SQLITE_IOERR_READ)
+    jobs = [*desk.group(put(1), raising(ValueError())), *desk.group(put(3))]
+    assert [type(job.error) for job in jobs] == [StoreUnavailable] * 3
+    assert [type(failure) for failure in desk.failures] == [StoreUnavailable]
+
+
 def test_a_checkpoint_that_cannot_sync_is_reported(faulty: tuple[Bench, Callable[..., None]]) -> None:
     desk, order = faulty
     desk.group(put(1))
@@ -479,7 +543,7 @@ def test_the_wal_is_checkpointed_once_in_an_idle_moment(desk: Bench) -> None:
     ran: SimpleQueue[str] = SimpleQueue()
     desk.connection.set_trace_callback(ran.put)
     desk.group(put(1))
-    statements = [ran.get(timeout=5) for _ in range(6)]
+    statements = [ran.get(timeout=5) for _ in range(4)]
     assert statements[-2:] == ["COMMIT", "PRAGMA wal_checkpoint(PASSIVE)"]
     desk.group(put(2))
     assert ran.get(timeout=5) == "BEGIN IMMEDIATE"
