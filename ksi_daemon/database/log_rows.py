@@ -106,8 +106,10 @@ def read_page(connection: sqlite3.Connection, after: int, until: int, limit: int
     """Yield what is at ``after < seq <= until``, in order: each position is a row, or part of a damage."""
     expected = after + 1
     last = min(until, after + limit)
+    cursor = connection.cursor()
+    cursor.row_factory = None  # plain tuples: a sqlite3.Row around each costs a third more
     try:
-        for row in connection.execute(_PAGE, (after, until, limit)):
+        for row in cursor.execute(_PAGE, (after, until, limit)):
             if row[_SEQ] != expected:
                 if row[_SEQ] > last:
                     break

@@ -30,7 +30,7 @@ ExpectedVersion = Literal["any", "none", "exists"] | int
 # sqlite3 looks for an adapter, in vain, for each None and each bytes. So what is absent is bound as an empty
 # text or a zero, which no column may hold, and a digest as a bytearray.
 _ROW = "(?,?,?,?,nullif(?,''),nullif(?,0),?,nullif(?,''),?,?,?,nullif(?,''),?,?)"
-_SIZES = (64, 16, 4, 1)
+_SIZES = (64, 32, 16, 8, 4, 2, 1)
 _INSERT = {size: f"INSERT INTO log ({WRITTEN}) VALUES " + ",".join([_ROW] * size) for size in _SIZES}  # noqa: S608
 _VERSION = (
     "SELECT coalesce((SELECT max(version) FROM log WHERE stream = ?1), "
