@@ -255,12 +255,19 @@ async def main() -> None:
             sys.exit(1)
         litellm.suppress_debug_info = True
         litellm.telemetry = False
+        warm_up()
         async with asyncio.TaskGroup() as group:
             desk = Desk(litellm, reports, group)
             desk.report({"report": "ready"})
             loop = asyncio.get_running_loop()
             threading.Thread(target=read_orders, args=[loop, desk], daemon=True).start()
             await loop.create_future()
+
+
+def warm_up() -> None:
+    """Import what the first call would: it holds the loop for a second, and a cancel must not wait for it."""
+    with suppress(Exception):  # the first call says what is wrong
+        _ = import_module("openai").AsyncOpenAI(api_key=NO_KEY).chat.completions
 
 
 def claim_stdout() -> BinaryIO:
