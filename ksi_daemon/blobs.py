@@ -19,7 +19,7 @@ import aiofiles
 
 from ksi_common.errors import DataLoss, InvalidArgument, KSIError
 from ksi_common.ids import new_id
-from ksi_common.references import Reference
+from ksi_common.references import OCTETS, Reference
 from ksi_daemon import blob_files
 from ksi_daemon.database.errors import StoreUnavailable
 
@@ -31,7 +31,6 @@ T = TypeVar("T")
 CHUNK: Final = 256 * 1024
 """Bytes hashed at once: a fraction of a millisecond of the loop."""
 MAX_BYTES: Final = 1024**3
-OCTETS: Final = "application/octet-stream"
 
 _UNAVAILABLE: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM))
 """Says nothing of the bytes."""

@@ -2,16 +2,16 @@
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from ksi_daemon.database import Database
+from ksi_daemon.database import Connection, Database
 
 _PAGE: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Referred:
-    """Bytes that a row refers to."""
+    """Bytes that a row refers to; of a damaged row the types may be others."""
 
     owner: str
     """The plugin that keeps the row."""
@@ -58,10 +58,36 @@ class Referrers:
             # By key: rows that come and go between two pages move no other row from one page to another.
             page = (
                 f"WITH referred (name, path, start, length, sha256) AS ({sql}) SELECT * FROM referred "  # noqa: S608 -- a plugin's own
-                f"WHERE (name, path, start) > (?, ?, ?) ORDER BY name, path, start LIMIT {_PAGE}"
+                f"{{}} ORDER BY name, path, start LIMIT {_PAGE}"
             )
-            after: tuple[str, str, int] = ("", "", -1)
-            while rows := await self._database.read(page, after):
+            # The first one without a key: a damaged row may have nothing, or a number, for a name.
+            rows = await self._read(page.format(""), ())
+            while rows:
                 for row in rows:
                     yield Referred(owner, *row)
-                after = (rows[-1][0], rows[-1][1], rows[-1][2])
+                after = next((row[:3] for row in reversed(rows) if _is_key(row)), None)
+                if after is None or len(rows) < _PAGE:
+                    break
+                rows = await self._read(page.format("WHERE (name, path, start) > (?, ?, ?)"), after)
+
+    async def _read(self, sql: str, key: tuple[Any, ...]) -> Sequence[tuple[Any, ...]]:
+        """Read rows that may be damaged: a text that is no UTF-8 is given with what stands for that."""
+
+        def read(connection: Connection) -> Sequence[tuple[Any, ...]]:
+            connection.text_factory = _readable
+            try:
+                return [tuple(row) for row in connection.execute(sql, key)]
+            finally:
+                connection.text_factory = str
+
+        async with self._database.reader() as reader:
+            return await reader.run(read)
+
+
+def _readable(text: bytes) -> str:
+    return text.decode(errors="replace")
+
+
+def _is_key(row: Sequence[Any]) -> bool:
+    """Tell whether the next page may begin after a row: its key is what it was."""
+    return [type(part) for part in row[:3]] == [str, str, int] and "\ufffd" not in row[0] + row[1]

@@ -6,7 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from ksi_common.errors import DataLoss
+from ksi_common.errors import DataLoss, InvalidArgument
 from ksi_common.references import Reference
 from ksi_daemon.blobs import Blobs
 from ksi_daemon.database import Connection, Database
@@ -80,14 +80,14 @@ class Verifier:
 
     async def _damaged_references(self) -> AsyncIterator[DamagedReference]:
         async for referred in self._referrers.all():
-            reference = Reference(
-                path=referred.path, offset=referred.offset, length=referred.length, sha256=referred.sha256
-            )
             try:
+                reference = Reference.stored(referred.path, referred.offset, referred.length, referred.sha256)
                 async for _ in self._blobs.stream(reference):
                     pass
             except DataLoss as error:
                 yield DamagedReference(referred, str(error.details.get("reason")), error.message)
+            except InvalidArgument as error:  # of a path that no row was given
+                yield DamagedReference(referred, "reference_corrupt", error.message)
 
 
 class _Chain:

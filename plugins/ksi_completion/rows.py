@@ -113,16 +113,10 @@ class Row:
 
     @property
     def reference(self) -> Reference | None:
-        """Where its line of answer is."""
+        """Where its line of answer is. Raises DataLoss where the row is damaged."""
         if self.sha256 is None or self.length is None:
             return None
-        return Reference(
-            path=path_of(self.session_id),
-            offset=self.offset or 0,
-            length=self.length,
-            sha256=self.sha256,
-            media=LINES,
-        )
+        return Reference.stored(path_of(self.session_id), self.offset or 0, self.length, self.sha256, LINES)
 
     @property
     def usage(self) -> Usage | None:
@@ -238,7 +232,7 @@ class StoredMessage:
         _, _, role, text, path, length, sha256 = row
         if sha256 is None:
             return cls(role, text, None)
-        return cls(role, text, Reference(path=path, length=length, sha256=sha256, media=TEXT))
+        return cls(role, text, Reference.stored(path, 0, length, sha256, TEXT))
 
     async def load(self, blobs: Blobs) -> ChatMessage:
         """Give the message; raise DataLoss where its blob is damaged."""

@@ -1,0 +1,93 @@
+"""A row that refers to a file may itself be damaged: it is named, and those beside it are looked at."""
+
+from collections.abc import Sequence
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ksi_common.errors import DataLoss
+from ksi_common.references import Reference
+from ksi_daemon import referrers
+from ksi_daemon.blobs import FileBlobs
+from ksi_daemon.database import Transaction
+from ksi_daemon.referrers import Referrers
+from ksi_daemon.verification import Verifier
+from tests.support.databases import Heard, opened
+
+LINE = b"an answer\n"
+RIGHT = ("logs/responses/s.jsonl", 0, len(LINE), sha256(LINE).hexdigest())
+TABLE = "CREATE TABLE answers (name, path, offset, length, sha256)"
+INSERT = "INSERT INTO answers VALUES (?, CAST(? AS TEXT), ?, ?, CAST(? AS TEXT))"
+ANSWERS = "SELECT name, path, offset, length, sha256 FROM answers"
+
+
+async def named(home: Path, rows: Sequence[tuple[Any, ...]]) -> list[tuple[object, str]]:
+    """Verify a home with these rows; give the names and reasons of what is damaged."""
+    (home / "logs" / "responses").mkdir(parents=True)
+    (home / "logs" / "responses" / "s.jsonl").write_bytes(LINE)
+    async with opened(home, Heard()) as database:
+        await database.write(lambda tx: tx.execute(TABLE))
+        for row in rows:
+            await database.write(partial(Transaction.execute, sql=INSERT, parameters=row))
+        referring = Referrers(database)
+        referring.add("demo", ANSWERS)
+        blobs = FileBlobs(home, readable=("blobs", "logs/responses"))
+        found = [one async for one in Verifier(database, blobs, referring).verify(None, None, deep=True)]
+    return [(each.referred.name, each.reason) for one in found for each in one.references]
+
+
+@pytest.mark.parametrize(
+    ("at", "value"),
+    [
+        (0, b"logs/responses/\xff.jsonl"),
+        (0, "logs/../../secret"),
+        (0, "mogs/responses/s.jsonl"),
+        (0, None),
+        (1, -1),
+        (1, None),
+        (2, "many"),
+        (2, 2**60),
+        (3, "48" * 31 + "4u"),
+        (3, b"\xff" * 64),
+        (3, None),
+    ],
+)
+async def test_a_damaged_row_is_named_and_the_others_are_right(
+    tmp_path: Path, at: int, value: object
+) -> None:
+    damaged = (*RIGHT[:at], value, *RIGHT[at + 1 :])
+    rows = [("a", *RIGHT), ("b", *damaged), ("c", *RIGHT)]
+    assert await named(tmp_path, rows) == [("b", "reference_corrupt")]
+
+
+@pytest.mark.parametrize("name", [None, 7, b"\xff"], ids=["none", "number", "no text"])
+async def test_a_row_whose_name_is_damaged_is_looked_at(tmp_path: Path, name: object) -> None:
+    rows = [("a", *RIGHT), (name, *RIGHT[:3], "0" * 64)]
+    assert await named(tmp_path, rows) == [(name, "reference_corrupt")]
+
+
+async def test_pages_go_on_after_a_damaged_row_at_the_end_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(referrers, "_PAGE", 2)
+    damaged = ("b", b"logs/responses/\xff.jsonl", *RIGHT[1:])
+    rows = [("a", *RIGHT), damaged, ("c", *RIGHT), ("d", *RIGHT[:3], "0" * 64)]
+    assert set(await named(tmp_path, rows)) == {("b", "reference_corrupt"), ("d", "reference_corrupt")}
+
+
+async def test_pages_end_where_no_row_of_one_has_a_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(referrers, "_PAGE", 2)
+    rows = [(None, *RIGHT[:3], "0" * 64), (None, *RIGHT[:3], "1" * 64), ("a", *RIGHT)]
+    assert await named(tmp_path, rows) == [(None, "reference_corrupt")] * 2
+
+
+def test_a_reference_of_a_row_says_what_of_it_is_damaged() -> None:
+    assert Reference.stored(*RIGHT).length == len(LINE)
+    with pytest.raises(DataLoss, match="its sha256") as loss:
+        Reference.stored(*RIGHT[:3], "none")
+    assert loss.value.details["reason"] == "reference_corrupt"
