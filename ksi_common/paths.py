@@ -80,14 +80,20 @@ class Paths:
         return self.home.parent / "ksi.toml"
 
 
+def checkout() -> Path | None:
+    """Give the checkout that KSI runs from; None where it was installed as any package is."""
+    folder = Path(__file__).resolve().parent.parent
+    return folder if (folder / "pyproject.toml").exists() else None
+
+
 def default_home() -> Path:
     """Give ``$KSI_HOME``, or var/ of the checkout, or the XDG data directory where installed."""
     named = os.environ.get("KSI_HOME")
     if named:
         return Path(named).absolute()
-    checkout = Path(__file__).resolve().parent.parent
-    if (checkout / "pyproject.toml").exists():
-        return checkout / "var"
+    folder = checkout()
+    if folder is not None:
+        return folder / "var"
     data = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
     return Path(data) / "ksi"
 

@@ -117,11 +117,12 @@ async def explain(request: Help, catalog: Catalog) -> EventHelp:
     notification = catalog.notifications.get(request.event)
     if notification is not None:
         return describe(notification, catalog.plugin_telling(request.event))
+    near = catalog.nearest(request.event)
     raise NotFound(
         f'no plugin handles or tells "{request.event}"',
         reason="unknown_event",
-        nearest=catalog.nearest(request.event),
-        hint="system:discover lists what there is",
+        nearest=near,
+        hint=f"did you mean {' or '.join(near)}?" if near else "system:discover lists what there is",
     )
 
 

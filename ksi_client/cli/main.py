@@ -26,6 +26,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "replay": "ksi_client.cli.replay:replay",
     "export": "ksi_client.cli.transfer:export_",
     "import": "ksi_client.cli.transfer:import_",
+    "help": "ksi_client.cli.help:help_",
     "install": "ksi_client.cli.install:install",
     "contract": "ksi_client.cli.contract:contract",
     "plugin": "ksi_client.cli.plugin.group:plugin",

@@ -112,6 +112,34 @@ def test_events_are_listed_as_they_can_be_sent(ksi: Ksi) -> None:
     assert all(name.startswith("state:") for name in _names(ksi("events", "ls", "state").stdout))
 
 
+def test_help_is_of_commands_and_events(ksi: Ksi) -> None:
+    everything = ksi("help").stdout
+    assert "  sub       Follow events" in everything
+    assert "state:set\trequest\tStore one value" in everything
+    assert ksi("help", "sub").stdout == ksi("sub", "--help").stdout
+    assert ksi("help", "plugin", "new").stdout == ksi("plugin", "new", "--help").stdout
+    assert ksi("help", "state:set").stdout == ksi("events", "show", "state:set").stdout
+    assert ksi("help", "state").stdout == ksi("events", "ls", "state").stdout
+    assert "state:set" in json.dumps(json.loads(ksi("help", "--json").stdout)["events"])
+    unknown = ksi("help", "state:sett")
+    assert (unknown.returncode, "did you mean state:set" in unknown.stderr) == (1, True)
+
+
+def test_help_of_a_daemon_that_does_not_run_is_that_of_the_commands(tmp_path: Path) -> None:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("KSI_")}
+    helped = subprocess.run(
+        [sys.executable, KSI, "help"],
+        env={**environ, "KSI_HOME": str(tmp_path)},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert helped.returncode == 0, helped.stderr
+    assert "Commands:" in helped.stdout
+    assert "KSI is not running" in helped.stdout
+    assert "start it" in helped.stdout
+
+
 def test_a_subscription_ends_with_130_when_it_is_interrupted_and_survives_a_restart() -> None:
     with (
         real_daemon() as daemon,

@@ -113,6 +113,7 @@ async def test_help_explains_one_event_as_discovery_does(ksi: RunningDaemon) -> 
         answer = await wire.call("system:help", {"event": "state:gett"})
     assert answer["error"]["code"] == "NOT_FOUND"
     assert answer["error"]["details"]["nearest"][0] == "state:get"
+    assert answer["error"]["hint"].startswith("did you mean state:get")
 
 
 async def test_a_namespace_alone_can_be_listed(ksi: RunningDaemon) -> None:

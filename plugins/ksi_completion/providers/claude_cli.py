@@ -17,12 +17,12 @@ from ksi_completion.providers.claude_reading import ClaudeReading
 from ksi_completion.providers.claude_settings import TOOL, ClaudeCliSettings
 from ksi_completion.providers.command import CommandGeneration, Commands, Invocation
 from ksi_completion.providers.environment import ALWAYS, NETWORK, chosen, key_of
-from ksi_completion.providers.installed import Found, on_path, packaged
+from ksi_completion.providers.installed import Found, advice, on_path, packaged
 from ksi_completion.providers.interface import Job, ProviderFailure
 from ksi_daemon.plugin import Processes
 
 NAME: Final = "claude-cli"
-INSTALL: Final = "./ksi install claude"
+INSTALL: Final = ("./ksi install claude", "claude-agent-sdk")
 
 MAX_PROMPT_BYTES: Final = 10_000_000
 """More, the CLI does not read."""
@@ -85,7 +85,7 @@ class ClaudeCliProvider:
         """Say what is not installed, and what to do about it."""
         if self._settings.command or self._program.get():
             return None
-        return f"the Claude CLI is not installed; {INSTALL} installs it"
+        return f"the Claude CLI is not installed; {advice(*INSTALL)}"
 
     async def start(self, job: Job) -> CommandGeneration:
         """Begin an answer; raise ProviderFailure. Cancelling it leaves nothing at work."""

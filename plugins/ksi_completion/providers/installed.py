@@ -8,8 +8,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+from ksi_common.paths import checkout
+
 LOOK_AGAIN_S: Final = 2.0
 """How old it may be that something was not found."""
+
+
+def advice(command: str, *packages: str) -> str:
+    """Say what installs something: a command of the checkout, or pip where KSI itself came by that."""
+    if checkout() is not None:
+        return f"{command} installs it"
+    pip = f"{sys.executable} -m pip install"
+    return " && ".join(f"{pip} {package}" for package in packages) + " installs it"
 
 
 def environment(name: str) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from ksi_completion.providers.environment import ALWAYS, NETWORK, chosen
-from ksi_completion.providers.installed import Found, python_with
+from ksi_completion.providers.installed import Found, advice, python_with
 from ksi_completion.providers.interface import Job, ProviderFailure
 from ksi_completion.providers.litellm_settings import LitellmSettings
 from ksi_completion.providers.worker import WorkerSettings
@@ -15,7 +15,7 @@ from ksi_completion.providers.worker_link import WorkerLink, WorkerStatistics
 from ksi_daemon.plugin import JsonValue, Processes
 
 NAME: Final = "litellm"
-INSTALL: Final = "./ksi install litellm"
+INSTALL: Final = ("./ksi install litellm", "litellm")
 
 START_TIMEOUT_S: Final = 120.0
 """Its import takes two seconds of a core, which others may be using."""
@@ -41,7 +41,7 @@ class LitellmProvider:
     def missing(self) -> str | None:
         """Say what is not installed, or not set, and what to do about it."""
         if self._python.get() is None:
-            return f"litellm is not installed; {INSTALL} installs it"
+            return f"litellm is not installed; {advice(*INSTALL)}"
         if not self.models:
             return "no model is set; [plugins.completion.providers.litellm.models.NAME] of ksi.toml has them"
         return None

@@ -1,0 +1,61 @@
+"""`ksi help`: of commands, and of whatever the daemon that runs can be sent."""
+
+from collections.abc import Sequence
+
+import click
+
+from ksi_client.cli.events import ls, show
+from ksi_client.cli.invocation import Invocation
+from ksi_client.cli.options import common_options
+from ksi_client.cli.writing import write
+from ksi_common.errors import Unavailable
+
+
+@click.command()
+@common_options
+@click.argument("words", nargs=-1, metavar="[COMMAND | EVENT | NAMESPACE]")
+@click.pass_context
+def help_(ctx: click.Context, words: Sequence[str]) -> None:
+    """Explain a command, an event, or everything that there is.
+
+    \b
+    ksi help                  the commands, and the events of the daemon that runs
+    ksi help sub              a command
+    ksi help state:set        an event
+    ksi help state            the events of a namespace
+    """  # noqa: D301
+    invocation = ctx.ensure_object(Invocation)
+    root = ctx.find_root()
+    if not words and invocation.is_json:
+        ctx.invoke(ls, namespace=None)
+    elif not words:
+        write(invocation, root.get_help())
+        write(invocation, "")
+        _list_events(ctx)
+    elif (explained := _explained(root, words)) is not None:
+        write(invocation, explained)
+    elif ":" in words[0]:
+        ctx.invoke(show, event=words[0])
+    else:
+        ctx.invoke(ls, namespace=words[0])
+
+
+def _list_events(ctx: click.Context) -> None:
+    try:
+        ctx.invoke(ls, namespace=None)
+    except Unavailable as error:
+        write(ctx.ensure_object(Invocation), f"Events:\n  {error.message}; {error.hint}")
+
+
+def _explained(root: click.Context, words: Sequence[str]) -> str | None:
+    """Give the help of a command, which may be one of a group; None where there is none of that name."""
+    command: click.Command | None = root.command
+    context = root
+    for word in words:
+        if not isinstance(command, click.Group):
+            return None
+        command = command.get_command(context, word)
+        if command is None:
+            return None
+        context = click.Context(command, info_name=word, parent=context)
+    return context.get_help()
