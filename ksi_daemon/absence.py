@@ -1,6 +1,6 @@
 """Which plugin an event is missing for: one that would handle its namespace, but does not run."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 from ksi_common.messages import spec_of
@@ -17,14 +17,15 @@ def absent_by(catalog: Catalog) -> Callable[[str], Absent | None]:
 
     def absent(event: str) -> Absent | None:
         namespace = event.partition(":")[0]
-        return next(
-            (
-                Absent(plugin.name, plugin.status + (f": {plugin.error}" if plugin.error else ""))
-                for plugin in _off(catalog.plugins)
-                if plugin.name == namespace or namespace in _namespaces(plugin)
-            ),
-            None,
-        )
+        is_served = any(route.spec.namespace == namespace for route in catalog.routes.values())
+        for plugin in _off(catalog.plugins):
+            events = _events(plugin)
+            # Where others serve the namespace, what is like an event may be a misspelt one of theirs.
+            near = not is_served and any(name.startswith(f"{namespace}:") for name in events)
+            if plugin.name == namespace or event in events or near:
+                why = plugin.status + (f": {plugin.error}" if plugin.error else "")
+                return Absent(plugin.name, why)
+        return None
 
     return absent
 
@@ -33,9 +34,10 @@ def _off(plugins: Mapping[str, Plugin]) -> Iterator[Plugin]:
     return (plugin for plugin in plugins.values() if plugin.status != "loaded")
 
 
-def _namespaces(plugin: Plugin) -> Iterator[str]:
-    """Give those that it would handle, as far as its module got."""
-    for function in declared(plugin.module, HANDLER):
-        event = attempt(partial(event_of, function))
-        if isinstance(event, type):
-            yield spec_of(event).namespace
+def _events(plugin: Plugin) -> Sequence[str]:
+    """Name those that it would handle, as far as its module can be looked at."""
+    functions = attempt(partial(declared, plugin.module, HANDLER))
+    if isinstance(functions, BaseException):
+        return ()
+    events = [attempt(partial(event_of, function)) for function in functions]
+    return [spec_of(event).name for event in events if isinstance(event, type)]

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from ksi_common.errors import DataLoss
 from ksi_daemon.database import Connection, Database
 
 _PAGE: Final = 500
@@ -53,22 +54,25 @@ class Referrers:
         return sorted(known - self._queries.keys())
 
     async def all(self) -> AsyncIterator[Referred]:
-        """Give everything that is referred to, page by page."""
+        """Give everything that is referred to, page by page. A damaged row may be given twice.
+
+        Raises DataLoss where so many rows are damaged that a page has no end to go on from.
+        """
         for owner, sql in self._queries.items():
             # By key: rows that come and go between two pages move no other row from one page to another.
-            page = (
-                f"WITH referred (name, path, start, length, sha256) AS ({sql}) SELECT * FROM referred "  # noqa: S608 -- a plugin's own
-                f"{{}} ORDER BY name, path, start LIMIT {_PAGE}"
-            )
-            # The first one without a key: a damaged row may have nothing, or a number, for a name.
-            rows = await self._read(page.format(""), ())
+            page = f"WITH referred (name, path, start, length, sha256) AS ({sql}) SELECT * FROM referred "  # noqa: S608 -- a plugin's own
+            order = f" ORDER BY name, path, start LIMIT {_PAGE}"
+            # The first one without a key: a damaged row may have nothing for a name.
+            rows = await self._read(page + order, ())
             while rows:
                 for row in rows:
                     yield Referred(owner, *row)
-                after = next((row[:3] for row in reversed(rows) if _is_key(row)), None)
-                if after is None or len(rows) < _PAGE:
+                if len(rows) < _PAGE:
                     break
-                rows = await self._read(page.format("WHERE (name, path, start) > (?, ?, ?)"), after)
+                after = next((row[:3] for row in reversed(rows) if _is_key(row)), None)
+                if after is None:
+                    raise DataLoss(f"too many rows of {owner} are damaged", reason="reference_corrupt")
+                rows = await self._read(page + "WHERE (name, path, start) > (?, ?, ?)" + order, after)
 
     async def _read(self, sql: str, key: tuple[Any, ...]) -> Sequence[tuple[Any, ...]]:
         """Read rows that may be damaged: a text that is no UTF-8 is given with what stands for that."""
@@ -90,4 +94,6 @@ def _readable(text: bytes) -> str:
 
 def _is_key(row: Sequence[Any]) -> bool:
     """Tell whether the next page may begin after a row: its key is what it was."""
-    return [type(part) for part in row[:3]] == [str, str, int] and "\ufffd" not in row[0] + row[1]
+    name, path, start = row[:3]
+    is_typed = isinstance(name, str | int) and isinstance(path, str) and isinstance(start, int)
+    return is_typed and "\ufffd" not in f"{name}{path}"

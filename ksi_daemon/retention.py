@@ -249,7 +249,10 @@ class Retention:
             log.warning("retention.blobs_kept", not_loaded=silent)
             return
         before_s = self._clock.time_us() / 1e6 - GRACE_S
-        known = {referred.path async for referred in self._referrers.all()}
+        known: set[str] = set()
+        async for referred in self._referrers.all():
+            # By its hash, too: of a damaged row one of them may be right.
+            known.update((referred.path, blob_files.path_of(str(referred.sha256))))
         position = self._database.facts.horizon
         while position < self._database.head:
             until = position + LOOK

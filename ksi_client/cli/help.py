@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import click
 
+from ksi_client.cli.contributed import contributed
 from ksi_client.cli.events import ls, show
 from ksi_client.cli.invocation import Invocation
 from ksi_client.cli.options import common_options
@@ -44,7 +45,8 @@ def _list_events(ctx: click.Context) -> None:
     try:
         ctx.invoke(ls, namespace=None)
     except Unavailable as error:
-        write(ctx.ensure_object(Invocation), f"Events:\n  {error.message}; {error.hint}")
+        hint = f"; {error.hint}" if error.hint else ""
+        write(ctx.ensure_object(Invocation), f"Events:\n  {error.message}{hint}")
 
 
 def _explained(root: click.Context, words: Sequence[str]) -> str | None:
@@ -54,7 +56,11 @@ def _explained(root: click.Context, words: Sequence[str]) -> str | None:
     for word in words:
         if not isinstance(command, click.Group):
             return None
-        command = command.get_command(context, word)
+        group, command = command, command.get_command(context, word)
+        if command is None and group is not root.command:
+            raise click.NoSuchCommand(word, ctx=context)
+        if command is None and ":" not in word:
+            command = contributed(word)
         if command is None:
             return None
         context = click.Context(command, info_name=word, parent=context)

@@ -21,7 +21,11 @@ _CONTROLS: Final = frozenset(("BEGI", "COMM", "END", "END;", "ROLL"))
 """How statements begin that begin or end a transaction: that is the writer's to do."""
 _TO_A_SAVEPOINT: Final = re.compile(r"ROLLBACK\s+(TRANSACTION\s+)?TO\s", re.IGNORECASE)
 _COUNTED: Final = frozenset(("SELE", "INSE", "UPDA", "DELE", "REPL", "WITH", "SAVE", "RELE", "ROLL"))
-"""How statements begin whose changes ``total_changes`` counts, or that change nothing."""
+"""How statements begin whose changes ``total_changes`` counts, or that change nothing.
+
+An INSERT that is ignored may have drawn a number of an AUTOINCREMENT table: that is a gap, and no more.
+"""
+_SAVEPOINTS: Final = frozenset(("SAVE", "RELE", "ROLL"))
 _COMMENTS: Final = re.compile(r"(\s|--[^\n]*(\n|$)|/\*.*?\*/|;)+", re.DOTALL)
 """What may stand before a statement."""
 
@@ -36,6 +40,7 @@ class Transaction:
         "_apart",
         "_connection",
         "_correlation",
+        "_cursors",
         "_envelope",
         "_log",
         "_now_us",
@@ -62,6 +67,8 @@ class Transaction:
         self._now_us = now_us
         self._envelope = envelope
         self._correlation = ""
+        self._cursors: list[sqlite3.Cursor] = []
+        """Of statements that give rows."""
         self.told: list[StoredEvent] = []
         """What the unit told and the log did not have."""
         self.after_commit: list[Callable[[], None]] = []
@@ -90,16 +97,26 @@ class Transaction:
                 f"a unit of work may not run {begins.split()[0]}: it is committed as a whole when it ends",
                 reason="transaction_control",
             )
+        self.check_alive()
         if word not in _COUNTED:
             self.uncounted = True
-        if not self.ran:
-            self.ran = True
-            if self._apart:
-                self._connection.execute("SAVEPOINT unit")
-        elif not self._connection.in_transaction:
+        if word in _SAVEPOINTS and not self._apart:
+            # Around those of the unit: one that it leaves open must not outlive it.
+            self._apart = True
+            self._connection.execute("SAVEPOINT unit")
+        elif self._apart and not self.ran:
+            self._connection.execute("SAVEPOINT unit")
+        self.ran = True
+        cursor = self._connection.execute(sql, parameters)
+        if cursor.description is not None:
+            self._cursors.append(cursor)
+        return cursor
+
+    def check_alive(self) -> None:
+        """Raise FailedPrecondition where SQLite took the transaction back."""
+        if not self._connection.in_transaction:
             # The unit hid the error that said so; outside of a transaction each statement would commit.
             raise FailedPrecondition("the transaction of this unit is lost", reason="transaction_lost")
-        return self._connection.execute(sql, parameters)
 
     def before_commit(self, key: Hashable, callback: Callable[[], None]) -> None:
         """Have bytes on disk that rows of this unit refer to: call ``callback`` before the commit.
@@ -186,6 +203,14 @@ class Transaction:
             kind="request",
         )
         self._log.append(row)
+
+    def end_statements(self) -> None:
+        """End what the unit has left under way: a change that gives rows is counted with its last one.
+
+        And while anything is under way, an interrupt of the past stops whatever comes next.
+        """
+        for cursor in self._cursors:
+            cursor.close()
 
     def close(self, *, undo: bool) -> None:
         """End the unit's savepoint, if it has one."""

@@ -246,10 +246,14 @@ class Writer(threading.Thread):
         try:
             if job.request_data is not None and job.envelope is not None:
                 transaction.record(job.envelope, job.request_data)
-            job.value = job.unit(transaction)
+            value = job.unit(transaction)
+            transaction.end_statements()
+            transaction.check_alive()
             transaction.close(undo=False)
+            job.value = value
         except BaseException as error:  # of whatever kind, it is its caller's
             job.error = translate(error) if isinstance(error, Exception) else error
+            transaction.end_statements()
             if not self._connection.in_transaction:
                 raise TransactionLost from error
             if not apart and (transaction.uncounted or self._connection.total_changes != changes):

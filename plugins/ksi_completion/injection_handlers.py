@@ -40,7 +40,11 @@ _ITEM = set(Item.model_fields) - {"session_id", "content"}
 @handler
 async def inject(request: Inject, injections: Injections, database: Database, bus: Bus) -> Injected:
     """Inject one text."""
-    injected = await database.write(lambda tx: injections.queue_in(tx, request))
+    try:
+        injected = await database.write(lambda tx: injections.queue_in(tx, request))
+    except ResourceExhausted:
+        injections.note_blocked()
+        raise
     if injected.mode == "direct":
         await send(injected.injection_id, injections, bus)
     return injected
@@ -129,6 +133,7 @@ async def _inject_all(items: Sequence[Item], injections: Injections, database: D
         return batched
 
     batched = await database.write(queue)
+    injections.note_blocked(len(batched.refused))
     for one in [one for one in batched.injected if one.mode == "direct"]:
         try:
             await send(one.injection_id, injections, bus)

@@ -97,6 +97,10 @@ class Injections:
         query = "SELECT DISTINCT session_id FROM injections WHERE request_id IS NULL AND mode = 'next'"
         self._waiting = {row[0] for row in await self._database.read(query)}
 
+    def note_blocked(self, count: int = 1) -> None:
+        """Count what a breaker refused: outside of the unit, which may be run twice."""
+        self._blocked += count
+
     def queue_in(self, tx: Transaction, asked: Inject | Item) -> Injected:
         """Put one on disk, in a unit of work; raise ResourceExhausted where a breaker is open."""
         now = self._clock.time_us()
@@ -203,20 +207,16 @@ class Injections:
         given, count = tx.execute(_RECENT, (session_id, now - HOUR_US, now - MINUTE_US)).fetchone()
         if depth > settings.max_depth:
             message = f"injection {depth} deep, after {asked.after_request}: {settings.max_depth} are allowed"
-            raise self._block(message, reason="injection_depth", retryable=False)
+            raise ResourceExhausted(message, reason="injection_depth", retryable=False)
         if given + tokens > settings.max_tokens:
             message = f"session {session_id} was given {given} tokens of {settings.max_tokens} this hour"
-            raise self._block(message, reason="injection_tokens", retry_after_s=60.0)
+            raise ResourceExhausted(message, reason="injection_tokens", retry_after_s=60.0)
         if count >= settings.max_per_minute:
             message = (
                 f"session {session_id} was given {count} injections of {settings.max_per_minute} a minute"
             )
-            raise self._block(message, reason="injection_rate", retry_after_s=10.0)
+            raise ResourceExhausted(message, reason="injection_rate", retry_after_s=10.0)
         return depth
-
-    def _block(self, message: str, **details: Any) -> ResourceExhausted:
-        self._blocked += 1
-        return ResourceExhausted(message, **details)
 
 
 def _styled(content: str, style: Style) -> str:

@@ -121,6 +121,7 @@ def test_help_is_of_commands_and_events(ksi: Ksi) -> None:
     assert ksi("help", "state:set").stdout == ksi("events", "show", "state:set").stdout
     assert ksi("help", "state").stdout == ksi("events", "ls", "state").stdout
     assert "state:set" in json.dumps(json.loads(ksi("help", "--json").stdout)["events"])
+    assert ksi("help", "plugin", "nope").returncode == 2
     unknown = ksi("help", "state:sett")
     assert (unknown.returncode, "did you mean state:set" in unknown.stderr) == (1, True)
 

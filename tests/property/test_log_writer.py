@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -45,13 +45,24 @@ def undo_a_part(tx: Transaction) -> None:
     tx.execute("RELEASE part")
 
 
+def hide_a_loss(tx: Transaction) -> None:
+    with suppress(Exception):
+        interrupt_itself(tx)
+
+
+def leave_open(tx: Transaction) -> None:
+    tx.execute("SAVEPOINT part")
+
+
 ENDS: dict[str, tuple[Callable[[Transaction], Any], type[Exception] | None]] = {
     "well": (lambda tx: None, None),
     "raises": (fail, Deliberate),
     "makes": (make_and_fail, Deliberate),
     "full": (fill_the_disk, StoreUnavailable),
     "interrupted": (interrupt_itself, UnitInterrupted),
+    "hides a loss": (hide_a_loss, FailedPrecondition),
     "undoes a part": (undo_a_part, None),
+    "leaves open": (leave_open, None),
 }
 """How a unit may end, and with what error."""
 
@@ -130,7 +141,7 @@ plans = st.builds(
     Plan,
     st.none() | st.integers(0, 20),
     st.lists(events, max_size=4),
-    st.sampled_from(["well", "well", "well", "undoes a part", "raises", "makes", "full", "interrupted"]),
+    st.sampled_from(["well", "well", "well", *ENDS]),
 )
 
 

@@ -4,11 +4,13 @@ from types import ModuleType
 
 import pytest
 
-from ksi_common.messages import Message, Request
+from ksi_common.envelope import EventEnvelope
+from ksi_common.messages import EventSpec, Message, Request
 from ksi_daemon.absence import absent_by
 from ksi_daemon.catalog import Catalog, Plugin
+from ksi_daemon.outcomes import Send
 from ksi_daemon.plugin import handler
-from ksi_daemon.router import Absent
+from ksi_daemon.router import Absent, Route
 
 
 class Sold(Message):
@@ -40,6 +42,33 @@ def catalog_of(status: str, error: str | None) -> Catalog:
     catalog.plugins["shop"] = Plugin("shop", "shop", "1", module=module, status=status, error=error)  # type: ignore[arg-type]
     catalog.plugins["gone"] = Plugin("gone", "gone", "1", status="disabled", error=None)
     return catalog
+
+
+def served(catalog: Catalog, event: str) -> Catalog:
+    """Have another plugin serve an event."""
+
+    async def handle(envelope: EventEnvelope, send: Send) -> None:
+        del envelope, send
+
+    catalog.routes[event] = Route(EventSpec(event, "request", Message), Message, "other", handle)
+    return catalog
+
+
+def test_what_may_be_a_misspelt_event_of_others_is_nobodys() -> None:
+    absent = absent_by(served(catalog_of("refused", "no such setting"), "counter:count"))
+    assert absent("counter:cuont") is None
+    assert absent("counter:sell") is not None
+
+
+def test_a_module_that_cannot_be_looked_at_is_found_by_its_name() -> None:
+    class Lazy:
+        def __getattr__(self, name: str) -> object:
+            raise RuntimeError(name)
+
+    catalog = catalog_of("refused", "lazy")
+    vars(catalog.plugins["shop"].module)["lazy"] = Lazy()
+    assert absent_by(catalog)("shop:buy") is not None
+    assert absent_by(catalog)("other:ask") is None
 
 
 @pytest.mark.parametrize("event", ["shop:buy", "counter:sell", "counter:other"], ids=["name", "own", "near"])

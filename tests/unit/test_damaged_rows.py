@@ -78,12 +78,17 @@ async def test_pages_go_on_after_a_damaged_row_at_the_end_of_one(
     assert set(await named(tmp_path, rows)) == {("b", "reference_corrupt"), ("d", "reference_corrupt")}
 
 
-async def test_pages_end_where_no_row_of_one_has_a_key(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_page_without_any_key_is_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(referrers, "_PAGE", 2)
     rows = [(None, *RIGHT[:3], "0" * 64), (None, *RIGHT[:3], "1" * 64), ("a", *RIGHT)]
-    assert await named(tmp_path, rows) == [(None, "reference_corrupt")] * 2
+    with pytest.raises(DataLoss, match="too many rows of demo"):
+        await named(tmp_path, rows)
+
+
+async def test_rows_may_be_named_by_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(referrers, "_PAGE", 2)
+    rows = [*[(number, *RIGHT) for number in range(5)], (5, *RIGHT[:3], "0" * 64)]
+    assert await named(tmp_path, rows) == [(5, "reference_corrupt")]
 
 
 def test_a_reference_of_a_row_says_what_of_it_is_damaged() -> None:

@@ -4,6 +4,7 @@ import errno
 import sqlite3  # noqa: TID251 -- what the writer makes of its errors
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -288,6 +289,45 @@ def test_a_change_that_is_not_counted_is_undone_with_its_unit(desk: Bench) -> No
 
     in_between(desk, making)
     assert desk.connection.execute("SELECT name FROM sqlite_schema WHERE name = 'made'").fetchall() == []
+
+
+def hiding(unit: Unit[Any]) -> Unit[Any]:
+    """Make a unit that says nothing of its failure, and does nothing after it."""
+
+    def hide(tx: Transaction) -> None:
+        with suppress(Exception):
+            unit(tx)
+
+    return hide
+
+
+@pytest.mark.parametrize("lost", [fill_the_disk, interrupt_itself], ids=["full", "interrupted"])
+def test_a_unit_that_hides_the_loss_of_its_transaction_and_ends_harms_nobody(
+    desk: Bench, lost: Unit[Any]
+) -> None:
+    job = in_between(desk, hiding(lost))
+    assert isinstance(job.error, FailedPrecondition)
+    desk.group(hiding(lost), tell(), tell(), tell())
+    assert len(logged(desk)) == 5
+
+
+def test_a_savepoint_left_open_is_unknown_to_the_next_unit(desk: Bench) -> None:
+    left_open = both(lambda tx: tx.execute("SAVEPOINT part"), put("a"))
+    jobs = desk.group(left_open, put("b"), lambda tx: tx.execute("ROLLBACK TO part"))
+    assert [job.error is None for job in jobs] == [True, True, False]
+    assert things(desk) == ["a", "b"]
+
+
+def test_rows_that_are_returned_and_not_taken_are_undone_with_their_unit(desk: Bench) -> None:
+    kept: list[Any] = []
+
+    def guilty(tx: Transaction) -> None:
+        kept.append(tx.execute("INSERT INTO things VALUES ('x'), ('y'), ('z') RETURNING x"))
+        kept[-1].fetchone()
+        raise ValueError
+
+    job = in_between(desk, both(guilty))
+    assert isinstance(job.error, ValueError)
 
 
 def test_units_of_a_group_see_each_other(desk: Bench) -> None:
