@@ -1,7 +1,7 @@
 """Which plugin an event is missing for: one that would handle its namespace, but does not run."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 
 from ksi_common.messages import spec_of
 from ksi_daemon.catalog import Catalog, Plugin
@@ -15,16 +15,20 @@ from ksi_daemon.supervisor import attempt
 def absent_by(catalog: Catalog) -> Callable[[str], Absent | None]:
     """Make what finds the plugin that an event that nobody handles is missing for; None: there is none."""
 
+    @cache  # whoever misspells a name does so time and again
+    def events(plugin: str) -> Sequence[str]:
+        return _events(catalog.plugins[plugin])
+
     def absent(event: str) -> Absent | None:
         namespace = event.partition(":")[0]
         is_served = any(route.spec.namespace == namespace for route in catalog.routes.values())
         for plugin in _off(catalog.plugins):
-            events = _events(plugin)
             # Where others serve the namespace, what is like an event may be a misspelt one of theirs.
-            near = not is_served and any(name.startswith(f"{namespace}:") for name in events)
-            if plugin.name == namespace or event in events or near:
+            near = not is_served and any(name.startswith(f"{namespace}:") for name in events(plugin.name))
+            if plugin.name == namespace or event in events(plugin.name) or near:
                 why = plugin.status + (f": {plugin.error}" if plugin.error else "")
-                return Absent(plugin.name, why)
+                mend = f"ksi plugin enable {plugin.name}" if plugin.status == "disabled" else "mend that"
+                return Absent(plugin.name, why, mend)
         return None
 
     return absent

@@ -35,6 +35,7 @@ from ksi_common.events.system import (
     Traced,
     TracePlugin,
 )
+from ksi_common.guessing import guess
 from ksi_common.paths import Paths
 from ksi_common.schema import describe
 from ksi_daemon.catalog import Catalog, Plugin
@@ -122,7 +123,7 @@ async def explain(request: Help, catalog: Catalog) -> EventHelp:
         f'no plugin handles or tells "{request.event}"',
         reason="unknown_event",
         nearest=near,
-        hint=f"did you mean {' or '.join(near)}?" if near else "system:discover lists what there is",
+        hint=guess(near, "system:discover lists what there is"),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import KSIError, NotFound, Unavailable
-from ksi_common.guessing import nearest
+from ksi_common.guessing import guess, nearest
 from ksi_common.messages import EventSpec, Message
 from ksi_daemon.outcomes import Begin, Endpoint, Replied, Send
 
@@ -36,10 +36,11 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """A plugin that does not run. ``why``: ``refused: what is wrong``, or ``disabled: who did it``."""
+    """A plugin that does not run. ``why``: ``refused: what is wrong``; ``mend``: what to do about it."""
 
     plugin: str
     why: str
+    mend: str
 
 
 class Router:
@@ -89,15 +90,14 @@ class Router:
             )
         absent = self._absent(event)
         if absent is not None:
-            mend = f"ksi plugin enable {absent.plugin}" if absent.why.startswith("disabled") else "mend that"
             return NotFound(
                 f"no plugin handles {event[:128]}: plugin {absent.plugin} is {absent.why}",
-                hint=f"{mend} and restart the daemon; plugin:list shows every plugin",
+                hint=f"{absent.mend} and restart the daemon; plugin:list shows every plugin",
                 reason="plugin_off",
                 plugin=absent.plugin,
             )
         exposed = [name for name, route in self.routes.items() if route.spec.expose]
         near = nearest(event, exposed, limit=3)
         shown = event if len(event) <= 128 else event[:125] + "..."
-        hint = f"did you mean {' or '.join(near)}?" if near else "system:discover lists what there is"
+        hint = guess(near, "system:discover lists what there is")
         return NotFound(f'no plugin handles "{shown}"', hint=hint, reason="unknown_event", nearest=near)

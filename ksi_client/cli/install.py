@@ -3,14 +3,13 @@
 import sys
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Final
 
 import click
 
-import ksi_client
 from ksi_client.cli.options import common_options
 from ksi_common.errors import FailedPrecondition
+from ksi_common.paths import checkout
 
 EXTRAS: Final = ("litellm", "claude")
 
@@ -28,8 +27,7 @@ def install(name: str) -> None:
     ksi install litellm       150 services by their keys
     ksi install claude        the Claude CLI; it is not free software
     """  # noqa: D301
-    checkout = Path(ksi_client.__file__).resolve().parents[1]
-    if not (checkout / "requirements" / "providers.lock").is_file() or find_spec("bootstrap") is None:
+    if checkout() is None or find_spec("bootstrap") is None:
         raise FailedPrecondition(
             "this KSI is no checkout, and has no lock to install from",
             hint=f"install what {name} needs into {sys.prefix}, as you have installed KSI",

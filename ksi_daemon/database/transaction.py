@@ -44,9 +44,9 @@ class Transaction:
         "_envelope",
         "_log",
         "_now_us",
+        "_ran",
         "after_commit",
         "conditions",
-        "ran",
         "told",
         "uncounted",
     )
@@ -75,7 +75,7 @@ class Transaction:
         """What the unit left to do."""
         self.conditions: dict[Hashable, Callable[[], None]] | None = None
         """What must be done before the unit may commit; few units have any."""
-        self.ran = False
+        self._ran = False
         """It ran SQL."""
         self.uncounted = False
         """It ran what may change the database and is not counted."""
@@ -104,9 +104,9 @@ class Transaction:
             # Around those of the unit: one that it leaves open must not outlive it.
             self._apart = True
             self._connection.execute("SAVEPOINT unit")
-        elif self._apart and not self.ran:
+        elif self._apart and not self._ran:
             self._connection.execute("SAVEPOINT unit")
-        self.ran = True
+        self._ran = True
         cursor = self._connection.execute(sql, parameters)
         if cursor.description is not None:
             self._cursors.append(cursor)
@@ -214,7 +214,7 @@ class Transaction:
 
     def close(self, *, undo: bool) -> None:
         """End the unit's savepoint, if it has one."""
-        if self._apart and self.ran:
+        if self._apart and self._ran:
             if undo:
                 self._connection.execute("ROLLBACK TO unit")
             self._connection.execute("RELEASE unit")

@@ -27,7 +27,6 @@ _FORCE_AGAIN_S: Final = 1.0
 _NEVER: Final = float("inf")
 _PROGRESS_STEPS: Final = 20_000
 
-
 WARY_GROUPS: Final = 64
 """After a group that had to be run again, so many have savepoints: what fails once may fail again."""
 

@@ -9,7 +9,7 @@ import structlog
 
 from ksi_common.events.completion import ChatMessage, State
 from ksi_common.events.conversation import Conversation, List, Listed, Messages, Said
-from ksi_common.guessing import nearest
+from ksi_common.guessing import guess, nearest
 from ksi_completion.prompts import is_whole
 from ksi_completion.responses import Responses, path_of
 from ksi_completion.rows import Row, StoredMessage, messages_query
@@ -222,7 +222,7 @@ class Conversations:
         near = nearest(session_id, names, limit=3)
         return NotFound(
             f"there is no session {session_id}",
-            hint=f"did you mean {' or '.join(near)}?" if near else "conversation:list lists what there is",
+            hint=guess(near, "conversation:list lists what there is"),
             reason="unknown_session",
             nearest=near,
         )

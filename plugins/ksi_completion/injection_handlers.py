@@ -21,13 +21,12 @@ from ksi_common.events.injection import (
     WaitingList,
 )
 from ksi_completion.completion_service import CompletionService
-from ksi_completion.injections import Injections
+from ksi_completion.injections import Blocked, Injections
 from ksi_daemon.plugin import (
     Bus,
     Database,
     FailedPrecondition,
     OperationalError,
-    ResourceExhausted,
     Transaction,
     handler,
 )
@@ -42,7 +41,7 @@ async def inject(request: Inject, injections: Injections, database: Database, bu
     """Inject one text."""
     try:
         injected = await database.write(lambda tx: injections.queue_in(tx, request))
-    except ResourceExhausted:
+    except Blocked:
         injections.note_blocked()
         raise
     if injected.mode == "direct":
@@ -128,7 +127,7 @@ async def _inject_all(items: Sequence[Item], injections: Injections, database: D
         for item in items:
             try:
                 batched.injected.append(injections.queue_in(tx, item))
-            except ResourceExhausted as error:
+            except Blocked as error:
                 batched.refused.append(_refused(item.session_id, error))
         return batched
 

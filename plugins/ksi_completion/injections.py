@@ -82,6 +82,10 @@ class InjectionSettings(BaseModel):
     max_per_minute: int = Field(30, ge=1, description="Of one session.")
 
 
+class Blocked(ResourceExhausted):
+    """A breaker is open: too deep, too many tokens, too often."""
+
+
 class Injections:
     """Keep what waits. ``waiting``: sessions that may have some; prompts of the others cost nothing more."""
 
@@ -98,11 +102,11 @@ class Injections:
         self._waiting = {row[0] for row in await self._database.read(query)}
 
     def note_blocked(self, count: int = 1) -> None:
-        """Count what a breaker refused: outside of the unit, which may be run twice."""
+        """Count what breakers refused: outside of the unit, which may be run twice."""
         self._blocked += count
 
     def queue_in(self, tx: Transaction, asked: Inject | Item) -> Injected:
-        """Put one on disk, in a unit of work; raise ResourceExhausted where a breaker is open."""
+        """Put one on disk, in a unit of work; raise Blocked where a breaker is open."""
         now = self._clock.time_us()
         tx.execute(_FORGET, (asked.session_id, now, now - KEPT_US))
         tokens = -(-len(asked.content) // CHARACTERS_PER_TOKEN)
@@ -200,22 +204,22 @@ class Injections:
         )
 
     def _admitted_depth(self, tx: Transaction, asked: Inject | Item, tokens: int, now: int) -> int:
-        """Give how deep it is; raise ResourceExhausted where that, or what was before it, is too much."""
+        """Give how deep it is; raise Blocked where that, or what was before it, is too much."""
         settings, session_id = self._settings, asked.session_id
         (before,) = tx.execute(_DEPTH, (asked.after_request,)).fetchone()
         depth = (before or 0) + 1
         given, count = tx.execute(_RECENT, (session_id, now - HOUR_US, now - MINUTE_US)).fetchone()
         if depth > settings.max_depth:
             message = f"injection {depth} deep, after {asked.after_request}: {settings.max_depth} are allowed"
-            raise ResourceExhausted(message, reason="injection_depth", retryable=False)
+            raise Blocked(message, reason="injection_depth", retryable=False)
         if given + tokens > settings.max_tokens:
             message = f"session {session_id} was given {given} tokens of {settings.max_tokens} this hour"
-            raise ResourceExhausted(message, reason="injection_tokens", retry_after_s=60.0)
+            raise Blocked(message, reason="injection_tokens", retry_after_s=60.0)
         if count >= settings.max_per_minute:
             message = (
                 f"session {session_id} was given {count} injections of {settings.max_per_minute} a minute"
             )
-            raise ResourceExhausted(message, reason="injection_rate", retry_after_s=10.0)
+            raise Blocked(message, reason="injection_rate", retry_after_s=10.0)
         return depth
 
 

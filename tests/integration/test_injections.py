@@ -109,6 +109,19 @@ async def test_answers_that_are_injected_into_each_other_end_at_a_depth() -> Non
         assert (await ksi.call_raw("injection:status"))["blocked_count"] == 1
 
 
+async def test_one_that_is_refused_after_others_were_forgotten_is_counted_once() -> None:
+    clock = FakeClock()
+    settings, too_much = table(injection={"max_tokens": 10}), {"session_id": "s1", "content": "x" * 100}
+    async with running_daemon(settings=settings, clock=clock) as ksi, ksi.connect() as wire:
+        await inject(ksi, "x", ttl_s=10)
+        clock.advance(11)
+        # Its unit changes something, fails, and is run again.
+        assert (await wire.call("injection:inject", too_much))["type"] == "error"
+        assert (await ksi.call_raw("injection:status"))["blocked_count"] == 1
+        await ksi.call_raw("injection:batch", {"injections": [too_much, too_much]})
+        assert (await ksi.call_raw("injection:status"))["blocked_count"] == 3
+
+
 @pytest.mark.parametrize(
     ("limit", "reason", "wait_s"),
     [({"max_tokens": 10}, "injection_tokens", 3601), ({"max_per_minute": 1}, "injection_rate", 61)],

@@ -1,5 +1,6 @@
 """litellm as a provider of completions, in its worker, with a service on loopback that is planned."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from ksi_completion.providers import litellm
+from ksi_completion.providers.installed import python_with
 from ksi_completion.providers.interface import Answer, Job, ProviderFailure
 from ksi_completion.providers.litellm import LitellmProvider
 from ksi_completion.providers.litellm_settings import LitellmSettings
@@ -286,3 +289,20 @@ async def test_a_model_that_is_not_set_is_refused_with_those_that_are(world: Wor
         await world.provider.start(job("Hi", model="gpt-9"))
     assert (refused.value.kind, refused.value.reason) == ("invalid", "no_model")
     assert "fake" in refused.value.message
+
+
+async def test_the_worker_imports_what_its_first_call_needs_before_it_is_ready() -> None:
+    """Else that holds the loop for a second, in which no cancel is heard."""
+    python, worker = (
+        python_with("litellm", "litellm"),
+        Path(litellm.__file__).parents[1] / "workers/litellm.py",
+    )
+    program = (
+        "import runpy, sys\n"
+        f"runpy.run_path({str(worker)!r}, run_name='worker')['warm_up']()\n"
+        "print('openai.resources.chat.completions' in sys.modules)\n"
+    )
+    process = await asyncio.create_subprocess_exec(
+        str(python), "-I", "-c", program, stdout=asyncio.subprocess.PIPE
+    )
+    assert (await process.communicate())[0] == b"True\n"

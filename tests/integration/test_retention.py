@@ -206,6 +206,18 @@ async def keep(request: Keep, blobs: Blobs, database: Database) -> Kept:
 """
 
 
+@pytest.mark.parametrize("damaged", ["path = CAST(X'ff' AS TEXT)", "sha256 = '0'"])
+async def test_what_a_damaged_row_refers_to_is_kept(tmp_path: Path, damaged: str) -> None:
+    home, plugin = tmp_path / "var", tmp_path / "keeper.py"
+    plugin.write_text(KEEPER)
+    async with running_daemon(home=home, plugins=[plugin]) as ksi:
+        kept = home / (await ksi.call_raw("keeper:keep"))["path"]
+        os.utime(kept, (1, 1))
+        await ksi.daemon.database.write(lambda tx: tx.execute(f"UPDATE kept SET {damaged}") and None)
+        assert (await ksi.call_raw("event:sweep"))["blobs"] == 0
+        assert kept.exists()
+
+
 async def test_what_a_plugin_refers_to_is_kept_while_the_plugin_is_not_loaded(tmp_path: Path) -> None:
     home, plugin = tmp_path / "var", tmp_path / "keeper.py"
     plugin.write_text(KEEPER)

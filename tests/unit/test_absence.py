@@ -74,11 +74,13 @@ def test_a_module_that_cannot_be_looked_at_is_found_by_its_name() -> None:
 @pytest.mark.parametrize("event", ["shop:buy", "counter:sell", "counter:other"], ids=["name", "own", "near"])
 def test_a_plugin_is_found_by_its_name_and_by_what_it_would_handle(event: str) -> None:
     absent = absent_by(catalog_of("refused", "no such setting"))
-    assert absent(event) == Absent("shop", "refused: no such setting")
+    assert absent(event) == Absent("shop", "refused: no such setting", "mend that")
 
 
 def test_a_plugin_that_was_never_imported_is_found_by_its_name() -> None:
-    assert absent_by(catalog_of("loaded", None))("gone:ask") == Absent("gone", "disabled")
+    assert absent_by(catalog_of("loaded", None))("gone:ask") == Absent(
+        "gone", "disabled", "ksi plugin enable gone"
+    )
 
 
 @pytest.mark.parametrize("event", ["counter:other", "shop:buy", "other:ask"])

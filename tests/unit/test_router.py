@@ -86,19 +86,13 @@ async def test_the_nearest_name_is_guessed() -> None:
 
 
 async def test_an_event_of_a_plugin_that_is_off_says_why() -> None:
-    off = Absent("shop", "refused: no such setting")
+    off = Absent("shop", "refused: no such setting", "mend that")
     router = Router(ROUTES, absent=lambda event: off if event.startswith("shop:") else None)
     error = await refused(router, "shop:selll")
     assert error.message == "no plugin handles shop:selll: plugin shop is refused: no such setting"
     assert (error.code, error.details["reason"]) == ("NOT_FOUND", "plugin_off")
     assert error.hint == "mend that and restart the daemon; plugin:list shows every plugin"
     assert (await refused(router, "other:selll")).details["reason"] == "unknown_event"
-
-
-async def test_an_event_of_a_plugin_that_somebody_switched_off_says_how_to_switch_it_on() -> None:
-    router = Router(ROUTES, absent=lambda _: Absent("shop", "disabled: it is switched off in the settings"))
-    hint = (await refused(router, "shop:selll")).hint
-    assert hint == "ksi plugin enable shop and restart the daemon; plugin:list shows every plugin"
 
 
 async def test_three_guesses_at_most_are_given() -> None:
