@@ -67,8 +67,11 @@ class Exchange(ABC):
     def rewind(self) -> None:  # noqa: B027 -- most have nothing to prepare
         """Prepare to be sent again."""
 
-    def interrupt(self) -> bool:
-        """Hear that the connection is gone; tell whether to send the request again, else fail."""
+    def interrupt(self, *, refused: bool) -> bool:  # noqa: ARG002 -- who counts losses asks
+        """Hear that the connection is gone; tell whether to send the request again, else fail.
+
+        ``refused``: the daemon said why it hung up, as one that is full does; no request was the cause.
+        """
         self.in_doubt = self.changes
         if self.resend:
             return True
@@ -117,11 +120,11 @@ class Question(Exchange):
         self.reply: Reply | None = None
         self._losses = 0
 
-    def interrupt(self) -> bool:
-        """Hear that the connection is gone; after the fourth time it is given up."""
-        self._losses += 1
+    def interrupt(self, *, refused: bool) -> bool:
+        """Hear that the connection is gone; after the fourth that was none of a refusal it is given up."""
+        self._losses += not refused
         self.resend = self.resend and self._losses <= MAX_LOSSES
-        return super().interrupt()
+        return super().interrupt(refused=refused)
 
     def take(self, answer: Answer, size: int) -> None:  # noqa: ARG002  (a reply is not buffered)
         """Take the reply or the error; a stream's item ends it."""

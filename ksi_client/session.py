@@ -136,7 +136,9 @@ class Session:
         under_way = [*self._parked, *(exchange for exchange in self._sent.values() if exchange is not None)]
         self._sent.clear()
         self._parked.clear()
-        for exchange in reversed([exchange for exchange in under_way if exchange.interrupt()]):
+        refused = self.refusal is not None
+        again = [exchange for exchange in under_way if exchange.interrupt(refused=refused)]
+        for exchange in reversed(again):
             exchange.rewind()
             self._held[exchange] = None
             self._held.move_to_end(exchange, last=False)

@@ -213,7 +213,7 @@ def test_a_failed_answer_says_why(chat: Chats) -> None:
 
 def test_a_full_queue_is_6_in_words_and_in_json(chat: Chats) -> None:
     with chat.popen("mode:hang", "--name", "busy", "--output-format", "stream-json") as process:
-        wait_for_delta(process)
+        wait_for(process, "delta")
         done = chat("-r", "busy", "hi")
         assert (done.returncode, done.stdout) == (6, "")
         assert "queue full" in done.stderr.splitlines()[1]
@@ -371,22 +371,26 @@ def test_a_daemon_that_cannot_start_says_why(stopped: Chats) -> None:
 
 def test_the_answer_comes_though_the_daemon_is_killed_in_its_middle(stopped: Chats) -> None:
     stopped.control("start")
-    with stopped.popen("mode:slow 4 0.4", "--output-format", "stream-json") as process:
-        wait_for_delta(process)
+    gate = stopped.folder / "gate"
+    with stopped.popen(f"mode:gate {gate}", "--output-format", "stream-json") as process:
+        wait_for(process, "delta")
         stopped.kill()
-        out, err = process.communicate(timeout=PATIENCE_S)
+        begun = wait_for(process, "started")
+        gate.touch()
+        assert process.stdout is not None
+        out = process.stdout.read()
+        _, err = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, err.splitlines()[1:]) == (0, ["connection lost, retrying…"])
-    steps = steps_of(out)
-    begun = next(step for step in steps if step["type"] == "started")
     assert begun["attempt"] == 2
-    deltas = [step["text"] for step in steps[steps.index(begun) :] if step["type"] == "delta"]
+    steps = steps_of(out)
+    deltas = [step["text"] for step in steps if step["type"] == "delta"]
     assert "".join(deltas) == steps[-1]["text"] == "0 1 2 3 "
 
 
 def test_the_answer_is_read_to_its_end_though_the_daemon_is_restarted(stopped: Chats) -> None:
     stopped.control("start")
     with stopped.popen("mode:slow 4 0.3", "--output-format", "stream-json") as process:
-        wait_for_delta(process)
+        wait_for(process, "delta")
         assert stopped.control("restart").returncode == 0
         out, _ = process.communicate(timeout=PATIENCE_S)
     last = steps_of(out)[-1]
@@ -412,7 +416,7 @@ def test_after_a_cut_of_the_connection_the_answer_goes_on_where_it_was(chat: Cha
     path = chat.folder / "relay.sock"
     with Relay(path, chat.paths.socket) as relay:
         with chat.popen("mode:slow 4 0.4", "--output-format", "stream-json", KSI_SOCKET=str(path)) as process:
-            wait_for_delta(process)
+            wait_for(process, "delta")
             relay.cut()
             out, err = process.communicate(timeout=PATIENCE_S)
         assert (process.returncode, err) == (0, "connection lost, retrying…\n")
@@ -424,16 +428,18 @@ def test_after_a_cut_of_the_connection_the_answer_goes_on_where_it_was(chat: Cha
 # Ctrl-C and time.
 
 
-def wait_for_delta(process: subprocess.Popen[str]) -> None:
-    """Read steps to the first delta."""
+def wait_for(process: subprocess.Popen[str], kind: str) -> dict[str, Any]:
+    """Read steps to the next of that type, and give it."""
     assert process.stdout is not None
-    while json.loads(process.stdout.readline())["type"] != "delta":
-        pass
+    step: dict[str, Any] = {"type": None}
+    while step["type"] != kind:
+        step = json.loads(process.stdout.readline())
+    return step
 
 
 def test_ctrl_c_cancels_the_only_question_and_is_130(chat: Chats) -> None:
     with chat.popen("mode:hang", "--output-format", "stream-json") as process:
-        wait_for_delta(process)
+        wait_for(process, "delta")
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=PATIENCE_S)
     (last,) = steps_of(out)
@@ -456,7 +462,7 @@ def test_a_second_ctrl_c_leaves_without_waiting(chat: Chats) -> None:
 def test_ctrl_c_where_the_daemon_has_gone_leaves(stopped: Chats) -> None:
     stopped.control("start")
     with stopped.popen("mode:hang", "--output-format", "stream-json") as process:
-        wait_for_delta(process)
+        wait_for(process, "delta")
         stopped.control("stop", "--now")
         assert process.stderr is not None
         while process.stderr.readline() != "connection lost, retrying…\n":
@@ -482,8 +488,8 @@ def test_one_that_has_no_turn_in_time_is_cancelled_and_is_5(chat: Chats) -> None
         chat.popen("mode:hang", "--output-format", "stream-json") as first,
         chat.popen("mode:hang", "--output-format", "stream-json") as second,
     ):
-        wait_for_delta(first)
-        wait_for_delta(second)
+        wait_for(first, "delta")
+        wait_for(second, "delta")
         done = chat("hello", "--timeout", "500ms")
         assert (done.returncode, done.stderr.splitlines()[0]) == (5, "chat: no answer within 0.5 s")
         request = chat.accepted["request_id"]

@@ -7,6 +7,7 @@ begin, ``silent`` never says that it is ready. Otherwise the last message says w
 
     echo: TEXT              say TEXT, word by word; so for any text that is none of these
     mode:slow 5 0.2         say 5 words, waiting 0.2 s before each
+    mode:gate PATH          say "0 ", and once PATH is there "1 2 3 "
     mode:count ...          say how many characters and messages it was sent
     mode:history            say its messages, as JSON: a list of role and content
     mode:die_once PATH      exit, and make PATH; where that is there, answer
@@ -36,6 +37,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 LIFETIME_S = 300
@@ -95,6 +97,16 @@ def work(order: Order, prompt: str) -> None:
 
 def slow(order: Order, words: str, pause_s: str) -> None:
     say(order["id"], [f"{word} " for word in range(int(words))], pause_s=float(pause_s))
+
+
+def gate(order: Order, path: str) -> None:
+    report("delta", order["id"], text="0 ")
+    while not Path(path).exists():
+        if cancelled[order["id"]].wait(0.01):
+            report("stopped", order["id"])
+            return
+    report("delta", order["id"], text="1 2 3 ")
+    done(order["id"], "0 1 2 3 ", words=4)
 
 
 def count(order: Order, *_: str) -> None:
@@ -167,7 +179,9 @@ def fork(order: Order) -> None:
     say(order["id"], [str(leave_behind())])
 
 
-ACTS = (slow, count, history, die_once, environment, alive, pieces, long, flood, usage, garbage, fail, fork)
+ACTS = (
+    slow, gate, count, history, die_once, environment, alive, pieces, long, flood, usage, garbage, fail, fork,
+)  # fmt: skip
 MODES: Mapping[str, Callable[..., None]] = {f"mode:{act.__name__}": act for act in ACTS}
 ENDLESS = tuple(f"mode:{name}" for name in ("hang", "ignore_cancel", "stubborn", "deaf", "die", "kill"))
 

@@ -133,6 +133,18 @@ def test_a_request_that_loses_every_connection_is_given_up(session: Session) -> 
         question.result()
 
 
+def test_a_connection_that_is_refused_is_no_loss_of_its_request(session: Session) -> None:
+    question = health(safe=True)
+    session.start(question)
+    for _ in range(MAX_LOSSES + 1):
+        refusal = {"code": "UNAVAILABLE", "message": "full", "retryable": True}
+        session.receive(line(id=None, type="error", error=refusal))
+        session.lost()
+        session.connected()
+        assert [frame["event"] for frame in sent(session)] == ["system:health"]
+    assert not question.done
+
+
 def test_answers_to_a_connection_that_is_gone_are_not_mistaken(session: Session) -> None:
     question = health(safe=True)
     session.start(question)

@@ -205,13 +205,15 @@ async def test_a_line_that_is_no_report_ends_the_worker(run_dir: Path) -> None:
 
 @on_both_loops
 async def test_a_confirmed_cancel_leaves_the_worker_and_its_other_answers(run_dir: Path) -> None:
+    gate = run_dir / "gate"
     async with linked(run_dir) as link:
-        generation, other = await link.start(job("mode:hang")), await link.start(job("mode:slow 5 0.05"))
+        generation, other = await link.start(job("mode:hang")), await link.start(job(f"mode:gate {gate}"))
         await first_of(generation)
         proof = await generation.cancel()
         assert (proof.how, proof.pids_gone) == ("confirmed", [])
         assert (await failure_of(generation)).reason == "cancelled"
-        assert await text_of(other) == "0 1 2 3 4 "
+        gate.touch()
+        assert await text_of(other) == "0 1 2 3 "
         assert link.statistics().started == 1
 
 
