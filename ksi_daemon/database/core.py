@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -278,11 +278,16 @@ def _nothing(_: Transaction) -> None:
 
 
 def _call_back(jobs: Sequence[Job]) -> None:
-    callbacks = [callback for job in jobs if job.after_commit for callback in job.after_commit]
-    if callbacks:
-        with ExitStack() as last_first:
-            for callback in reversed(callbacks):
-                last_first.callback(callback)
+    """Call everything that units left to do, in order; raise what came of those that raised."""
+    errors: list[BaseException] = []
+    for job in jobs:
+        for callback in job.after_commit:
+            try:
+                callback()
+            except BaseException as error:  # noqa: BLE001 -- the others are called, and then it is raised
+                errors.append(error)
+    if errors:
+        raise errors[0] if len(errors) == 1 else BaseExceptionGroup("after a commit", errors)
 
 
 def _resolve(future: "asyncio.Future[T]", job: Job) -> None:

@@ -95,6 +95,8 @@ class Budgets:
 
     def accounted(self, row: Row, usage: Usage, day: str) -> None:
         """Hear of a call that is in the ledger."""
+        if not self._spent:
+            return
         tokens = usage.prompt_tokens + usage.completion_tokens
         accounts = {
             Account(session_id=session_id, agent_id=agent_id, day=when)

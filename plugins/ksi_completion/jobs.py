@@ -1,16 +1,15 @@
 """What a provider is asked: the turns of a session and the prompt, from memory where they are at hand."""
 
 from collections import deque
-from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import orjson
 
 from ksi_common.events.completion import ChatMessage
 from ksi_completion.conversations import HISTORY_BYTES, HISTORY_MESSAGES, Conversations, Turn
-from ksi_completion.prompts import is_whole, with_history
-from ksi_completion.providers.interface import Job
+from ksi_completion.prompts import is_whole
+from ksi_completion.providers.interface import Job, size_of
 from ksi_completion.rows import Row, StoredMessage, messages_query
 from ksi_completion.session_manager import Session
 from ksi_daemon.plugin import Blobs, Database, Transaction
@@ -34,25 +33,54 @@ class MakeJob(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class _Recent:
+class History:
     """The last turns of a session, as many as a provider is told."""
 
-    turns: deque[Turn] = field(default_factory=deque)
-    messages: int = 0
-    size: int = 0
+    __slots__ = ("_said", "_systems", "_turns", "size")
+
+    def __init__(self, turns: Iterable[Turn] = ()) -> None:
+        self._turns: deque[Turn] = deque()
+        self._said: list[ChatMessage] = []
+        self._systems: list[ChatMessage] = []
+        """Of these, the words of the system."""
+        self.size = 0
+        """Their characters."""
+        for turn in turns:
+            self.add(turn)
+
+    def __len__(self) -> int:
+        """Count its messages."""
+        return len(self._said)
 
     def add(self, turn: Turn) -> None:
+        """Note a turn that has its answer; the oldest make room for it."""
         if turn.is_whole:
-            self.turns.clear()
-            self.messages = self.size = 0
-        self.turns.append(turn)
-        self.messages += len(turn.messages)
+            self._turns.clear()
+            self._said.clear()
+            self._systems.clear()
+            self.size = 0
+        self._turns.append(turn)
+        self._said += turn.messages
+        self._systems += _of_system(turn.messages)
         self.size += turn.size
-        while self.turns and (self.messages > HISTORY_MESSAGES or self.size > HISTORY_BYTES):
-            oldest = self.turns.popleft()
-            self.messages -= len(oldest.messages)
+        while self._turns and (len(self._said) > HISTORY_MESSAGES or self.size > HISTORY_BYTES):
+            oldest = self._turns.popleft()
+            del self._said[: len(oldest.messages)]
+            del self._systems[: len(_of_system(oldest.messages))]
             self.size -= oldest.size
+
+    def before(self, prompt: Sequence[ChatMessage], *, is_known: bool = False) -> list[ChatMessage]:
+        """Give what a model is told: the last word of the system, the turns in order, the prompt.
+
+        A prompt of several messages is a whole conversation, and takes the place of what was said before.
+        ``is_known``: the provider has the turns; what it is told before them, it is told each time.
+        """
+        if is_whole(prompt):
+            said, systems = [*prompt], _of_system(prompt)
+        else:
+            said = [*(self._systems if is_known else self._said), *prompt]
+            systems = self._systems + _of_system(prompt)
+        return [systems[-1], *(word for word in said if word.role != "system")] if systems else said
 
 
 class Jobs:
@@ -64,7 +92,7 @@ class Jobs:
         self._conversations = conversations
         self._prompts: dict[str, Sequence[ChatMessage]] = {}
         self._prompt_size = 0
-        self._recent: dict[str, _Recent] = {}
+        self._recent: dict[str, History] = {}
         """The one that was used last is the last."""
         self._recent_size = 0
 
@@ -86,14 +114,14 @@ class Jobs:
         prompt = await self._prompt(row.request_id)
         goes_on = keeps_sessions and session.is_bound_to(row.provider, row.model) and not is_whole(prompt)
         history = await self._history(row.session_id)
-        if goes_on:  # it knows the turns; what it is told before them, it is told each time
-            history = [message for message in history if message.role == "system"]
-        messages = with_history(history, prompt)
+        messages = history.before(prompt, is_known=goes_on)
+        is_all = len(messages) == len(history) + len(prompt)
         return Job(
             row.request_id,
             row.session_id,
             row.model,
             messages,
+            counted=history.size + size_of(prompt) if is_all else None,
             attempt=attempt,
             max_tokens=row.max_tokens,
             provider_session=session.provider_session if goes_on else None,
@@ -107,13 +135,13 @@ class Jobs:
         """Keep a prompt for another turn only where there is room for it."""
         if self._prompt_size > PROMPT_BYTES:
             prompt = self._prompts.pop(request_id, ())
-            self._prompt_size -= sum(len(message.content) for message in prompt)
+            self._prompt_size -= size_of(prompt)
 
     def ended(self, request_id: str, session_id: str, answer: str | None) -> None:
         """Let go of a prompt; with its answer it is a turn of the session."""
         prompt = self._prompts.pop(request_id, None)
         if prompt is not None:
-            self._prompt_size -= sum(len(message.content) for message in prompt)
+            self._prompt_size -= size_of(prompt)
         if answer is None:
             return
         recent = self._recent.pop(session_id, None)
@@ -137,19 +165,17 @@ class Jobs:
             rows = await self._database.read(*messages_query(request_id))
             known = [await StoredMessage.of(message).load(self._blobs) for message in rows]
             self._prompts[request_id] = known
-            self._prompt_size += sum(len(message.content) for message in known)
+            self._prompt_size += size_of(known)
         return known
 
-    async def _history(self, session_id: str) -> Sequence[ChatMessage]:
+    async def _history(self, session_id: str) -> History:
         recent = self._recent.get(session_id)
         if recent is None:
-            recent = _Recent()
-            for turn in await self._conversations.turns(session_id):
-                recent.add(turn)
+            recent = History(await self._conversations.turns(session_id))
             self._keep(session_id, recent)
-        return [message for turn in recent.turns for message in turn.messages]
+        return recent
 
-    def _keep(self, session_id: str, recent: _Recent) -> None:
+    def _keep(self, session_id: str, recent: History) -> None:
         self._recent[session_id] = recent
         self._recent_size += recent.size
         while self._recent_size > TURN_BYTES and len(self._recent) > 1:
@@ -162,6 +188,10 @@ class Jobs:
             "tools": orjson.loads(tools) if tools else (),
             "response_schema": orjson.loads(schema) if schema else None,
         }
+
+
+def _of_system(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+    return [message for message in messages if message.role == "system"]
 
 
 def insert_tools_in(

@@ -79,16 +79,6 @@ class Prompts:
         )
 
 
-def with_history(history: Sequence[ChatMessage], prompt: Sequence[ChatMessage]) -> list[ChatMessage]:
-    """Give what a model is told: the last word of the system first, then the turns in order.
-
-    A prompt of several messages is a whole conversation, and takes the place of what was said before.
-    """
-    said = [*prompt] if is_whole(prompt) else [*history, *prompt]
-    system = [message for message in said if message.role == "system"]
-    return [system[-1], *(message for message in said if message.role != "system")] if system else said
-
-
 def is_whole(prompt: Sequence[ChatMessage]) -> bool:
     """Tell whether a prompt is a whole conversation, rather than the next word of one."""
     return len(prompt) > 1 and sum(message.role != "system" for message in prompt) > 1

@@ -27,19 +27,16 @@ _GROW: Final = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CL
 class ResponseFile:
     """One file of answers, open from a write to its sync; closed then, or when nobody holds it any more."""
 
-    def __init__(self, folder: "ResponseFolder", name: str, descriptor: int) -> None:
+    def __init__(self, folder: "ResponseFolder", name: str, descriptor: int, size: int) -> None:
         self._folder = folder
         self._name = name
         self._descriptor = descriptor
+        self.size = size
+        """Its bytes."""
         self._close = weakref.finalize(self, os.close, descriptor)
         self._error: OSError | None = None
         self._is_named = False
         """Its name in the folder is on disk."""
-
-    @property
-    def size(self) -> int:
-        """Give its bytes."""
-        return os.fstat(self._descriptor).st_size
 
     def settle(self, end: int, coming: bytes = b"") -> tuple[int, int]:
         """Make it end where a line can follow: at ``end``, or before that where bytes are lost.
@@ -47,12 +44,11 @@ class ResponseFile:
         Gives where that is, and how many bytes were moved to the torn file. ``coming``: what is to be
         written there; it is not kept if it stands there already, of a write that no row came to name.
         """
-        size = self.size
-        kept = self._last_line_end(min(end, size))
+        kept = self._last_line_end(min(end, self.size))
         self._is_named = kept > 0
-        beyond = size - kept
+        beyond = self.size - kept
         if beyond == len(coming) and os.pread(self._descriptor, beyond, kept) == coming:
-            os.ftruncate(self._descriptor, kept)
+            self._truncate(kept)
             return kept, 0
         self.cut(kept)
         return kept, beyond
@@ -67,17 +63,17 @@ class ResponseFile:
                     last = chunk
                 if not last.endswith(b"\n"):
                     _write(torn, b"\n")
-            os.ftruncate(self._descriptor, position)
+            self._truncate(position)
 
     def append(self, data: bytes) -> None:
         """Write ``data`` at the end, whole or not at all; it is not on disk before ``sync``."""
-        size = self.size
         try:
             _write(self._descriptor, data)
         except OSError:
             with suppress(OSError):  # else the next one settles it
-                os.ftruncate(self._descriptor, size)
+                os.ftruncate(self._descriptor, self.size)
             raise
+        self.size += len(data)
 
     def lines(self, start: int, *, max_bytes: int) -> Iterator[bytes]:
         """Yield the lines from ``start``; of a longer one a part that does not end as a line does."""
@@ -108,6 +104,10 @@ class ResponseFile:
         if os.fstat(self._descriptor).st_nlink == 0:
             raise FileNotFoundError(errno.ENOENT, "removed before it was on disk", self._name)
 
+    def _truncate(self, position: int) -> None:
+        os.ftruncate(self._descriptor, position)
+        self.size = position
+
     def _last_line_end(self, position: int) -> int:
         """Give ``position``, or where the last line before it ends, if no line ends there."""
         while position:
@@ -133,22 +133,27 @@ class ResponseFolder:
 
     def open(self, name: str, *, make: bool) -> ResponseFile:
         """Open a file, a new one where there is none and ``make`` says so; raise OSError."""
-        with self._entered(make=make) as folder:
-            descriptor = _open(name, folder, make=make)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        with self.entered(make=make) as folder:
+            return self.open_in(folder, name, make=make)
+
+    def open_in(self, folder: int, name: str, *, make: bool) -> ResponseFile:
+        """Do so where the folder is ``entered`` already."""
+        descriptor = _open(name, folder, make=make)
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             os.close(descriptor)
             raise OSError(errno.EISDIR, "not a regular file", name)
-        return ResponseFile(self, name, descriptor)
+        return ResponseFile(self, name, descriptor, status.st_size)
 
     def sync(self) -> None:
         """Have the names of its files on disk."""
-        with self._entered() as folder:
+        with self.entered() as folder:
             os.fsync(folder)
 
     @contextmanager
     def torn(self, name: str) -> Iterator[int]:
         """Open the file that takes what was cut off ``name``; it is on disk at the end."""
-        with self._entered() as folder:
+        with self.entered() as folder:
             torn = os.open(f"{name}.torn", _GROW | os.O_CREAT, 0o600, dir_fd=folder)
             try:
                 yield torn
@@ -161,7 +166,7 @@ class ResponseFolder:
         """Let ``latest.jsonl`` be a link to ``name``, as well as that can be done."""
         if name in (self._latest, LATEST):
             return
-        with suppress(OSError), self._entered() as folder:
+        with suppress(OSError), self.entered() as folder:
             if not _is_link_or_missing(LATEST, folder):
                 return  # it is the file of a session of that name
             with suppress(FileNotFoundError):
@@ -171,13 +176,12 @@ class ResponseFolder:
             self._latest = name
 
     @contextmanager
-    def _entered(self, *, make: bool = False) -> Iterator[int]:
+    def entered(self, *, make: bool = False) -> Iterator[int]:
+        """Give a descriptor of the folder, as it is now; ``make`` it where there is none."""
         descriptor = os.open(self._home, _ENTER)
         try:
             for part in PARTS:
-                if make:
-                    _make_folder(part, descriptor)
-                inner = os.open(part, _ENTER | os.O_NOFOLLOW, dir_fd=descriptor)
+                inner = _enter(part, descriptor, make=make)
                 os.close(descriptor)
                 descriptor = inner
             yield descriptor
@@ -203,12 +207,16 @@ def _is_link_or_missing(name: str, folder: int) -> bool:
         return True
 
 
-def _make_folder(name: str, parent: int) -> None:
+def _enter(name: str, parent: int, *, make: bool) -> int:
     try:
+        return os.open(name, _ENTER | os.O_NOFOLLOW, dir_fd=parent)
+    except FileNotFoundError:
+        if not make:
+            raise
+    with suppress(FileExistsError):
         os.mkdir(name, 0o700, dir_fd=parent)
-    except FileExistsError:
-        return
-    os.fsync(parent)
+        os.fsync(parent)
+    return os.open(name, _ENTER | os.O_NOFOLLOW, dir_fd=parent)
 
 
 def _write(descriptor: int, data: bytes) -> None:

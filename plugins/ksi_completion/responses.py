@@ -44,8 +44,8 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 LINES: Final = "application/jsonl"
-SYNCS: Final = 16
-"""Files of answers that are synced at once."""
+SYNCS: Final = 8
+"""Files of answers that are synced at once; a thread for each of many costs twice as much."""
 MAX_LINE_BYTES: Final = 16 * 1024 * 1024
 
 _BESIDE: Final = ("response", "error", "proof")
@@ -270,21 +270,33 @@ class Responses:
 
     def _store_all(self, batch: "Sequence[_Storing]") -> "Sequence[Written | Exception]":
         """Append all lines, then sync their files; what goes wrong is the matter of its line."""
-        outcomes = [_attempt(partial(self._append, item.session_id, item.line, item.at)) for item in batch]
+        try:
+            with self._folder.entered(make=True) as folder:
+                outcomes = [
+                    _attempt(partial(self._append, folder, item.session_id, item.line, item.at))
+                    for item in batch
+                ]
+        except OSError as error:
+            return [_unavailable(error) for _ in batch]
         if len(batch) > 1:
             # Beside each other: what a file system has to do for one it does for all that wait with it.
-            outcomes = list(self._syncing.map(_synced, outcomes))
+            threads = min(SYNCS, len(outcomes))
+            shares = [outcomes[first::threads] for first in range(threads)]
+            for first, synced in enumerate(self._syncing.map(_all_synced, shares)):
+                outcomes[first::threads] = synced
         else:
             outcomes = [_synced(outcome) for outcome in outcomes]
         self._folder.point_to(_name(path_of(batch[-1].session_id)))
         return outcomes
 
     def _append_one(self, session_id: str, line: Line, at: int) -> Written:
-        written = self._append(session_id, line, at)
-        self._folder.point_to(_name(written.reference.path))
+        name = _name(path_of(session_id))  # first: what names no session makes no folder
+        with self._folder.entered(make=True) as folder:
+            written = self._append(folder, session_id, line, at)
+        self._folder.point_to(name)
         return written
 
-    def _append(self, session_id: str, line: Line, at: int) -> Written:
+    def _append(self, folder: int, session_id: str, line: Line, at: int) -> Written:
         path, data = path_of(session_id), line.to_bytes()
         if len(data) > MAX_LINE_BYTES:
             raise InvalidArgument(
@@ -293,7 +305,7 @@ class Responses:
                 limit=MAX_LINE_BYTES,
             )
         name = _name(path)
-        file = self._folder.open(name, make=True)
+        file = self._folder.open_in(folder, name, make=True)
         offset, torn_bytes = file.settle(at, data)
         file.append(data)
         written = Written(_reference(path, offset, data), file, at - offset)
@@ -347,6 +359,10 @@ def _attempt(work: Callable[[], T]) -> T | Exception:
         return _unavailable(error)
     except (KSIError, ValueError, TypeError) as error:
         return error
+
+
+def _all_synced(outcomes: Sequence[Written | Exception]) -> Sequence[Written | Exception]:
+    return [_synced(outcome) for outcome in outcomes]
 
 
 def _synced(written: Written | Exception) -> Written | Exception:

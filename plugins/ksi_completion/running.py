@@ -164,7 +164,7 @@ class Attempt:
             # Not broken off by anything: who has begun must know it.
             self._session = await self._sessions.find(self.row.session_id)
             job = await self._job()
-            self._reservation = await self._budgets.reserve(self.row, _characters(job))
+            self._reservation = await self._budgets.reserve(self.row, job.characters)
             await self._begin()
             if self._is_unwanted:
                 return None
@@ -207,7 +207,8 @@ class Attempt:
         )
         bad = self._unfit.pop(row.request_id, None)
         if row.last_reason == structured.REASON:
-            job = replace(job, messages=structured.repaired(job.messages, bad, row.last_message or ""))
+            repaired = structured.repaired(job.messages, bad, row.last_message or "")
+            job = replace(job, messages=repaired, counted=None)
         if job.allowed_tools is not None and not provider.restricts_tools:
             raise ProviderFailure(
                 f"provider {row.provider} cannot be held to allowed_tools",
@@ -394,7 +395,3 @@ async def guarded(work: Awaitable[T]) -> T | Exception:
         return await work
     except Exception as error:
         return error
-
-
-def _characters(job: Job) -> int:
-    return sum(len(message.content) for message in job.messages)

@@ -11,8 +11,11 @@ from ksi_common.errors import FailedPrecondition, InvalidArgument, KSIError, Not
 from ksi_common.events.completion import Async, ChatMessage, Step
 from ksi_common.ids import is_name
 from ksi_common.session_names import candidates
+from ksi_completion import jobs
+from ksi_completion.conversations import Turn
+from ksi_completion.jobs import History
 from ksi_completion.live import PIECE, Live
-from ksi_completion.prompts import MAX_FILE_BYTES, Prompts, with_history
+from ksi_completion.prompts import MAX_FILE_BYTES, Prompts
 from ksi_completion.providers import embedded
 from ksi_completion.providers.interface import FailureClass, ProviderFailure
 from ksi_completion.retry_manager import MAX_DELAY_S, RetryManager
@@ -165,21 +168,39 @@ def said(role: str, content: str) -> ChatMessage:
 
 
 def test_history_comes_before_the_prompt_and_the_last_word_of_the_system_first() -> None:
-    history = [said("system", "old"), said("user", "a"), said("assistant", "b")]
+    history = History(
+        [Turn([said("system", "old"), said("user", "a"), said("assistant", "b")], is_whole=False)]
+    )
     prompt = [said("system", "new"), said("user", "c")]
-    assert [(m.role, m.content) for m in with_history(history, prompt)] == [
+    assert [(m.role, m.content) for m in history.before(prompt)] == [
         ("system", "new"),
         ("user", "a"),
         ("assistant", "b"),
         ("user", "c"),
     ]
-    assert with_history(history, prompt[1:])[0].content == "old"
+    assert history.before(prompt[1:])[0].content == "old"
+    known = history.before(prompt[1:], is_known=True)
+    assert [(m.role, m.content) for m in known] == [("system", "old"), ("user", "c")]
 
 
 def test_a_prompt_of_several_messages_takes_the_place_of_the_history() -> None:
-    history = [said("user", "a"), said("assistant", "b")]
+    history = History([Turn([said("user", "a"), said("assistant", "b")], is_whole=False)])
     prompt = [said("user", "c"), said("assistant", "d"), said("user", "e")]
-    assert with_history(history, prompt) == prompt
+    assert history.before(prompt) == prompt
+
+
+def test_the_oldest_turns_make_room_with_their_words_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "HISTORY_MESSAGES", 5)
+    history = History()
+    history.add(Turn([said("system", "old"), said("user", "a"), said("assistant", "b")], is_whole=False))
+    history.add(Turn([said("user", "c"), said("assistant", "d")], is_whole=False))
+    assert [m.content for m in history.before([said("user", "e")])] == ["old", "a", "b", "c", "d", "e"]
+    history.add(Turn([said("user", "e"), said("assistant", "f")], is_whole=False))
+    assert [m.content for m in history.before([said("user", "g")])] == ["c", "d", "e", "f", "g"]
+    assert history.size == 4
+    whole = [said("system", "new"), said("user", "x"), said("user", "y")]
+    history.add(Turn([*whole, said("assistant", "z")], is_whole=True))
+    assert [m.content for m in history.before([said("user", "!")])] == ["new", "x", "y", "z", "!"]
 
 
 # Prompts from files

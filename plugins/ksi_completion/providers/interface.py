@@ -40,6 +40,18 @@ class Job:
     resume_at: str | None = None
     agent_id: str | None = None
     timeout_s: float | None = None
+    counted: int | None = None
+    """Characters of ``messages``, where somebody has counted them."""
+
+    @property
+    def characters(self) -> int:
+        """Count those of all messages."""
+        return size_of(self.messages) if self.counted is None else self.counted
+
+
+def size_of(messages: Sequence[ChatMessage]) -> int:
+    """Count the characters of messages."""
+    return sum([len(message.content) for message in messages])
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,13 +60,15 @@ class MockSettings(BaseModel):
 class MockGeneration:
     """One answer of the provider, made as it is read."""
 
-    def __init__(self, job: Job, settings: MockSettings, random: Random, failure: ProviderFailure | None):
+    def __init__(
+        self, job: Job, settings: MockSettings, random: Random | None, failure: ProviderFailure | None
+    ) -> None:
         self._settings = settings
         self._text = text = _text(job, settings)
         self._failure = failure
         self.latency_s = _latency_s(settings, random)
         self._is_cancelled = asyncio.Event()
-        usage = _usage(sum(len(message.content) for message in job.messages), len(text), settings)
+        usage = _usage(job.characters, len(text), settings)
         self._answer = Answer(
             text=text,
             model=job.model,
@@ -139,18 +141,17 @@ class MockProvider:
         """Begin an answer, or the failure that is due."""
         settings = self._settings
         self._calls[job.model] += 1
-        random = Random(f"{settings.seed} {job.model} {job.attempt} {job.messages[-1].content}")  # noqa: S311
+        random = _course(job, settings)
         failure = None
         if self._calls[job.model] <= settings.outages.get(job.model, 0):
             failure = ProviderFailure(f"{job.model} is down", reason="outage")
-        elif random.random() < settings.failure_rate:
-            prompt = sum(len(message.content) for message in job.messages)
+        elif random is not None and random.random() < settings.failure_rate:
             failure = ProviderFailure(
                 f"attempt {job.attempt} was to fail",
                 reason="mocked",
                 kind=settings.failure_kind,
                 retry_after_s=settings.retry_after_s,
-                usage=_usage(prompt, 0, settings) if settings.failures_cost else None,
+                usage=_usage(job.characters, 0, settings) if settings.failures_cost else None,
             )
         return MockGeneration(job, settings, random, failure)
 
@@ -174,8 +175,17 @@ def _text(job: Job, settings: MockSettings) -> str:
     return settings.answers.get(prompt, other)
 
 
-def _latency_s(settings: MockSettings, random: Random) -> float:
+def _course(job: Job, settings: MockSettings) -> Random | None:
+    """Give what an attempt's latency and failure are drawn from, where anything is left to chance."""
+    if settings.distribution == "fixed" and not settings.failure_rate:
+        return None
+    return Random(f"{settings.seed} {job.model} {job.attempt} {job.messages[-1].content}")  # noqa: S311
+
+
+def _latency_s(settings: MockSettings, random: Random | None) -> float:
     mean = settings.latency_s
+    if random is None:
+        return mean
     match settings.distribution:
         case "uniform":
             return random.uniform(0, 2 * mean)
