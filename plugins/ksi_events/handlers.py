@@ -65,7 +65,7 @@ def publish(
         told = bus.pass_on(request.event, data, event_id=request.event_id, stream=request.stream, cause=False)
         return _published(told, None)
 
-    def tell(tx: Transaction) -> Rendered[Published]:
+    def tell(tx: Transaction) -> "Rendered[Published]":  # evaluated with each request otherwise
         told = tx.tell_raw(request.event, data, event_id=request.event_id, stream=request.stream, cause=False)
         return _published(told, log.cursor(told.seq or 0), known=told not in tx.told)
 
