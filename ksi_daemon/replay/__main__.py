@@ -15,11 +15,11 @@ import orjson
 
 from ksi_common.errors import KSIError
 from ksi_common.paths import Paths
-from ksi_daemon.__main__ import loop_factory, raise_file_limit
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.database.apart import tables_made_by
 from ksi_daemon.lock import home_lock
 from ksi_daemon.logs import logging_to
+from ksi_daemon.main import loop_factory, raise_file_limit
 from ksi_daemon.projections.rebuilders import declared_by
 from ksi_daemon.replay.making import Made, Plan, make
 from ksi_daemon.replay.rebuilding import Rebuilding

@@ -27,6 +27,7 @@ import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from ksi_common.events.completion import Failure, Proof
+from ksi_completion.batches import Batches
 from ksi_completion.response_files import PARTS, ResponseFile, ResponseFolder
 from ksi_daemon.plugin import (
     Blobs,
@@ -163,12 +164,11 @@ class Recovered:
 
 @dataclass(frozen=True, slots=True)
 class _Storing:
-    """A line that is to be stored, and who waits for that."""
+    """A line that is to be stored."""
 
     session_id: str
     line: Line
     at: int
-    future: "asyncio.Future[Written]"
 
 
 class Responses:
@@ -181,12 +181,11 @@ class Responses:
     def __init__(self, home: Path, blobs: Blobs) -> None:
         self._folder = ResponseFolder(home)
         self._blobs = blobs
-        self._waiting: list[_Storing] = []
-        self._is_storing = False
 
     async def __aenter__(self) -> Self:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ksi-responses")
         self._syncing = ThreadPoolExecutor(SYNCS, thread_name_prefix="ksi-sync")
+        self._storing: Batches[_Storing, Written] = Batches(self._thread, self._store_all)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -214,12 +213,7 @@ class Responses:
 
         Raises as ``append`` does, each for its own line.
         """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Written] = loop.create_future()
-        if not self._waiting and not self._is_storing:
-            loop.call_soon(self._store_waiting)  # with what this turn of the loop still brings
-        self._waiting.append(_Storing(session_id, line, at, future))
-        return future
+        return self._storing.put(_Storing(session_id, line, at))
 
     async def read(self, reference: Reference) -> Line:
         """Give a line; raise DataLoss (``reference_missing``, ``reference_corrupt``)."""
@@ -236,37 +230,6 @@ class Responses:
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-
-    def _store_waiting(self) -> None:
-        batch, self._waiting = self._waiting, []
-        self._is_storing = True
-        self._store_batch(batch)
-
-    def _store_batch(self, batch: "Sequence[_Storing]") -> None:
-        work = asyncio.get_running_loop().run_in_executor(self._thread, self._store_all, batch)
-        work.add_done_callback(partial(self._stored, batch))
-
-    def _stored(
-        self, batch: "Sequence[_Storing]", work: "asyncio.Future[Sequence[Written | Exception]]"
-    ) -> None:
-        self._is_storing = False
-        if self._waiting:
-            self._store_waiting()
-        if work.cancelled():
-            return
-        bug = work.exception()
-        if isinstance(bug, Exception) and len(batch) > 1:
-            for storing in batch:  # one of them has it; the others are not to suffer for that
-                self._store_batch([storing])
-            return
-        outcomes = [bug] if isinstance(bug, Exception) else work.result()
-        for storing, outcome in zip(batch, outcomes, strict=False):
-            if storing.future.done():
-                continue
-            if isinstance(outcome, Exception):
-                storing.future.set_exception(outcome)
-            else:
-                storing.future.set_result(outcome)
 
     def _store_all(self, batch: "Sequence[_Storing]") -> "Sequence[Written | Exception]":
         """Append all lines, then sync their files; what goes wrong is the matter of its line."""

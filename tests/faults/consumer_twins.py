@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import ksi_daemon.consumers.rows
-from ksi_daemon.__main__ import main
 from ksi_daemon.consumers.ledger import Ledger
 from ksi_daemon.database import Transaction
+from ksi_daemon.main import main
 from tests.support.daemon_process import DaemonProcess
 
 

@@ -16,9 +16,9 @@ import ksi_daemon.database.core
 import ksi_daemon.keys.rows
 from ksi_common.async_db import pragmas
 from ksi_common.envelope import StoredEvent
-from ksi_daemon.__main__ import main
 from ksi_daemon.database.transaction import Transaction
 from ksi_daemon.database.writer import Writer
+from ksi_daemon.main import main
 from tests.support.daemon_process import DaemonProcess
 
 
