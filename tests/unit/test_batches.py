@@ -28,7 +28,7 @@ async def test_what_comes_in_a_turn_and_while_the_thread_is_busy_is_done_togethe
         later = [batches.put(3), batches.put(4), batches.put(5)]
         later[1].cancel()
         gate.set()
-        assert await asyncio.gather(*first, later[0], later[2]) == [2, 4, 6, 10]
+        assert [await future for future in (*first, later[0], later[2])] == [2, 4, 6, 10]
     assert pieces == [[1, 2], [3, 4, 5]]
 
 
