@@ -131,13 +131,8 @@ class ResponseFolder:
         self._home = home
         self._latest = ""
 
-    def open(self, name: str, *, make: bool) -> ResponseFile:
-        """Open a file, a new one where there is none and ``make`` says so; raise OSError."""
-        with self.entered(make=make) as folder:
-            return self.open_in(folder, name, make=make)
-
-    def open_in(self, folder: int, name: str, *, make: bool) -> ResponseFile:
-        """Do so where the folder is ``entered`` already."""
+    def open(self, folder: int, name: str, *, make: bool) -> ResponseFile:
+        """Open a file of the folder ``entered``, a new one where there is none and ``make`` says so."""
         descriptor = _open(name, folder, make=make)
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):

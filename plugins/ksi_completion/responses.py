@@ -130,7 +130,7 @@ def _adapter() -> TypeAdapter[Line]:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A line that stands in its file, and is not on disk before ``sync``."""
+    """A line that stands in its file; one that was found there is not on disk before ``sync``."""
 
     reference: Reference
     file: ResponseFile
@@ -145,7 +145,7 @@ class Written:
     def sync(self) -> None:
         """Have it on disk: for ``Transaction.before_commit``. Blocks; may be called again.
 
-        After OSError the line must be appended again, with the same ``at``.
+        After OSError the line must be stored again, with the same ``at``.
         """
         self.file.sync()
 
@@ -166,7 +166,7 @@ class Recovered:
 class _Storing:
     """A line that is to be stored."""
 
-    session_id: str
+    path: str
     line: Line
     at: int
 
@@ -193,27 +193,17 @@ class Responses:
         await loop.run_in_executor(None, self._thread.shutdown)
         await loop.run_in_executor(None, self._syncing.shutdown)
 
-    async def append(self, session_id: str, line: Line, *, at: int) -> Written:
-        """Write a line after the last one of the session that a row names, which ends ``at``.
+    def store(self, session_id: str, line: Line, *, at: int) -> "asyncio.Future[Written]":
+        """Have a line on disk after the last one of the session that a row names, which ends ``at``.
 
-        Between this and the commit, or refusal, of its row nothing else may be appended to the session.
+        Between this and the commit, or refusal, of its row nothing else may be stored in the session.
         What stood beyond ``at`` is moved to ``{session_id}.jsonl.torn``. Where the file is shorter than
         that, the answers that are lost give DataLoss, and the line follows what there is: a new answer is
         not refused for an old one. Raises Unavailable (``store_unavailable``) where the disk does not
-        take it, InvalidArgument (``not_json``, ``too_large``) where no disk would.
+        take it, InvalidArgument (``not_a_name``, ``not_json``, ``too_large``) where no disk would.
         Cancelled, it leaves a line that no row names, or none.
         """
-        try:
-            return await self._run(partial(self._append_one, session_id, line, at))
-        except OSError as error:
-            raise _unavailable(error) from error
-
-    def store(self, session_id: str, line: Line, *, at: int) -> "asyncio.Future[Written]":
-        """Append a line, as ``append`` does, and have it on disk, together with what else is to be stored.
-
-        Raises as ``append`` does, each for its own line.
-        """
-        return self._storing.put(_Storing(session_id, line, at))
+        return self._storing.put(_Storing(path_of(session_id), line, at))
 
     async def read(self, reference: Reference) -> Line:
         """Give a line; raise DataLoss (``reference_missing``, ``reference_corrupt``)."""
@@ -236,8 +226,7 @@ class Responses:
         try:
             with self._folder.entered(make=True) as folder:
                 outcomes = [
-                    _attempt(partial(self._append, folder, item.session_id, item.line, item.at))
-                    for item in batch
+                    _attempt(partial(self._append, folder, item.path, item.line, item.at)) for item in batch
                 ]
         except OSError as error:
             return [_unavailable(error) for _ in batch]
@@ -249,26 +238,18 @@ class Responses:
                 outcomes[first::threads] = synced
         else:
             outcomes = [_synced(outcome) for outcome in outcomes]
-        self._folder.point_to(_name(path_of(batch[-1].session_id)))
+        self._folder.point_to(_name(batch[-1].path))
         return outcomes
 
-    def _append_one(self, session_id: str, line: Line, at: int) -> Written:
-        name = _name(path_of(session_id))  # first: what names no session makes no folder
-        with self._folder.entered(make=True) as folder:
-            written = self._append(folder, session_id, line, at)
-        self._folder.point_to(name)
-        return written
-
-    def _append(self, folder: int, session_id: str, line: Line, at: int) -> Written:
-        path, data = path_of(session_id), line.to_bytes()
+    def _append(self, folder: int, path: str, line: Line, at: int) -> Written:
+        data = line.to_bytes()
         if len(data) > MAX_LINE_BYTES:
             raise InvalidArgument(
                 f"the answer to {line.request_id} has {len(data)} bytes",
                 reason="too_large",
                 limit=MAX_LINE_BYTES,
             )
-        name = _name(path)
-        file = self._folder.open_in(folder, name, make=True)
+        file = self._folder.open(folder, _name(path), make=True)
         offset, torn_bytes = file.settle(at, data)
         file.append(data)
         written = Written(_reference(path, offset, data), file, at - offset)
@@ -278,7 +259,8 @@ class Responses:
     def _recover(self, path: str, end: int, session_id: str, open_requests: AbstractSet[str]) -> Recovered:
         adopted: list[tuple[Line, Written]] = []
         try:
-            file = self._folder.open(_name(path), make=False)
+            with self._folder.entered() as folder:
+                file = self._folder.open(folder, _name(path), make=False)
             size, position, wanted = file.size, end, set(open_requests)
             for data in file.lines(end, max_bytes=MAX_LINE_BYTES):
                 line = _parse_or_none(data)

@@ -33,7 +33,7 @@ def line(request_id):
 
 async def store(database, responses, request_id, at):
     os.write(1, b"-- " + request_id.encode())
-    written = await responses.append("s", line(request_id), at=at)
+    written = await responses.store("s", line(request_id), at=at)
     def name(tx):
         tx.before_commit(written.reference.path, written.sync)
         tx.execute("INSERT INTO things VALUES (?)", (written.reference.offset,))
@@ -49,7 +49,7 @@ async def main():
         database.start()
         end = await store(database, responses, "first", 0)
         end = await store(database, responses, "second", end)
-        await responses.append("s", line("lost"), at=end)
+        await responses.store("s", line("lost"), at=end)
         await store(database, responses, "third", end)
     os.write(1, b"-- end")
 

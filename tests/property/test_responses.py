@@ -112,7 +112,7 @@ async def write(responses: Responses, named: Sequence[Line]) -> tuple[list[Refer
     references: list[Reference] = []
     end = 0
     for line in named:
-        written = await responses.append("s", line, at=end)
+        written = await responses.store("s", line, at=end)
         references.append(written.reference)
         end = written.end
     return references, end
@@ -153,7 +153,7 @@ def test_of_a_tail_the_whole_lines_of_open_requests_are_adopted_and_the_rest_is_
         assert torn_of(home).removesuffix(b"\n") == left.removeprefix(kept).removesuffix(b"\n")
         assert recovered.torn_bytes == len(left) - len(kept)
 
-        written = await responses.append("s", after, at=end + len(kept))
+        written = await responses.store("s", after, at=end + len(kept))
         names = [*references, *(each.reference for _, each in recovered.adopted), written.reference]
         assert [await responses.read(name) for name in names] == [*named, *adopted, after]
         assert file.read_bytes() == b"".join(line.to_bytes() for line in [*named, *adopted, after])
@@ -174,7 +174,7 @@ def test_a_file_that_is_too_short_keeps_its_whole_lines_and_takes_new_ones(
 
         recovered = await responses.recover("s", end, set(OPEN))
         assert (recovered.adopted, recovered.lost_bytes) == ((), end - size)
-        written = await responses.append("s", after, at=end)
+        written = await responses.store("s", after, at=end)
 
         assert written.reference.offset == sum(name.length for name in whole)
         assert [await responses.read(name) for name in whole] == named[: len(whole)]
@@ -214,7 +214,7 @@ def test_through_crashes_and_lost_commits_each_answer_is_there_once(played: list
                     named.append((line, written.reference))
                     end = written.end
             elif isinstance(piece, Line) and piece.request_id in still_open():
-                written = await responses.append("s", piece, at=end)
+                written = await responses.store("s", piece, at=end)
                 if what == "commit":
                     named.append((piece, written.reference))
                     end = written.end

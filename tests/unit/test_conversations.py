@@ -76,7 +76,7 @@ class Desk:
             outcome="result" if state == "completed" else state,  # type: ignore[arg-type]  # a word for each
             **how,
         )
-        written = await self.responses.append(session, line, at=rows[0][0])
+        written = await self.responses.store(session, line, at=rows[0][0])
         reference, now = written.reference, self._tick()
         failure = how.get("error")
         failed = (failure.reason, failure.message, 0) if failure else (None, None, None)

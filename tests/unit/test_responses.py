@@ -82,8 +82,7 @@ async def put(responses: Responses, *lines: Line, session_id: str = "s") -> list
     references: list[Reference] = []
     at = 0
     for each in lines:
-        written = await responses.append(session_id, each, at=at)
-        written.sync()
+        written = await responses.store(session_id, each, at=at)
         references.append(written.reference)
         at = written.end
     return references
@@ -211,7 +210,7 @@ async def test_what_is_appended_is_read_by_its_reference(responses: Responses, t
 
 async def test_only_the_owner_can_look(responses: Responses, tmp_path: Path) -> None:
     await put(responses, line())
-    await responses.append("s", line("r2"), at=0)
+    await responses.store("s", line("r2"), at=0)
     folder = file_of(tmp_path).parent
     assert [each.stat().st_mode & 0o777 for each in (folder.parent, folder)] == [0o700, 0o700]
     files = sorted(folder.iterdir())
@@ -222,7 +221,7 @@ async def test_only_the_owner_can_look(responses: Responses, tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["", "..", "../s", "a/b", "s\0", "%2e%2e/x\n", ".s", "s" * 129, "‥"])
 async def test_no_name_leaves_the_folder(responses: Responses, tmp_path: Path, name: str) -> None:
     with pytest.raises(InvalidArgument) as refused:
-        await responses.append(name, line(), at=0)
+        await responses.store(name, line(), at=0)
     assert refused.value.details == {"reason": "not_a_name"}
     assert names_in(tmp_path) == []
 
@@ -239,7 +238,7 @@ async def test_no_link_is_followed(responses: Responses, tmp_path: Path, linked:
         file_of(tmp_path).write_bytes(b"torn")
     place.symlink_to(outside / "file" if ".jsonl" in linked else outside)
     with pytest.raises(Unavailable) as refused:
-        await responses.append("s", line(), at=0)
+        await responses.store("s", line(), at=0)
     assert refused.value.details == {"reason": "store_unavailable"}
     assert {each.name: each.read_bytes() for each in outside.iterdir()} == {"file": b"kept\n"}
     assert await responses.recover("s", 0, {"r1"}) == Recovered()
@@ -249,13 +248,13 @@ async def test_a_pipe_in_the_place_of_a_file_is_refused(responses: Responses, tm
     file_of(tmp_path).parent.mkdir(parents=True)
     os.mkfifo(file_of(tmp_path))
     with pytest.raises(Unavailable, match="not a regular file"):
-        await responses.append("s", line(), at=0)
+        await responses.store("s", line(), at=0)
 
 
 async def test_a_line_that_no_row_came_to_name_makes_room(responses: Responses, tmp_path: Path) -> None:
     (first,) = await put(responses, line("r1"))
-    await responses.append("s", line("lost"), at=first.length)
-    written = await responses.append("s", line("r2"), at=first.length)
+    await responses.store("s", line("lost"), at=first.length)
+    written = await responses.store("s", line("r2"), at=first.length)
     assert written.reference.offset == first.length
     assert file_of(tmp_path).read_bytes() == line("r1").to_bytes() + line("r2").to_bytes()
     assert file_of(tmp_path, "s.jsonl.torn").read_bytes() == line("lost").to_bytes()
@@ -263,7 +262,7 @@ async def test_a_line_that_no_row_came_to_name_makes_room(responses: Responses, 
 
 async def test_the_same_line_again_takes_its_own_place(responses: Responses, tmp_path: Path) -> None:
     """Else a disk that refuses commits would fill the torn file with one answer."""
-    first, again = [await responses.append("s", line(), at=0) for _ in range(2)]
+    first, again = [await responses.store("s", line(), at=0) for _ in range(2)]
     assert first.reference == again.reference
     assert file_of(tmp_path).read_bytes() == line().to_bytes()
     assert not file_of(tmp_path, "s.jsonl.torn").exists()
@@ -276,7 +275,7 @@ async def test_the_place_of_a_line_is_where_a_line_ends_though_bytes_are_lost(
     first, second = await put(responses, line("r1"), line("r2"))
     file_of(tmp_path).write_bytes(file_of(tmp_path).read_bytes()[: first.length + 10])
     end = second.offset + second.length
-    written = await responses.append("s", line("r3"), at=end)
+    written = await responses.store("s", line("r3"), at=end)
     assert (written.reference.offset, written.lost_bytes) == (first.length, second.length)
     assert file_of(tmp_path).read_bytes() == line("r1").to_bytes() + line("r3").to_bytes()
     assert file_of(tmp_path, "s.jsonl.torn").read_bytes() == line("r2").to_bytes()[:10] + b"\n"
@@ -293,7 +292,7 @@ async def test_a_file_that_is_gone_is_begun_anew(responses: Responses, tmp_path:
     with pytest.raises(DataLoss) as lost:
         await responses.read(first)
     assert lost.value.details["reason"] == "reference_missing"
-    written = await responses.append("s", line("r2"), at=first.length)
+    written = await responses.store("s", line("r2"), at=first.length)
     assert (written.reference.offset, written.lost_bytes) == (0, first.length)
     with pytest.raises(DataLoss) as lost:
         await responses.read(first)
@@ -306,7 +305,7 @@ async def test_a_line_whose_end_is_damaged_does_not_run_into_the_next(
     first, second = await put(responses, line("r1"), line("r2"))
     damaged = file_of(tmp_path).read_bytes()[:-20] + bytes(20)
     file_of(tmp_path).write_bytes(damaged)
-    written = await responses.append("s", line("r3"), at=len(damaged))
+    written = await responses.store("s", line("r3"), at=len(damaged))
     assert written.reference.offset == first.length == len(damaged) - second.length
     assert file_of(tmp_path).read_bytes() == line("r1").to_bytes() + line("r3").to_bytes()
     assert file_of(tmp_path, "s.jsonl.torn").read_bytes() == damaged[first.length :] + b"\n"
@@ -315,23 +314,23 @@ async def test_a_line_whose_end_is_damaged_does_not_run_into_the_next(
 async def test_large_lines_are_cut_whole(responses: Responses, tmp_path: Path) -> None:
     large = line("large", response={"result": "x" * 1_000_000})
     (first,) = await put(responses, line("r1"))
-    await responses.append("s", large, at=first.length)
+    await responses.store("s", large, at=first.length)
     file_of(tmp_path).write_bytes(file_of(tmp_path).read_bytes()[:-1])
-    written = await responses.append("s", line("r2"), at=first.length + len(large.to_bytes()))
+    written = await responses.store("s", line("r2"), at=first.length + len(large.to_bytes()))
     assert written.reference.offset == first.length
     assert file_of(tmp_path, "s.jsonl.torn").read_bytes() == large.to_bytes()
 
 
 async def test_an_answer_has_a_limit(responses: Responses) -> None:
     with pytest.raises(InvalidArgument) as refused:
-        await responses.append("s", line(response={"result": "x" * MAX_LINE_BYTES}), at=0)
+        await responses.store("s", line(response={"result": "x" * MAX_LINE_BYTES}), at=0)
     assert refused.value.details == {"reason": "too_large", "limit": MAX_LINE_BYTES}
 
 
 async def test_a_line_that_does_not_fit_leaves_no_part_of_it(responses: Responses, tmp_path: Path) -> None:
     (first,) = await put(responses, line("r1"))
     with largest_file(first.length + 10), pytest.raises(Unavailable) as refused:
-        await responses.append("s", line("r2"), at=first.length)
+        await responses.store("s", line("r2"), at=first.length)
     assert refused.value.details == {"reason": "store_unavailable"}
     assert file_of(tmp_path).read_bytes() == line("r1").to_bytes()
 
@@ -340,11 +339,11 @@ async def test_what_is_beyond_is_not_cut_where_it_cannot_be_kept(
     responses: Responses, tmp_path: Path
 ) -> None:
     (first,) = await put(responses, line("r1"))
-    await responses.append("s", line("lost", response={"result": "x" * 100_000}), at=first.length)
+    await responses.store("s", line("lost", response={"result": "x" * 100_000}), at=first.length)
     before = file_of(tmp_path).read_bytes()
     with largest_file(50_000):
         with pytest.raises(Unavailable):
-            await responses.append("s", line("r2"), at=first.length)
+            await responses.store("s", line("r2"), at=first.length)
         assert await responses.recover("s", first.length, OPEN) == Recovered()
     assert file_of(tmp_path).read_bytes() == before
 
@@ -352,12 +351,15 @@ async def test_what_is_beyond_is_not_cut_where_it_cannot_be_kept(
 async def test_a_file_that_is_removed_before_it_is_on_disk_is_not_taken_for_stored(
     responses: Responses, database: Database, tmp_path: Path
 ) -> None:
-    written = await responses.append("s", line(), at=0)
+    file_of(tmp_path).parent.mkdir(parents=True)
+    file_of(tmp_path).write_bytes(line().to_bytes())
+    recovered = await responses.recover("s", 0, {"r1"})
+    ((_, written),) = recovered.adopted
     file_of(tmp_path).unlink()
     for _ in range(2):  # nor when asked again: the system forgets that a sync failed
         with pytest.raises(Unavailable):
             await database.write(naming(written))
-    again = await responses.append("s", line(), at=0)
+    again = await responses.store("s", line(), at=0)
     await database.write(naming(again))
     assert rows(database.path, "SELECT x FROM things") == [(again.reference.sha256,)]
 
@@ -369,7 +371,7 @@ async def test_a_line_may_be_named_by_a_second_unit_where_the_first_failed(
         naming(written)(tx)
         tx.execute("SELEKT")
 
-    written = await responses.append("s", line(), at=0)
+    written = await responses.store("s", line(), at=0)
     with pytest.raises(Exception, match="syntax error"):
         await database.write(failing)
     for _ in range(2):
@@ -379,26 +381,24 @@ async def test_a_line_may_be_named_by_a_second_unit_where_the_first_failed(
 async def test_a_file_is_closed_once_it_is_on_disk_or_dropped(responses: Responses, tmp_path: Path) -> None:
     await put(responses, line("r1"))
     assert times_open(file_of(tmp_path)) == 0
-    written = await responses.append("s", line("r2"), at=0)
-    recovered = await responses.recover("s", 0, {"r2"})
+    once, again = [await responses.recover("s", 0, {"r1"}) for _ in range(2)]
     assert times_open(file_of(tmp_path)) == 2
+    ((_, written),) = once.adopted
     written.sync()
     assert times_open(file_of(tmp_path)) == 1
-    del recovered
+    del again
     await responses.recover("other", 0, OPEN)  # the thread has let go of what it gave
     gc.collect()
     assert times_open(file_of(tmp_path)) == 0
 
 
-async def test_a_cancelled_append_leaves_what_the_next_one_settles(
+async def test_a_cancelled_store_leaves_what_the_next_one_settles(
     responses: Responses, tmp_path: Path
 ) -> None:
-    async with asyncio.TaskGroup() as group:
-        appending = group.create_task(responses.append("s", line("cancelled"), at=0))
-        await asyncio.sleep(0)
-        appending.cancel()
-    written = await responses.append("s", line("r1"), at=0)
-    assert appending.cancelled()
+    storing = responses.store("s", line("cancelled"), at=0)
+    await asyncio.sleep(0)
+    storing.cancel()
+    written = await responses.store("s", line("r1"), at=0)
     assert written.reference.offset == 0
     assert file_of(tmp_path).read_bytes() == line("r1").to_bytes()
 
@@ -407,7 +407,7 @@ async def test_latest_is_a_link_to_the_file_of_the_newest_session(
     responses: Responses, tmp_path: Path
 ) -> None:
     for session in ("a", "b", "b", "a"):
-        await responses.append(session, line(), at=0)
+        await responses.store(session, line(), at=0)
         assert file_of(tmp_path, "latest.jsonl").readlink() == Path(f"{session}.jsonl")
     assert sorted(each.name for each in file_of(tmp_path).parent.iterdir()) == [
         "a.jsonl",
@@ -419,16 +419,16 @@ async def test_latest_is_a_link_to_the_file_of_the_newest_session(
 async def test_a_draft_of_the_link_that_a_crash_has_left_is_no_hindrance(
     responses: Responses, tmp_path: Path
 ) -> None:
-    await responses.append("a", line(), at=0)
+    await responses.store("a", line(), at=0)
     file_of(tmp_path, ".latest.jsonl").symlink_to("nowhere")
-    await responses.append("b", line(), at=0)
+    await responses.store("b", line(), at=0)
     assert file_of(tmp_path, "latest.jsonl").readlink() == Path("b.jsonl")
 
 
 async def test_a_session_may_be_called_latest(responses: Responses, tmp_path: Path) -> None:
-    await responses.append("a", line(), at=0)
+    await responses.store("a", line(), at=0)
     (reference,) = await put(responses, line(session_id="latest"), session_id="latest")
-    await responses.append("b", line(), at=0)
+    await responses.store("b", line(), at=0)
     assert await responses.read(reference) == line(session_id="latest")
     assert file_of(tmp_path, "a.jsonl").read_bytes() == line().to_bytes()
     assert not file_of(tmp_path, "latest.jsonl").is_symlink()
