@@ -5,7 +5,7 @@ import sys
 
 if __name__ == "__main__":
     # What is loaded stays: to look for garbage in it again and again takes a tenth of the start.
-    gc.set_threshold(3_000, 10, 1_000)
+    gc.set_threshold(10_000, 10, 1_000)
     from ksi_daemon.main import main
 
     sys.exit(main())
