@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ksi_completion.providers.interface import Job, ProviderFailure
+from ksi_completion.providers.interface import Job, ProviderFailure, size_of
 from ksi_completion.providers.mock import MockGeneration, MockProvider
 from ksi_daemon.plugin import Leases
 from ksi_daemon.testing import RunningDaemon, Wire, running_daemon
@@ -28,6 +28,7 @@ class Keeper:
 
         async def kept(provider: MockProvider, job: Job) -> MockGeneration:
             self.jobs.append(job)
+            assert job.characters == size_of(job.messages)
             if job.provider_session in self.lost:
                 raise ProviderFailure("No conversation found", reason="session_lost", kind="invalid")
             if self.fails:
