@@ -10,7 +10,7 @@ from typing import Any, Final
 import orjson
 import pytest
 
-from tests.faults.test_group_faults import ON_A_SMALL_DISK, ask, can_mount, free_bytes, publishing
+from tests.faults.test_group_faults import ON_A_SMALL_DISK, ask, can_mount, fill, publishing
 from tests.support.audit import Audit
 from tests.support.daemon_process import DaemonProcess, Died
 from tests.support.pipeline import call_line, connected
@@ -73,8 +73,7 @@ def idents(count: int, prefix: str = "p") -> list[str]:
 async def test_a_full_disk_refuses_reads_on_and_recovers_without_a_restart(tmp_path: Path) -> None:
     async with DaemonProcess(wrapper=ON_A_SMALL_DISK, environ={"KSI_LOAD_PLUGINS": "events"}) as daemon:
         disk = Path(f"/proc/{daemon.pid}/root{daemon.database.parent}")
-        filler = disk / "filler"
-        filler.write_bytes(bytes(free_bytes(disk) - 200_000))
+        filler = await fill(disk, 200_000)
         before = Outcomes()
         await before.publish(daemon, idents(200))
         assert before.acknowledged

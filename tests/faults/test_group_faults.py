@@ -15,7 +15,9 @@ import pytest
 from tests.support.audit import Audit
 from tests.support.daemon_process import DaemonProcess
 from tests.support.pipeline import call_line, pipeline
+from tests.support.waiting import eventually
 
+PAGE_BYTES: Final = 4096
 FREE_BYTES: Final = 300_000
 GUILTY_BYTES: Final = 900_000
 """More than is free, and what a checkpoint leaves of the write-ahead log to be written again."""
@@ -126,8 +128,7 @@ async def test_an_interrupted_unit_takes_no_other_with_it(event: str) -> None:
 async def test_what_fills_the_disk_takes_no_other_with_it(tmp_path: Path) -> None:
     async with DaemonProcess(wrapper=ON_A_SMALL_DISK) as daemon:
         disk = Path(f"/proc/{daemon.pid}/root{daemon.database.parent}")
-        filler = disk / "filler"
-        filler.write_bytes(bytes(free_bytes(disk) - FREE_BYTES))
+        filler = await fill(disk, FREE_BYTES)
         guilty = {"g": appending("g", GUILTY_BYTES)}
         answers = await ask(daemon, {**told("ab"), **guilty, **told("cd")})
         error = answers["g"]["error"]
@@ -148,6 +149,22 @@ async def test_what_fills_the_disk_takes_no_other_with_it(tmp_path: Path) -> Non
 def told(idents: str) -> dict[str, bytes]:
     """Publish an event for each letter."""
     return {ident: publishing(ident) for ident in idents}
+
+
+async def fill(disk: Path, free: int) -> Path:
+    """Leave so much room, once the first checkpoint has taken what it needs; give what takes the rest."""
+
+    size = 0
+
+    async def checkpointed() -> bool:
+        nonlocal size
+        before, size = size, (disk / "ksi.db").stat().st_size
+        return size == before > PAGE_BYTES
+
+    await eventually(checkpointed)
+    filler = disk / "filler"
+    filler.write_bytes(bytes(free_bytes(disk) - free))
+    return filler
 
 
 def free_bytes(folder: Path) -> int:

@@ -181,8 +181,8 @@ async def test_a_loop_that_turns_is_not_held_however_busy(
 ) -> None:
     with log_file.written():
         async with running(write_plugin) as ksi, ksi.connect() as wire:
-            for _ in range(10):
-                await wire.call("probe:hold", {"seconds": 0.06})
+            for _ in range(30):
+                await wire.call("probe:hold", {"seconds": 0.02})
             assert (await details(ksi))["figures"]["held"] == 0
     assert [line for line in log_file.lines("loop.held") if line["plugin"] == "probe"] == []
 

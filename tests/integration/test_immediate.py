@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ksi_daemon.database.writer import Job
 from ksi_daemon.plugin import DeadlineExceeded, NotFound, StoredEvent
 from ksi_daemon.testing import RunningDaemon, running_daemon
 from tests.support.databases import rows
@@ -218,14 +219,23 @@ async def test_it_does_not_overtake_a_request_that_was_sent_before(ksi: RunningD
 
 
 @pytest.mark.parametrize("event", ["desk:keep", "event:publish"])
-async def test_under_an_idempotency_key_it_is_done_once(ksi: RunningDaemon, event: str) -> None:
+async def test_under_an_idempotency_key_it_is_done_once(
+    ksi: RunningDaemon, event: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[Job] = []
+    enqueue = ksi.daemon.database._enqueue
+
+    def enqueued(job: Job) -> None:
+        jobs.append(job)
+        enqueue(job)
+
+    monkeypatch.setattr(ksi.daemon.database, "_enqueue", enqueued)
     data = {"n": 1} if event == "desk:keep" else {"event": "demo:told", "data": {"n": 1}}
-    units = ksi.daemon.database.statistics.units
     frames = [await answer(ksi, event, data, idempotency_key="k") for _ in range(2)]
     assert [frame["type"] for frame in frames] == ["reply", "reply"]
     assert frames[0]["data"] == frames[1]["data"]
     assert len(ksi.emitted("desk:told") + ksi.emitted("demo:told")) == 1
-    assert ksi.daemon.database.statistics.units == units + 1
+    assert len([job for job in jobs if job.envelope is not None]) == 1
 
 
 async def test_data_that_does_not_fit_is_refused_with_its_field(ksi: RunningDaemon) -> None:
