@@ -4,7 +4,7 @@ import gc
 import sys
 
 if __name__ == "__main__":
-    # What is loaded stays: to look for garbage in it again and again takes a tenth of the start.
+    # What is loaded stays: looking for garbage in it again and again would be work for nothing.
     gc.set_threshold(10_000, 10, 1_000)
     from ksi_daemon.main import main
 

@@ -52,7 +52,7 @@ class Batches(Generic[T, R]):
                 self._do([waiting])
             return
         outcomes = [bug] if isinstance(bug, Exception) else done.result()
-        for (_, future), outcome in zip(batch, outcomes, strict=False):
+        for (_, future), outcome in zip(batch, outcomes, strict=True):
             if future.done():
                 continue
             if isinstance(outcome, Exception):

@@ -115,7 +115,7 @@ class Jobs:
         goes_on = keeps_sessions and session.is_bound_to(row.provider, row.model) and not is_whole(prompt)
         history = await self._history(row.session_id)
         messages = history.before(prompt, is_known=goes_on)
-        is_all = len(messages) == len(history) + len(prompt)
+        is_all = len(messages) == len(history) + len(prompt)  # nothing said before was left out
         return Job(
             row.request_id,
             row.session_id,

@@ -46,7 +46,7 @@ log = structlog.get_logger()
 
 LINES: Final = "application/jsonl"
 SYNCS: Final = 8
-"""Files of answers that are synced at once; a thread for each of many costs twice as much."""
+"""Files of answers that are synced at once; where there are more, each thread has a share of them."""
 MAX_LINE_BYTES: Final = 16 * 1024 * 1024
 
 _BESIDE: Final = ("response", "error", "proof")

@@ -204,6 +204,23 @@ async def test_a_callback_that_raises_harms_nobody_and_is_reported(
     assert reported == ["ZeroDivisionError()"]
 
 
+async def test_of_several_callbacks_that_raise_each_is_reported(
+    database: Database, reported: list[str]
+) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    def unit(tx: Transaction) -> str:
+        tx.on_commit(fail)
+        tx.on_commit(fail)
+        return "a"
+
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: reported.append(repr(context.get("exception"))))
+    assert await group(database, unit) == ["a"]
+    assert reported == ["ExceptionGroup('after a commit', [ZeroDivisionError(), ZeroDivisionError()])"]
+
+
 async def test_a_publisher_that_raises_keeps_no_answer_back(tmp_path: Path, reported: list[str]) -> None:
     def published(events: Sequence[StoredEvent], head: int) -> None:
         raise ValueError("bad subscriber")
