@@ -125,6 +125,7 @@ class Writer(threading.Thread):
             self._keep_wal_small()
         self._upkeep.close()
         self._checkpoint("PASSIVE")
+        self._wal.close()
         self._connection.close()
 
     def _take(self) -> tuple[list[Job], bool]:

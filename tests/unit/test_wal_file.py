@@ -1,5 +1,6 @@
 """The log's file is made long once, in an idle moment, and told of when that was not enough."""
 
+import os
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -64,12 +65,35 @@ def test_growth_beyond_the_extent_is_told_once(path: Path) -> None:
     assert not log.has_grown()
 
 
-def test_a_file_that_is_gone_has_no_size_and_did_not_grow(path: Path) -> None:
-    log = WalFile(path)
-    log.extend()
+def test_a_file_that_is_not_there_yet_has_no_size_and_did_not_grow(path: Path) -> None:
     path.unlink()
+    log = WalFile(path)
     assert log.size == 0
     assert not log.has_grown()
+    path.write_bytes(b"frames")
+    assert log.size == 6
+
+
+def test_its_times_are_not_looked_at(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = WalFile(path)
+    log.extend()
+
+    def look(*_: object, **__: object) -> None:
+        raise AssertionError("whoever looks makes the next write change them, and its sync write the inode")
+
+    with monkeypatch.context() as patched:
+        for name in ("stat", "fstat", "lstat"):
+            patched.setattr(os, name, look)
+        assert log.size == 100_000
+        assert not log.has_grown()
+
+
+def test_a_closed_file_is_opened_again_when_it_is_asked_for(path: Path) -> None:
+    log = WalFile(path)
+    assert log.size == 6
+    log.close()
+    log.close()
+    assert log.size == 6
 
 
 def test_what_is_committed_into_a_long_log_is_read_by_others(tmp_path: Path) -> None:
