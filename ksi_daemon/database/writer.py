@@ -117,10 +117,12 @@ class Writer(threading.Thread):
         stopping = False
         while not stopping:
             jobs, stopping = self._take()
-            for start in range(0, len(jobs), MAX_GROUP):
-                group = jobs[start : start + MAX_GROUP]
+            while jobs:
+                group, jobs = jobs[:MAX_GROUP], jobs[MAX_GROUP:]
                 self._commit(group)
                 self._deliver(group, self._log.seq)
+                # Whoever answers requests frees them: here that would keep the next group waiting.
+                del group
                 self._keep_up(self._upkeep.after_group)
             self._keep_wal_small()
         self._upkeep.close()

@@ -3,6 +3,7 @@
 import errno
 import sqlite3  # noqa: TID251 -- what the writer makes of its errors
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from ksi_daemon.database.wal import WalFile
 from ksi_daemon.database.writer import MAX_GROUP, Job
 from ksi_daemon.testing import FakeClock
 from tests.support.databases import Bench, bench, fill_the_disk, interrupt_itself, nobody, put, rows, tell
+from tests.support.waiting import eventually
 
 
 @pytest.fixture
@@ -341,6 +343,18 @@ def test_the_head_is_that_of_the_last_commit(desk: Bench) -> None:
     assert desk.writer.head == 2
     desk.group(interrupt_itself)
     assert desk.writer.head == 2
+
+
+async def test_nothing_is_kept_of_a_group_that_is_delivered(desk: Bench) -> None:
+    unit = put(1)
+    left = weakref.ref(unit)
+    desk.group(unit)
+    del unit
+
+    async def gone() -> bool:
+        return left() is None
+
+    await eventually(gone, patience_s=20)
 
 
 def test_numbers_go_on_after_a_restart(tmp_path: Path) -> None:
