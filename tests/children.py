@@ -24,7 +24,7 @@ def on_both_loops(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
     @wraps(test)
     def run(loop_factory: Callable[[], asyncio.AbstractEventLoop], **fixtures: Any) -> None:
         async def in_time() -> None:
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(50):
                 await test(**fixtures)
 
         with asyncio.Runner(debug=True, loop_factory=loop_factory) as loop:

@@ -16,7 +16,7 @@ from typing import Final, Self
 
 import psutil
 
-START_S: Final = 15.0
+START_S: Final = 60.0
 """A net for a loaded machine, never a measure."""
 
 
