@@ -7,10 +7,12 @@ from typing import Final
 
 import pytest
 
+from ksi_daemon.database.wal import EXTENT
 from tests.faults.twins import faulty
 from tests.support.daemon_process import DaemonProcess
 from tests.support.pipeline import call_line, expect_reply, pipeline
 from tests.support.tracing import can_trace
+from tests.support.waiting import eventually
 
 PUBLISHES = 200
 CALLS: Final = "trace=pwrite64,pwritev,write,writev,sendto,sendmsg,fdatasync,fsync"
@@ -64,7 +66,7 @@ class Disk:
 
 pytestmark = [
     pytest.mark.root,
-    pytest.mark.timeout(60),
+    pytest.mark.timeout(120),
     pytest.mark.skipif(not can_trace(), reason="no strace, or it may not trace here"),
 ]
 
@@ -78,6 +80,7 @@ def traced(trace: Path) -> list[str]:
 async def publish_one_by_one(daemon: DaemonProcess, trace: Path) -> Disk:
     """Publish, read the calls that it took, and check that every answer is among them."""
     async with daemon:
+        await eventually(lambda: has_its_extent(daemon))
         ids = [f"told-{number:04}" for number in range(PUBLISHES)]
         told = ({"event": "demo:told", "event_id": event_id} for event_id in ids)
         lines = (call_line("event:publish", data) for data in told)
@@ -88,6 +91,11 @@ async def publish_one_by_one(daemon: DaemonProcess, trace: Path) -> Disk:
         disk.follow(lines_of_trace)
     assert disk.answered == ids
     return disk
+
+
+async def has_its_extent(daemon: DaemonProcess) -> bool:
+    """Tell whether the write-ahead log is as long as it is to be: that, too, is written and synced."""
+    return daemon.database.with_name("ksi.db-wal").stat().st_size >= EXTENT
 
 
 async def test_no_answer_precedes_the_sync_of_its_commit(tmp_path: Path) -> None:
