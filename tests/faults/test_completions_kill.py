@@ -56,7 +56,7 @@ async def wait_for_none_left(daemon: DaemonProcess) -> None:
     async def none_left() -> bool:
         return not workers_of(daemon)
 
-    await eventually(none_left, patience_s=10)
+    await eventually(none_left)
 
 
 def workers_of(daemon: DaemonProcess) -> list[int]:
@@ -86,15 +86,28 @@ async def accept(
 
 async def kill_after(daemon: DaemonProcess, events: int) -> None:
     """Kill the daemon when it has told so many events more of completions, or all have ended."""
-    async with AsyncClient(daemon.socket) as client:
+    async with AsyncClient(daemon.socket) as client, asyncio.TaskGroup() as tasks:
         following = client.subscribe("completion:*")
-        with suppress(KSIError):
-            while events and await open_count(client):
+
+        async def follow() -> None:
+            for _ in range(events):
                 await anext(following)
-                events -= 1
+
+        watching = [tasks.create_task(follow()), tasks.create_task(wait_all_ended(daemon))]
+        await asyncio.wait(watching, return_when=asyncio.FIRST_COMPLETED)
         daemon.kill_now()
-        await following.aclose()
+        for task in watching:
+            task.cancel()
     await daemon.wait()
+
+
+async def begin(daemon: DaemonProcess, prompt: str) -> None:
+    """Ask for r1, and wait for the first it says; an event would tell that to nobody who comes late."""
+    asked = completion.StreamCompletion(prompt=prompt, session_id="s", request_id="r1")
+    async with AsyncClient(daemon.socket) as client:
+        async for step in client.stream(asked):
+            if step.type == "delta":
+                break
 
 
 async def open_count(client: AsyncClient) -> int:
@@ -195,11 +208,8 @@ async def test_a_line_that_no_row_names_is_adopted_and_what_follows_it_is_cut() 
 
 async def test_a_cancel_that_was_accepted_before_the_kill_holds_after_it() -> None:
     async with daemon_with_odd_model() as daemon:
+        await begin(daemon, "mode:deaf")
         async with AsyncClient(daemon.socket) as client:
-            await client.call(completion.Async(prompt="mode:deaf", session_id="s", request_id="r1"))
-            async for event in client.subscribe("completion:*", start="beginning"):
-                if event.event == "completion:delta":
-                    break
             cancelling = asyncio.ensure_future(client.call(completion.Cancel(request_id="r1")))  # noqa: TID251
             async with AsyncSQLiteDB(daemon.database, read_only=True) as database:
 
@@ -220,11 +230,7 @@ async def test_a_cancel_that_was_accepted_before_the_kill_holds_after_it() -> No
 @pytest.mark.parametrize("mode", ["mode:fork", "mode:stubborn", "mode:deaf"])
 async def test_no_process_is_left_of_a_worker_that_forks_and_ignores_sigterm(mode: str) -> None:
     async with daemon_with_odd_model() as daemon:
-        async with AsyncClient(daemon.socket) as client:
-            await client.call(completion.Async(prompt=mode, session_id="s", request_id="r1"))
-            async for event in client.subscribe("completion:*", start="beginning"):
-                if event.event == "completion:delta":
-                    break
+        await begin(daemon, mode)
         assert workers_of(daemon) != []  # the twin: they can be seen
         await daemon.kill()
         await wait_for_none_left(daemon)
@@ -232,19 +238,22 @@ async def test_no_process_is_left_of_a_worker_that_forks_and_ignores_sigterm(mod
 
 async def test_a_worker_killed_in_the_middle_is_replaced_and_every_answer_comes() -> None:
     async with daemon_with_odd_model() as daemon:
+        gate = daemon.base / "gate"
+        asked = completion.StreamCompletion(prompt=f"mode:gate {gate}", session_id="s0", request_id="r0")
         async with AsyncClient(daemon.socket) as client:
-            accepted = await accept(client, 10, ("mode:slow 6 0.05",))
+            accepted = await accept(client, 10, (asked.prompt, *["mode:slow 6 0.05"] * 9))
             killed = 0
-            async for event in client.subscribe("completion:*", start="beginning"):
-                if event.event == "completion:delta" and killed < 2 and event.data["attempt"] == killed + 1:
-                    killed += 1
-                    for pid in workers_of(daemon):
-                        with suppress(ProcessLookupError):
-                            os.kill(pid, 9)
-                elif event.event in {"completion:result", "completion:failed"} and not await open_count(
-                    client
-                ):
+            async for step in client.stream(asked):
+                if step.type != "delta" or step.attempt != killed + 1:
+                    continue
+                if killed == 2:
+                    gate.touch()
                     break
+                killed += 1
+                for pid in workers_of(daemon):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, 9)
+        await wait_all_ended(daemon)
         await daemon.stop()
         outcomes = await check_completions(daemon.home, accepted)
     assert killed == 2

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import psutil
@@ -38,7 +38,7 @@ async def daemon_with(providers: Mapping[str, Any], **settings: Any) -> AsyncIte
         yield daemon
         if daemon.serving.is_set():
             await daemon.stop()
-        await eventually(lambda: _none_left(daemon), patience_s=15)
+        await eventually(lambda: _none_left(daemon))
 
 
 async def _none_left(daemon: DaemonProcess) -> bool:
@@ -75,8 +75,13 @@ async def steps_of(daemon: DaemonProcess, prompt: str, provider: str, **fields: 
         return [step async for step in client.stream(asked, timeout_s=PATIENCE_S)]
 
 
-async def first_delta(daemon: DaemonProcess) -> None:
-    await logged_until(daemon, "completion:delta")
+async def begin(daemon: DaemonProcess, **fields: Any) -> None:
+    """Ask, and wait for the first it says; an event would tell that to nobody who comes late."""
+    asked = completion.StreamCompletion(prompt="Hi", session_id="s", request_id="r1", **fields)
+    async with AsyncClient(daemon.socket) as client:
+        async for step in client.stream(asked, timeout_s=PATIENCE_S):
+            if step.type == "delta":
+                break
 
 
 async def logged_until(daemon: DaemonProcess, last: str) -> list[str]:
@@ -151,13 +156,10 @@ async def test_litellm_dies_with_a_daemon_that_is_killed_and_is_asked_again() ->
 
 
 async def killed_in_the_middle(daemon: DaemonProcess, provider: str, model: str | None) -> None:
-    asked = completion.Async(prompt="Hi", provider=provider, model=model, session_id="s", request_id="r1")
-    async with AsyncClient(daemon.socket) as client:
-        await client.call(asked)
-    await first_delta(daemon)
+    await begin(daemon, provider=provider, model=model)
     assert processes_of(daemon)
     await daemon.kill()
-    await eventually(lambda: _none_left(daemon), patience_s=15)
+    await eventually(lambda: _none_left(daemon))
     await daemon.start()
     steps = await steps_of(daemon, "Hi", provider, model=model, session_id="s", request_id="r1")
     assert (steps[-1].type, steps[-1].text) == ("result", "Hello")
@@ -169,12 +171,10 @@ async def killed_in_the_middle(daemon: DaemonProcess, provider: str, model: str 
 async def test_a_worker_of_litellm_that_is_killed_is_replaced_and_the_request_is_answered() -> None:
     plan = [fake_openai.begins("Hel"), fake_openai.says("Hello")]
     async with fake_openai.fake_openai(*plan) as api, daemon_with(litellm(api)) as daemon:
-        asked = completion.Async(prompt="Hi", provider="litellm", session_id="s", request_id="r1")
-        async with AsyncClient(daemon.socket) as client:
-            await client.call(asked)
-        await first_delta(daemon)
+        await begin(daemon, provider="litellm")
         for pid in processes_of(daemon):
-            psutil.Process(pid).kill()
+            with suppress(psutil.NoSuchProcess):
+                psutil.Process(pid).kill()
         steps = await steps_of(daemon, "Hi", "litellm", session_id="s", request_id="r1")
         last = steps[-1]
         logged = await logged_until(daemon, "completion:result")
