@@ -26,6 +26,8 @@ EVENTS = scaled(5_000, 200_000)
 KILLS = scaled(3, 20)
 WRITERS = 8
 PATIENCE_S = 60 + EVENTS / 1000
+SILENCE_S = 10.0
+"""After which nothing more comes."""
 
 
 class Writers:
@@ -126,7 +128,7 @@ class Scene:
             who = {"group": "three", "consumer": name}
             members.append(Consuming(self.daemon.socket, who, self.group))
         self._following += [tasks.create_task(member.consume(again)) for member in members]
-        async with timeout(10):
+        async with timeout(PATIENCE_S):
             await now.caught_up.wait()
 
     def _begin(self, tasks: TaskGroup, name: str, start: str | dict[str, str]) -> Follower:
@@ -203,9 +205,9 @@ async def _consume_for_a_while(daemon: DaemonProcess, witness: Witness, number: 
         ]
         consuming = [tasks.create_task(member.consume(daemon.serving.wait)) for member in members]
         with suppress(TimeoutError):
-            async with timeout(5):
-                while len(set(witness.given)) < min(until, 600):
-                    witness.changed.clear()
+            while len(set(witness.given)) < min(until, 600):
+                witness.changed.clear()
+                async with timeout(SILENCE_S):
                     await witness.changed.wait()
         for task in consuming:
             task.cancel()

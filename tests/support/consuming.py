@@ -17,7 +17,8 @@ from tests.support.pipeline import call_line, connected
 class Witness:
     """What all members of one consumer were given; an AssertionError says what was wrong with it.
 
-    ``life``: tells apart the lives of a daemon. ``keyed``: a key's next event waits for the one before.
+    ``life``: tells apart the lives of a daemon; a connection belongs to the one in which it was made.
+    ``keyed``: a key's next event waits for the one before.
     """
 
     life: Callable[[], int]
@@ -31,9 +32,9 @@ class Witness:
     _busy: dict[str, str] = field(default_factory=dict)
     _busy_life: int = 0
 
-    def give(self, item: dict[str, Any]) -> None:
-        """See an event given to a member."""
-        ident, life = item["event_id"], self.life()
+    def give(self, item: dict[str, Any], life: int) -> None:
+        """See an event given to a member, over a connection of that life."""
+        ident = item["event_id"]
         assert ident not in self.acknowledged, f"{ident} came again after it was acknowledged"
         assert self._lives.get(ident) != life, f"{ident} came twice, and nothing was killed"
         self._lives[ident] = life
@@ -80,6 +81,7 @@ class Consuming:
         self._witness = witness
         self._numbers = count()
         self._unanswered: dict[str, list[str]] = {}
+        self._life = 0
 
     async def consume(self, again: Callable[[], Awaitable[object]]) -> None:
         """Go on until cancelled; await ``again`` before each further connection."""
@@ -92,6 +94,7 @@ class Consuming:
     async def _consume_once(self) -> None:
         self._unanswered.clear()
         wish = {"patterns": ["demo:*"], "start": "beginning", "max_inflight": 256, **self._who}
+        self._life = self._witness.life()
         async with connected(self._path) as (reader, writer):
             writer.write(call_line("event:subscribe", wish, "s"))
             rest = b""
@@ -104,7 +107,7 @@ class Consuming:
 
     def _take(self, frame: dict[str, Any]) -> dict[str, Any] | None:
         if frame["type"] == "item":
-            self._witness.give(frame["data"])
+            self._witness.give(frame["data"], self._life)
             return frame
         if frame["type"] == "reply":
             self._witness.acknowledged.update(self._unanswered.pop(frame["id"]))
