@@ -36,7 +36,7 @@ class Outcomes:
         """Publish each; where the daemon hangs up, the rest is unanswered."""
         self.unanswered = set(idents)
         try:
-            async with timeout(30), connected(daemon.socket) as (reader, writer):
+            async with timeout(60), connected(daemon.socket) as (reader, writer):
                 for ident in idents:
                     writer.write(publishing(ident, TEXT))
                     line = await reader.readline()
@@ -68,7 +68,7 @@ def idents(count: int, prefix: str = "p") -> list[str]:
 
 
 @pytest.mark.root
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 @pytest.mark.skipif(not can_mount(), reason="only root mounts a small disk")
 async def test_a_full_disk_refuses_reads_on_and_recovers_without_a_restart(tmp_path: Path) -> None:
     async with DaemonProcess(wrapper=ON_A_SMALL_DISK, environ={"KSI_LOAD_PLUGINS": "events"}) as daemon:
@@ -102,7 +102,7 @@ def injecting(calls: str, error: str, when: str, path: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(scaled(120, 2400))
+@pytest.mark.timeout(scaled(300, 2400))
 @pytest.mark.skipif(not can_trace(), reason="strace cannot trace here")
 @pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
 async def test_what_is_stored_is_what_was_acknowledged_whichever_write_fails(error: str) -> None:
@@ -136,7 +136,7 @@ async def test_what_is_stored_is_what_was_acknowledged_whichever_write_fails(err
     assert refused, "the faults hit nothing"
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 @pytest.mark.skipif(not can_trace(), reason="strace cannot trace here")
 async def test_a_failed_sync_stops_the_daemon_with_a_clear_word() -> None:
     async with DaemonProcess(environ={"KSI_LOAD_PLUGINS": "events"}) as daemon:

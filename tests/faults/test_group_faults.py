@@ -81,7 +81,7 @@ async def ask(daemon: DaemonProcess, lines: Mapping[str, bytes]) -> dict[str, di
         answer = orjson.loads(line)
         answers[answer["id"]] = answer
 
-    async with timeout(10):
+    async with timeout(40):
         await pipeline(daemon.socket, lines.values(), heard)
     return answers
 
@@ -154,12 +154,11 @@ def told(idents: str) -> dict[str, bytes]:
 async def fill(disk: Path, free: int) -> Path:
     """Leave so much room, once the first checkpoint has taken what it needs; give what takes the rest."""
 
-    size = 0
-
     async def checkpointed() -> bool:
-        nonlocal size
-        before, size = size, (disk / "ksi.db").stat().st_size
-        return size == before > PAGE_BYTES
+        with (disk / "ksi.db").open("rb") as database:
+            head = database.read(32)
+        pages = int.from_bytes(head[28:32])  # a checkpoint writes this first, and the last page last
+        return (disk / "ksi.db").stat().st_size == pages * PAGE_BYTES > PAGE_BYTES
 
     await eventually(checkpointed)
     filler = disk / "filler"
