@@ -1,10 +1,10 @@
 """The effect of a durable subscriber is there exactly once, however often the daemon is killed."""
 
 import random
-from asyncio import TaskGroup
+from asyncio import Event, TaskGroup
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import count
+from itertools import count, takewhile
 
 import pytest
 
@@ -40,15 +40,15 @@ async def book(change: Changed, database: Database) -> None:
 async def kill_and_audit(daemon: DaemonProcess, kills: int, each: int) -> None:
     """Have it book what is told, kill it again and again, and hold the ledger against the log."""
     draw = random.Random(7)
-    numbers = count()
+    enough = Event()
     async with TaskGroup() as tasks:
-        telling = tasks.create_task(_tell_for_ever(daemon, numbers))
+        tasks.create_task(_tell(daemon, enough))
         for _ in range(kills):
             goal = len(await _booked(daemon)) + draw.randint(1, each)
             await eventually(lambda goal=goal: _has(daemon, goal))  # type: ignore[misc]
             await daemon.kill()
             await daemon.start()
-        telling.cancel()
+        enough.set()
     log = await Audit(daemon.database).read_on()
     told = sum(event.event == "state:changed" for event in log)
     await eventually(lambda: _has(daemon, told))
@@ -61,8 +61,10 @@ async def kill_and_audit(daemon: DaemonProcess, kills: int, each: int) -> None:
     assert booked == values, f"{len(booked)} effects of {told} events"
 
 
-async def _tell_for_ever(daemon: DaemonProcess, numbers: "count[int]") -> None:
-    while True:
+async def _tell(daemon: DaemonProcess, enough: Event) -> None:
+    """Tell until it is enough; then everything is answered, and nothing more will be stored."""
+    numbers = takewhile(lambda _: not enough.is_set(), count())
+    while not enough.is_set():
         await daemon.serving.wait()
         lines = (call_line("state:set", {"key": "k", "value": number}) for number in numbers)
         with suppress(ConnectionError):
@@ -79,7 +81,7 @@ async def _booked(daemon: DaemonProcess) -> Sequence[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60 + 15 * KILLS)
+@pytest.mark.timeout(120 + 15 * KILLS)
 async def test_each_effect_is_there_once_through_kills() -> None:
     daemon = DaemonProcess()
     daemon.add_plugin("ledger", LEDGER)
@@ -87,7 +89,7 @@ async def test_each_effect_is_there_once_through_kills() -> None:
         await kill_and_audit(daemon, KILLS, EACH)
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 async def test_a_daemon_that_leaves_the_cursor_behind_is_found_out() -> None:
     daemon = faulty("leave_the_cursor_behind")
     daemon.add_plugin("ledger", LEDGER)

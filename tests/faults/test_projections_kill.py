@@ -1,9 +1,9 @@
 """A projection is built again while events arrive and the daemon is killed: nothing missed or doubled."""
 
 import random
-from asyncio import TaskGroup
+from asyncio import Event, TaskGroup
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -33,20 +33,22 @@ async def projecting() -> AsyncIterator[DaemonProcess]:
         yield process
 
 
-async def set_for_ever(daemon: DaemonProcess, name: str) -> None:
-    """Set one key after the other; go on with the next daemon where this one is killed."""
+async def set_until(enough: Event, daemon: DaemonProcess, name: str) -> None:
+    """Set one key after the other; go on with the next daemon where this one is killed.
+
+    At its end everything is answered, and nothing more will be stored.
+    """
     numbers = count()
 
     def lines() -> Iterator[bytes]:
-        for number in numbers:
+        while not enough.is_set():
+            number = next(numbers)
             yield call_line("state:set", {"key": f"{name}-{number % KEYS}", "value": number})
 
-    while True:
+    while not enough.is_set():
         await daemon.serving.wait()
-        try:
+        with suppress(ConnectionError):
             await pipeline(daemon.socket, lines(), expect_reply, window=32)
-        except ConnectionError:
-            await daemon.wait()
 
 
 async def ask(daemon: DaemonProcess, event: str, data: dict[str, Any]) -> dict[str, Any]:
@@ -94,11 +96,12 @@ async def entries(daemon: DaemonProcess, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60 + 10 * KILLS)
+@pytest.mark.timeout(120 + 10 * KILLS)
 async def test_readers_see_the_old_state_or_the_new_one_through_rebuilds_and_kills() -> None:
     draw = random.Random(5)
     async with projecting() as daemon, TaskGroup() as tasks:
-        setting = [tasks.create_task(set_for_ever(daemon, f"p{n}")) for n in range(PUBLISHERS)]
+        enough = Event()
+        setting = [tasks.create_task(set_until(enough, daemon, f"p{n}")) for n in range(PUBLISHERS)]
         seen = 0
         for _ in range(KILLS):
             for name in ("state_values", "popularity"):
@@ -109,8 +112,9 @@ async def test_readers_see_the_old_state_or_the_new_one_through_rebuilds_and_kil
                 seen = changes
             await daemon.kill()
             await daemon.start()
+        enough.set()
         for task in setting:
-            task.cancel()
+            await task
         await caught_up(daemon)
         last = await replayed(daemon)
         values, counts = await entries(daemon, "state_values"), await entries(daemon, "popularity")

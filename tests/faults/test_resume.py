@@ -3,6 +3,7 @@
 import random
 from asyncio import Event, TaskGroup, timeout
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import count
 from typing import Any
 
@@ -36,7 +37,7 @@ class Heard:
         self._number = number
         self.enough.clear()
         if len(self.ids) < number:
-            async with timeout(30):
+            async with timeout(60):
                 await self.enough.wait()
 
 
@@ -50,14 +51,12 @@ async def set_for_ever(daemon: DaemonProcess, name: str) -> None:
 
     while True:
         await daemon.serving.wait()
-        try:
+        with suppress(ConnectionError):
             await pipeline(daemon.socket, lines(), expect_reply, window=8)
-        except ConnectionError:
-            await daemon.wait()
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60 + 5 * KILLS)
+@pytest.mark.timeout(120 + 5 * KILLS)
 async def test_a_subscriber_sees_each_event_once_and_in_order_through_kills() -> None:
     draw = random.Random(6)
     heard = Heard()
@@ -95,7 +94,7 @@ async def test_a_cursor_of_the_last_event_brings_nothing_twice() -> None:
         async with TaskGroup() as tasks:
             resumed = Follower(daemon.socket, ["state:*"], second, start=follower.start)
             following = tasks.create_task(resumed.follow(daemon.serving.wait))
-            async with timeout(5):
+            async with timeout(40):
                 await resumed.caught_up.wait()
             await pipeline(daemon.socket, [call_line("state:set", {"key": "k", "value": 10})], expect_reply)
             await second.wait_for(1)
