@@ -14,7 +14,7 @@ from ksi_daemon.testing import RunningDaemon, running_daemon
 from tests.integration.test_references import stream
 from tests.support.audit import Audit
 from tests.support.daemon_process import DaemonProcess
-from tests.support.databases import rows
+from tests.support.databases import looking, rows
 from tests.support.pipeline import call_line, pipeline
 from tests.support.scale import scaled
 from tests.support.waiting import eventually
@@ -26,7 +26,7 @@ SETTINGS = {"load_plugins": "events"}
 
 @dataclass
 class Killed:
-    """A home that was left by SIGKILL within a burst, with all it had in the write-ahead log."""
+    """A home that was left by SIGKILL after a burst, with all of that in the write-ahead log."""
 
     home: Path
     head: Head
@@ -56,11 +56,20 @@ async def killed(tmp_path: Path) -> Killed:
             call_line("event:publish", {"event": "demo:told", "data": {"n": n, "text": "x" * 300}})
             for n in range(EVENTS)
         )
-        await pipeline(daemon.socket, lines, heard, window=4)
-        await daemon.kill()
-        home = shutil.copytree(
-            daemon.home, tmp_path / "killed", ignore=shutil.ignore_patterns("*.sock", "*-shm")
-        )
+        with looking(daemon.database) as reader:
+            reader.execute("BEGIN")  # no checkpoint takes what comes after this snapshot
+            reader.execute("SELECT count(*) FROM log").fetchone()
+            await pipeline(daemon.socket, lines, heard, window=4)
+
+            async def head_written() -> bool:
+                head = read_head(daemon.home / "run" / "head")
+                return head is not None and head.seq >= max(seqs)
+
+            await eventually(head_written)
+            await daemon.kill()
+            home = shutil.copytree(
+                daemon.home, tmp_path / "killed", ignore=shutil.ignore_patterns("*.sock", "*-shm")
+            )
     head = read_head(home / "run" / "head")
     assert head is not None
     return Killed(home, head, max(seqs))
@@ -119,7 +128,7 @@ async def check_whole(ksi: RunningDaemon) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(scaled(60, 240))
+@pytest.mark.timeout(scaled(240, 600))
 async def test_a_cut_log_says_what_is_missing(killed: Killed, tmp_path: Path) -> None:
     lost = 0
     for number in range(CUTS):
@@ -138,7 +147,7 @@ async def test_a_cut_log_says_what_is_missing(killed: Killed, tmp_path: Path) ->
     assert lost >= CUTS // 4, "the cuts took nothing"
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 async def test_without_the_head_the_loss_is_silent(killed: Killed, tmp_path: Path) -> None:
     """The twin: it is the head that shows what is missing."""
     (killed.home / "run" / "head").unlink()
@@ -147,14 +156,14 @@ async def test_without_the_head_the_loss_is_silent(killed: Killed, tmp_path: Pat
         assert ksi.daemon.database.facts.lost_tail is None
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 async def test_a_head_that_is_torn_says_nothing(killed: Killed, tmp_path: Path) -> None:
     (killed.home / "run" / "head").write_bytes(b'{"log_id":"')
     async with cut(killed, tmp_path / "copy", killed.wal_bytes // 2) as ksi:
         assert ksi.daemon.database.facts.lost_tail is None
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 async def test_a_loss_is_told_once_and_remembered_until_it_is_acknowledged(
     killed: Killed, tmp_path: Path
 ) -> None:
@@ -171,7 +180,7 @@ async def test_a_loss_is_told_once_and_remembered_until_it_is_acknowledged(
                 told = await ksi.call_raw("event:query", {"patterns": ["system:tail_lost"]})
                 return bool(told["count"] == 1)
 
-            await eventually(is_told, patience_s=5)
+            await eventually(is_told)
             assert (await ksi.call_raw("system:health"))["status"] == "degraded"
     async with running_daemon(home=home, settings=SETTINGS) as ksi:
         log_ids.append(ksi.daemon.database.log_id)
@@ -183,7 +192,7 @@ async def test_a_loss_is_told_once_and_remembered_until_it_is_acknowledged(
     assert log_ids[0] != killed.head.log_id
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 async def test_a_whole_log_has_lost_nothing(killed: Killed, tmp_path: Path) -> None:
     async with cut(killed, tmp_path / "copy", killed.wal_bytes) as ksi:
         assert ksi.daemon.database.facts.lost_tail is None
