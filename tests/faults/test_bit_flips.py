@@ -145,7 +145,7 @@ async def after_flips(home: Path, base: Path, paths: Sequence[Path]) -> list[tup
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(scaled(60, 300))
+@pytest.mark.timeout(scaled(240, 600))
 async def test_a_flip_in_the_database_is_named_and_never_delivered(home: Path, tmp_path: Path) -> None:
     whole = await read(home)
     assert (len(whole.events), whole.named, whole.owned, whole.wrong) == (EVENTS + 4, set(), [], [])
@@ -165,7 +165,7 @@ async def test_a_flip_in_the_database_is_named_and_never_delivered(home: Path, t
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(scaled(60, 300))
+@pytest.mark.timeout(scaled(240, 600))
 async def test_the_check_notices_a_log_that_delivers_what_it_finds(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,7 +194,7 @@ def wrongly_delivered(whole: Reading, reading: Reading) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(scaled(60, 300))
+@pytest.mark.timeout(scaled(240, 600))
 async def test_a_flip_in_a_blob_or_an_answer_is_named(home: Path, tmp_path: Path) -> None:
     whole = await read(home)
     files = [path.relative_to(home) for path in (home / "blobs").glob("??/*")]
