@@ -122,9 +122,9 @@ def test_a_log_that_outgrew_its_extent_begins_anew(tmp_path: Path, monkeypatch: 
     log = tmp_path / "ksi.db-wal"
     with bench(tmp_path) as desk:
         ran: SimpleQueue[str] = SimpleQueue()
-        desk.group(put(1))
         desk.connection.set_trace_callback(ran.put)
-        while ran.get(timeout=5) != "PRAGMA wal_checkpoint(PASSIVE)":
+        desk.group(put(1))
+        while ran.get(timeout=30) != "PRAGMA wal_checkpoint(PASSIVE)":
             pass
         desk.group(lambda tx: None)  # the writer is back from its idle moment
         assert log.stat().st_size == 200_000
