@@ -105,7 +105,7 @@ class FakeDaemon:
 
     async def wait_until(self, condition: Callable[[], bool]) -> None:
         """Return once ``condition`` holds; looked at whenever something comes."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not condition():
                 self.came.clear()
                 await self.came.wait()
@@ -289,7 +289,7 @@ def fake_in_thread() -> Iterator[tuple[FakeDaemon, Callable[[Callable[[], Any]],
             result = code()
             return await result if asyncio.iscoroutine(result) else result
 
-        return asyncio.run_coroutine_threadsafe(inside(), loop).result(5)
+        return asyncio.run_coroutine_threadsafe(inside(), loop).result(40)
 
     with socket_folder() as folder:
         daemon: FakeDaemon = run(lambda: FakeDaemon(folder / "d.sock"))
@@ -316,7 +316,7 @@ class Wire:
 
     async def receive(self) -> dict[str, Any]:
         """Read a line."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             frame: dict[str, Any] = loads(await self._reader.readline())
             return frame
 
