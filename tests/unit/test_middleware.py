@@ -340,7 +340,8 @@ async def test_the_wheel_turns_on_for_later_deadlines(sent: Sent, client: Client
         slow = envelope(caller=later, timeout_s=TICK_S * 2.5)
         group.create_task(deadline(slow, sent, until_abandoned))
         await client.abandoned.wait()
-        assert not later.abandoned.is_set()
+        assert slow.deadline is not None
+        assert not later.abandoned.is_set() or monotonic() >= slow.deadline
 
 
 async def test_a_stream_has_no_deadline_by_default(sent: Sent, client: Client) -> None:
@@ -363,7 +364,7 @@ async def test_an_undeclared_event_has_the_default_deadline(sent: Sent, client: 
 
 async def test_a_nested_deadline_is_not_later_than_the_one_around_it(sent: Sent) -> None:
     seen: list[float | None] = []
-    around = monotonic() + 1
+    around = monotonic() + 20
     await Deadline(30)(envelope(deadline=around, timeout_s=60), sent, noting(seen))
     assert seen == [around]
 
