@@ -126,7 +126,7 @@ async def history(
     folder: Path, requests: Sequence[Any], queries: Sequence[QueryEntities], traversals: Sequence[Traverse]
 ) -> None:
     heard, model = Heard(), GraphModel()
-    async with asyncio.timeout(30), opened(folder, heard, plugins=["ksi_graph"]) as database:
+    async with asyncio.timeout(60), opened(folder, heard, plugins=["ksi_graph"]) as database:
         begun = [(wanted, begin(database, wanted)) for wanted in requests]
         for wanted, done in begun:
             assert await outcome(done) == expected(model, wanted), wanted
@@ -271,7 +271,7 @@ def test_each_comparison_of_each_value_with_each_is_as_the_model_has_it(
     monkeypatch.setattr(selecting, "PROBED", probed)
 
     async def check() -> None:
-        async with asyncio.timeout(30), opened(tmp_path, Heard(), plugins=["ksi_graph"]) as database:
+        async with asyncio.timeout(60), opened(tmp_path, Heard(), plugins=["ksi_graph"]) as database:
             model = GraphModel()
             for number, value in enumerate((*EACH, ...)):
                 properties = {} if value is ... else {"p": value}
@@ -302,7 +302,7 @@ def test_tables_that_miss_one_event_are_found_out(tmp_path: Path) -> None:
 
     async def check() -> None:
         heard = Heard()
-        async with asyncio.timeout(10), opened(tmp_path, heard, plugins=["ksi_graph"]) as database:
+        async with asyncio.timeout(60), opened(tmp_path, heard, plugins=["ksi_graph"]) as database:
             await begin(database, CreateEntity(id="a", type="x", properties={"p": 1}))
             await begin(database, UpdateEntity(id="a", properties={"p": 1.0}))
             with looking(database.path) as connection:

@@ -84,7 +84,7 @@ async def stored(value: Any) -> AsyncIterator[Wire]:
         yield wire
 
 
-@pytest.mark.timeout(scaled(60, 600))
+@pytest.mark.timeout(scaled(240, 600))
 @settings(max_examples=scaled(10, 200))
 @given(value=st.lists(values, max_size=20), event=st.sampled_from(["state:get", "state:gett", "state:list"]))
 async def test_a_daemon_says_the_same_to_both(value: Any, event: str) -> None:

@@ -106,7 +106,7 @@ def test_an_index_changes_no_answer(
 ) -> None:
     async def check(folder: Path) -> None:
         heard = Heard()
-        async with asyncio.timeout(15), opened(folder, heard, clock=FakeClock(START_US)) as database:
+        async with asyncio.timeout(60), opened(folder, heard, clock=FakeClock(START_US)) as database:
             await told_log(database, database._clock, rows)  # type: ignore[arg-type]  # the FakeClock above
             log = EventLog(database)
             everything = (await log.query(LogQuery(reverse=False, limit=10_000)))[0]

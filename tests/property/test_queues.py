@@ -58,7 +58,7 @@ class Model:
         return count
 
 
-@pytest.mark.timeout(scaled(60, 600))
+@pytest.mark.timeout(scaled(240, 600))
 @settings(max_examples=scaled(15, 150))
 @given(steps=steps)
 async def test_queues_do_as_the_model_does_and_the_log_can_make_them_again(steps: Sequence[Any]) -> None:

@@ -31,7 +31,7 @@ async def differences(history: Sequence[Request[Any]]) -> Sequence[str]:
         return [table.difference for table in tables if table.difference]
 
 
-@pytest.mark.timeout(scaled(90, 900))
+@pytest.mark.timeout(scaled(240, 900))
 @settings(max_examples=scaled(10, 300))
 @given(history=st.lists(requests | sweeps, max_size=40))
 def test_the_log_replayed_is_what_is_live(history: Sequence[Request[Any]]) -> None:

@@ -41,7 +41,7 @@ class Streams(RuleBasedStateMachine):
         self.model = Model()
         self.prefix = f"x{next(self.examples)}"
         self.kills = 0
-        self.client = RawClient(self.daemon.socket, connect_timeout_s=10)
+        self.client = RawClient(self.daemon.socket, connect_timeout_s=60)
         self.unknown: set[str] = set()
         """Keys whose answers were lost in a kill."""
 
@@ -183,12 +183,12 @@ def hold_against_the_model(daemon: DaemonProcess, *, examples: int, kills_each: 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60 + 20 * scaled(3, 100))
+@pytest.mark.timeout(240 + 20 * scaled(3, 100))
 def test_streams_and_keys_do_what_the_model_does_through_kills() -> None:
     hold_against_the_model(DaemonProcess(), examples=scaled(3, 100), kills_each=3)
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("fault", ["forget_keys", "look_at_the_version_first"])
 def test_a_daemon_that_does_otherwise_is_found_out(fault: str) -> None:
     with pytest.raises(AssertionError):

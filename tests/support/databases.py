@@ -69,7 +69,7 @@ async def opened(
 async def group(database: Database, *units: Unit[Any]) -> list[Any]:
     """Write units that go to the writer together; give what each returned or raised."""
     futures = [database.write(unit) for unit in units]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await asyncio.wait(futures)
     return [future.exception() or future.result() for future in futures]
 
@@ -149,7 +149,7 @@ class Bench:
     def group(self, *units: Unit[Any]) -> Sequence[Job]:
         """Have units run as one group; give their jobs, once they are done."""
         self.writer.submit([Job(unit, None, None, nobody) for unit in units])
-        jobs, _ = self.done.get(timeout=5)
+        jobs, _ = self.done.get(timeout=30)
         return jobs
 
 
@@ -176,7 +176,7 @@ def bench(
         yield made
     finally:
         made.writer.stop()
-        made.writer.join(timeout=5)
+        made.writer.join(timeout=30)
         assert not made.writer.is_alive()
 
 

@@ -73,7 +73,7 @@ class SlowSink:
 
     async def wait_until(self, reached: Callable[[], bool]) -> None:
         """Wait until what was got satisfies the test; read meanwhile what comes."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not reached():
                 self._changed.clear()
                 await self._changed.wait()

@@ -428,5 +428,5 @@ def test_a_reader_that_has_gone_ends_it_quietly(daemon: FakeDaemon, run_: Run) -
         assert process.stdout.readline()
         process.stdout.close()
         run_(lambda: daemon.publish("demo:told", {"n": 3}))
-        assert process.wait(10) == 141
+        assert process.wait(40) == 141
         assert process.stderr.read() == b""

@@ -86,7 +86,7 @@ def test_the_home_is_free_after_an_error_in_the_block(paths: Paths) -> None:
 def test_the_home_of_a_process_that_was_killed_is_recovered(paths: Paths) -> None:
     with holder(paths) as first:
         first.kill()
-        first.wait(5)
+        first.wait(30)
         with home_lock(paths) as recovered:
             assert recovered is True
 
@@ -95,7 +95,7 @@ def test_the_lock_ends_with_its_process(paths: Paths) -> None:
     with holder(paths) as first:
         assert first.stdin is not None
         first.stdin.close()
-        first.wait(5)
+        first.wait(30)
         with home_lock(paths) as recovered:
             assert recovered is False
 
@@ -136,4 +136,4 @@ def test_children_do_not_keep_the_lock(paths: Paths) -> None:
             assert child.poll() is None
     finally:
         child.kill()
-        child.communicate(timeout=5)
+        child.communicate(timeout=30)
