@@ -239,9 +239,10 @@ async def test_no_process_is_left_of_a_worker_that_forks_and_ignores_sigterm(mod
 async def test_a_worker_killed_in_the_middle_is_replaced_and_every_answer_comes() -> None:
     async with daemon_with_odd_model() as daemon:
         gate = daemon.base / "gate"
-        asked = completion.StreamCompletion(prompt=f"mode:gate {gate}", session_id="s0", request_id="r0")
+        first = f"mode:gate {gate}"
+        asked = completion.StreamCompletion(prompt=first, session_id="s0", request_id="r0")
         async with AsyncClient(daemon.socket) as client:
-            accepted = await accept(client, 10, (asked.prompt, *["mode:slow 6 0.05"] * 9))
+            accepted = await accept(client, 10, (first, *["mode:slow 6 0.05"] * 9))
             killed = 0
             async for step in client.stream(asked):
                 if step.type != "delta" or step.attempt != killed + 1:
