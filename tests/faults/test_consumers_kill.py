@@ -148,7 +148,7 @@ class Scene:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120 + 2 * PATIENCE_S)
+@pytest.mark.timeout(240 + 2 * PATIENCE_S)
 async def test_five_subscribers_get_every_event_through_kills() -> None:
     async with DaemonProcess() as daemon:
         scene = Scene(daemon)
@@ -164,7 +164,7 @@ async def test_a_group_gets_everything_through_a_kill() -> None:
         await _consume_through_a_kill(daemon)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     ("fault", "finding"),
     [

@@ -81,7 +81,7 @@ async def _booked(daemon: DaemonProcess) -> Sequence[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120 + 15 * KILLS)
+@pytest.mark.timeout(240 + 15 * KILLS)
 async def test_each_effect_is_there_once_through_kills() -> None:
     daemon = DaemonProcess()
     daemon.add_plugin("ledger", LEDGER)
@@ -89,7 +89,7 @@ async def test_each_effect_is_there_once_through_kills() -> None:
         await kill_and_audit(daemon, KILLS, EACH)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 async def test_a_daemon_that_leaves_the_cursor_behind_is_found_out() -> None:
     daemon = faulty("leave_the_cursor_behind")
     daemon.add_plugin("ledger", LEDGER)

@@ -75,7 +75,7 @@ async def change(changer: Changer, daemon: DaemonProcess, kill_after: list[int])
         await pipeline(daemon.socket, changer.lines(), heard, window=16)
 
 
-@pytest.mark.timeout(scaled(120, 1200))
+@pytest.mark.timeout(scaled(240, 1200))
 async def test_the_graph_of_a_killed_daemon_is_what_its_log_makes_again() -> None:
     draw = random.Random(11)
     changers = [Changer(f"c{number}", number) for number in range(CLIENTS)]

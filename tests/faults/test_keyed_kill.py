@@ -54,7 +54,7 @@ class Asker:
     async def _try(self, client: AsyncClient, ident: str, way: str, answers: Answers) -> None:
         """Ask; the client asks again by itself where the daemon dies."""
         try:
-            reply = await client.call_raw("keyed:do", {"ident": ident, "way": way}, key=ident, timeout_s=60)
+            reply = await client.call_raw("keyed:do", {"ident": ident, "way": way}, key=ident, timeout_s=120)
         except FailedPrecondition as error:
             if (error.details["reason"], way) != ("outcome_unknown", "later"):
                 raise AssertionError("an answer that the unit gave was lost") from error
@@ -79,7 +79,7 @@ async def retry_and_audit(daemon: DaemonProcess, kills: int) -> int:
                 due.set()
 
     async with daemon:
-        async with AsyncClient(daemon.socket, connect_timeout_s=60) as client, TaskGroup() as tasks:
+        async with AsyncClient(daemon.socket, connect_timeout_s=120) as client, TaskGroup() as tasks:
             for asker in askers:
                 tasks.create_task(work(asker, client))
             for _ in range(kills):
@@ -109,18 +109,18 @@ def _ident(data: bytes) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120 + 10 * KILLS)
+@pytest.mark.timeout(240 + 10 * KILLS)
 async def test_each_keyed_request_takes_effect_once_through_retries_and_kills() -> None:
     assert await retry_and_audit(DaemonProcess(), KILLS) > KILLS
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 async def test_a_daemon_that_forgets_keys_is_found_out() -> None:
     with pytest.raises(AssertionError, match="not each effect is there once"):
         await retry_and_audit(faulty("forget_keys"), 1)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 async def test_a_daemon_that_forgets_answers_is_found_out() -> None:
     with pytest.raises(ExceptionGroup) as caught:
         await retry_and_audit(faulty("forget_answers"), ENOUGH_KILLS)

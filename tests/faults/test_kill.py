@@ -82,14 +82,14 @@ async def kill_and_audit(daemon: DaemonProcess, rounds: int) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120 + 3 * ROUNDS)
+@pytest.mark.timeout(240 + 3 * ROUNDS)
 async def test_no_acknowledged_event_is_lost_or_doubled_by_kills() -> None:
     async with DaemonProcess() as daemon:
         acknowledged = await kill_and_audit(daemon, ROUNDS)
     assert acknowledged >= ROUNDS
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 async def test_a_daemon_that_acknowledges_before_it_commits_is_found_out() -> None:
     async with faulty("acknowledge_before_commit") as daemon:
         with pytest.raises(AssertionError, match="acknowledged events lost"):

@@ -49,13 +49,13 @@ async def growth(daemon: DaemonProcess, requests: int) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60 + REQUESTS // 1000)
+@pytest.mark.timeout(240 + REQUESTS // 1000)
 async def test_the_second_half_of_many_requests_takes_no_memory() -> None:
     async with DaemonProcess() as daemon:
         assert await growth(daemon, REQUESTS) < MOST_GROWTH
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(240)
 async def test_a_daemon_that_keeps_its_requests_is_found_out() -> None:
     daemon = DaemonProcess()
     daemon.add_plugin("leak", LEAK)

@@ -107,11 +107,11 @@ async def supervised(end: str, handler: str, rest: str, *, armed: bool = False) 
             env=process.environ, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
     try:
-        async with AsyncClient(process.socket, connect_timeout_s=30) as client:
+        async with AsyncClient(process.socket, connect_timeout_s=90) as client:
             yield client, flag, process.home
     finally:
         supervisor.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await supervisor.wait()
         process._leave_nothing()
 
@@ -121,7 +121,7 @@ async def status(client: AsyncClient) -> tuple[str, str | None]:
     return details["status"], details["error"]
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("end", [EXIT, SEGFAULT], ids=["exit", "segfault"])
 @pytest.mark.parametrize("where", CRASHES)
 async def test_a_plugin_that_ends_the_process_is_off_when_the_daemon_is_back(where: str, end: str) -> None:
@@ -144,7 +144,7 @@ async def test_a_plugin_that_ends_the_process_is_off_when_the_daemon_is_back(whe
         assert (await client.call_raw("state:get", {"key": "kept"}, safe=True))["value"] == 1
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("where", STARTS)
 async def test_a_plugin_that_ends_the_process_at_its_start_is_off_at_the_next(where: str) -> None:
     async with supervised(EXIT, PLAIN, STARTS[where], armed=True) as (client, _, home):
@@ -160,7 +160,7 @@ async def test_a_plugin_that_ends_the_process_at_its_start_is_off_at_the_next(wh
     assert (state["suspects"], state["last_exit"]) == (["boom"], "exit code 1")
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 async def test_a_daemon_that_is_killed_from_outside_makes_nobody_suspect() -> None:
     busy = "async def go(request: Go) -> Done:\n    import time\n    time.sleep(60)\n    return Done()\n"
     async with supervised(EXIT, busy, "") as (client, _, home):

@@ -96,7 +96,7 @@ async def entries(daemon: DaemonProcess, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120 + 10 * KILLS)
+@pytest.mark.timeout(240 + 10 * KILLS)
 async def test_readers_see_the_old_state_or_the_new_one_through_rebuilds_and_kills() -> None:
     draw = random.Random(5)
     async with projecting() as daemon, TaskGroup() as tasks:

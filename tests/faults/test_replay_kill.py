@@ -62,7 +62,7 @@ async def differences(history: Sequence[tuple[Sequence[Request[Any]], int]]) -> 
         return [table["difference"] for table in tables if table["difference"]]
 
 
-@pytest.mark.timeout(scaled(120, 1800))
+@pytest.mark.timeout(scaled(240, 1800))
 @settings(max_examples=scaled(5, 100), suppress_health_check=list(HealthCheck), deadline=None)
 @given(history=rounds)
 def test_the_log_of_a_killed_daemon_replayed_is_what_is_live(

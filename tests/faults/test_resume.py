@@ -56,7 +56,7 @@ async def set_for_ever(daemon: DaemonProcess, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120 + 5 * KILLS)
+@pytest.mark.timeout(240 + 5 * KILLS)
 async def test_a_subscriber_sees_each_event_once_and_in_order_through_kills() -> None:
     draw = random.Random(6)
     heard = Heard()

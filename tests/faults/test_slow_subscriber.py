@@ -93,7 +93,7 @@ async def test_a_daemon_that_keeps_what_is_not_read_is_found_out() -> None:
         assert await growth_with_a_stopped_subscriber(daemon) > MOST_GROWTH
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 async def test_a_subscriber_that_is_cut_resumes_from_its_cursor() -> None:
     number = 4000
     counting = Counting(number - 1)
@@ -111,7 +111,7 @@ async def test_a_subscriber_that_is_cut_resumes_from_its_cursor() -> None:
             following.cancel()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 async def test_many_subscriptions_of_one_client_that_does_not_read_cost_little() -> None:
     async with DaemonProcess() as daemon:
         await publish_many(daemon.socket, "demo:told", 5000)

@@ -63,7 +63,7 @@ async def test_the_same_content_twice_is_one_file_written_once(blobs: FileBlobs,
 
 
 async def test_many_at_once_with_the_same_content_are_one_file(blobs: FileBlobs, tmp_path: Path) -> None:
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
         tasks = [group.create_task(blobs.put(b"hello")) for _ in range(20)]
     assert stored_files(tmp_path) == [tasks[0].result().path]
     assert await blobs.read(tasks[0].result()) == b"hello"
@@ -181,7 +181,7 @@ async def test_what_is_no_regular_file_is_not_read(blobs: FileBlobs, tmp_path: P
         os.mkfifo(path)
     else:
         path.mkdir()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         with pytest.raises(DataLoss) as loss:
             await blobs.read(reference)
     assert loss.value.details["reason"] == "reference_corrupt"
@@ -233,7 +233,7 @@ async def test_a_put_that_is_cancelled_leaves_nothing(blobs: FileBlobs, tmp_path
         begun.set()
         await asyncio.Event().wait()
 
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
         task = group.create_task(blobs.put(stuck()))
         await begun.wait()
         assert len(stored_files(tmp_path)) == 1

@@ -236,7 +236,7 @@ async def test_cancelling_an_awaited_write_does_not_take_it_back(database: Datab
     async def write() -> None:
         await database.write(tell("a"))
 
-    async with asyncio.timeout(5), TaskGroup() as tasks:
+    async with asyncio.timeout(30), TaskGroup() as tasks:
         task = tasks.create_task(write())
         await asyncio.sleep(0)
         task.cancel()
@@ -265,7 +265,7 @@ async def test_writing_after_the_end_is_refused_rather_than_forgotten(tmp_path: 
             late.append(error.details["reason"])
 
     async with (
-        asyncio.timeout(5),
+        asyncio.timeout(30),
         TaskGroup() as tasks,
         opened(tmp_path, heard) as database,
     ):
@@ -315,7 +315,7 @@ async def test_a_reader_sees_what_is_committed_and_no_more(database: Database) -
 
 
 async def test_readers_are_shared_and_waited_for(database: Database) -> None:
-    async with asyncio.timeout(5), TaskGroup() as tasks:  # noqa: SIM117 -- it outlives the readers
+    async with asyncio.timeout(30), TaskGroup() as tasks:  # noqa: SIM117 -- it outlives the readers
         async with database.reader() as one, database.reader() as other:
             assert one is not other
             waiting = tasks.create_task(database.read("SELECT 1 AS x"))

@@ -32,7 +32,7 @@ def filled(sink: QueueSink, count: int, data: bytes = b"{}") -> QueueSink:
 
 
 async def taken(sink: QueueSink, count: int) -> list[tuple[str, int]]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         return [(event.event_id, position) for event, position in [await sink.take() for _ in range(count)]]
 
 
@@ -48,7 +48,7 @@ async def test_the_position_of_an_ephemeral_event_is_that_of_the_log_before_it()
 
 async def test_taking_waits_for_an_event() -> None:
     sink = QueueSink()
-    async with asyncio.timeout(5), TaskGroup() as tasks:
+    async with asyncio.timeout(30), TaskGroup() as tasks:
         task = tasks.create_task(sink.take())
         await asyncio.sleep(0)
         assert not task.done()
@@ -59,7 +59,7 @@ async def test_taking_waits_for_an_event() -> None:
 async def test_it_is_full_at_its_limit_and_drained_at_half_of_it() -> None:
     sink = filled(QueueSink(limit=4), 4)
     assert sink.full
-    async with asyncio.timeout(5), TaskGroup() as tasks:
+    async with asyncio.timeout(30), TaskGroup() as tasks:
         drained = tasks.create_task(sink.wait_drained())
         for left in (3, 2):
             await asyncio.sleep(0)
@@ -70,7 +70,7 @@ async def test_it_is_full_at_its_limit_and_drained_at_half_of_it() -> None:
 
 async def test_a_queue_of_one_is_drained_once_it_is_empty() -> None:
     sink = filled(QueueSink(limit=1), 1)
-    async with asyncio.timeout(5), TaskGroup() as tasks:
+    async with asyncio.timeout(30), TaskGroup() as tasks:
         tasks.create_task(sink.wait_drained())
         await asyncio.sleep(0)
         await sink.take()
@@ -82,7 +82,7 @@ async def test_large_events_fill_it_before_many_do(monkeypatch: pytest.MonkeyPat
     assert not sink.full
     sink.deliver(Batch([event("10", 10, b"x" * 100)], 10, "log"))
     states: list[bool] = [sink.full]
-    async with asyncio.timeout(5), TaskGroup() as tasks:
+    async with asyncio.timeout(30), TaskGroup() as tasks:
         drained = tasks.create_task(sink.wait_drained())
         for _ in range(4):
             await sink.take()
@@ -100,7 +100,7 @@ async def test_gaps_are_counted_and_other_marks_are_not() -> None:
 
 
 async def test_it_is_filled_for_as_long_as_the_block_runs(bus: Followed) -> None:
-    async with asyncio.timeout(5), TaskGroup() as tasks:
+    async with asyncio.timeout(30), TaskGroup() as tasks:
         await bus.tell("1", "2")
         async with following(bus.subscriptions, Interest(["*"], start="beginning"), tasks) as sink:
             assert await taken(sink, 2) == [("1", 1), ("2", 2)]
@@ -110,7 +110,7 @@ async def test_it_is_filled_for_as_long_as_the_block_runs(bus: Followed) -> None
 
 
 async def test_what_ended_the_feed_is_raised_once_all_is_taken(bus: Followed) -> None:
-    async with asyncio.timeout(5), TaskGroup() as tasks:
+    async with asyncio.timeout(30), TaskGroup() as tasks:
         bad = Interest(["*"], start={"cursor": "nonsense"})
         async with following(bus.subscriptions, bad, tasks) as sink:
             filled(sink, 1)
@@ -122,7 +122,7 @@ async def test_what_ended_the_feed_is_raised_once_all_is_taken(bus: Followed) ->
 
 async def test_a_slow_reader_gets_everything_from_the_log(bus: Followed) -> None:
     sink = QueueSink(limit=4)
-    async with asyncio.timeout(5), TaskGroup() as tasks:
+    async with asyncio.timeout(30), TaskGroup() as tasks:
         task = tasks.create_task(sink.fill(bus.subscriptions, Interest(["*"])))
         await asyncio.sleep(0)
         for number in range(1, 41):

@@ -102,7 +102,7 @@ async def test_an_idle_thread_is_used_again(threads: Threads) -> None:
 
 
 async def test_there_are_eight_threads_at_most(threads: Threads, gate: Gate) -> None:
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
         for _ in range(THREADS + 4):
             group.create_task(threads.run(gate.work))
         names = {await gate.begun.get() for _ in range(THREADS)}
@@ -115,7 +115,7 @@ async def test_there_are_eight_threads_at_most(threads: Threads, gate: Gate) -> 
 
 async def test_what_waits_for_a_thread_runs_when_one_is_free(gate: Gate) -> None:
     threads = Threads(1)
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
         group.create_task(threads.run(gate.work))
         await gate.begun.get()
         waiting = group.create_task(threads.run(lambda: "run"))
@@ -124,7 +124,7 @@ async def test_what_waits_for_a_thread_runs_when_one_is_free(gate: Gate) -> None
 
 
 async def test_a_cancelled_await_leaves_the_function_running(threads: Threads, gate: Gate) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         async with asyncio.TaskGroup() as group:
             task = group.create_task(threads.run(gate.work))
             await gate.begun.get()
@@ -138,7 +138,7 @@ async def test_a_cancelled_await_leaves_the_function_running(threads: Threads, g
     async def told() -> bool:  # by its thread, a moment after it has ended
         return threads.statistics["work"] == 0
 
-    await eventually(told, patience_s=5)
+    await eventually(told, patience_s=30)
 
 
 def raising(error: BaseException) -> Callable[[], NoReturn]:

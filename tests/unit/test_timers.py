@@ -106,7 +106,7 @@ class FakeClock:
 
     async def wait_armed(self, at_most: float = math.inf) -> float:
         """Wait until somebody sleeps for that many seconds at most; give for how many."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not any(alarm.when - self._monotonic <= at_most for alarm in self.alarms):
                 self._armed.clear()
                 await self._armed.wait()
@@ -136,7 +136,7 @@ class World:
                 await send(Replied(reply))
 
     async def told_event(self) -> StoredEvent:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             return await self.told.get()
 
     async def next_told(self) -> tuple[str, Any]:
@@ -144,11 +144,11 @@ class World:
         return event.event, orjson.loads(event.data)
 
     async def asked_envelope(self) -> EventEnvelope:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             return (await self.asked.get())[1]
 
     async def next_asked(self) -> int:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             return int((await self.asked.get())[0].n)
 
     async def names(self) -> list[str]:
@@ -156,7 +156,7 @@ class World:
 
     async def wait_timers(self, wanted: Callable[[Sequence[Timer]], bool]) -> None:
         """Wait for the commit after which the timers are as wanted."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while True:
                 self.committed.clear()
                 if wanted(await self.timers.list()):
