@@ -4,23 +4,11 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from select import POLLHUP, poll
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Final, Literal, Protocol, cast
 
 from ksi_common.clock import Clock, format_time
-from ksi_common.errors import (
-    AlreadyExists,
-    DeadlineExceeded,
-    InternalError,
-    KSIError,
-    Unavailable,
-)
-from ksi_common.frames import (
-    Call,
-    Cancel,
-    FrameId,
-    ServedAnswer,
-    error_line,
-)
+from ksi_common.errors import AlreadyExists, DeadlineExceeded, InternalError, KSIError, Unavailable
+from ksi_common.frames import Call, Cancel, FrameId, ServedAnswer, error_line
 from ksi_common.ids import new_id
 from ksi_common.jsonrpc import Rpc
 from ksi_common.protocol import FromClient, Malformed, ServerConnection, names_no_event
@@ -32,6 +20,8 @@ from ksi_daemon.middleware.direct import Direct
 from ksi_daemon.outcomes import Endpoint, Reply
 from ksi_daemon.router import Route
 from ksi_daemon.rpc import RpcSide
+
+_READ_ON_S: Final = 0.02
 
 
 class Served(Protocol):
@@ -365,7 +355,11 @@ class Connection(asyncio.Protocol):
             self._partial_timer.cancel()
             self._partial_timer = None
         if self._frames.partial:
-            self._partial_timer = self._loop.call_later(self._server.limits.partial_line_s, self._cut_partial)
+            self._partial_timer = self._loop.call_later(self._server.limits.partial_line_s, self._read_on)
+
+    def _read_on(self) -> None:
+        """Read what came while the daemon itself stood still: timers run before sockets are looked at."""
+        self._partial_timer = self._loop.call_later(_READ_ON_S, self._cut_partial)
 
     def _cut_partial(self) -> None:
         limit = self._server.limits.partial_line_s

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import socket
 import stat
 import sys
@@ -187,6 +188,32 @@ async def answered_in_halves(daemon: DaemonProcess) -> bool:
                 assert monotonic() - before >= PARTIAL_LINE_S, answer.decode()
                 return False
     return True
+
+
+async def test_a_line_that_came_in_time_is_read_though_the_daemon_stood_still() -> None:
+    async with (
+        DaemonProcess(environ={"KSI_LIMITS__PARTIAL_LINE_S": str(PARTIAL_LINE_S)}) as daemon,
+        timeout(PATIENCE_S),
+    ):
+        while not await answered_after_a_stall(daemon):
+            pass
+
+
+async def answered_after_a_stall(daemon: DaemonProcess) -> bool:
+    """Halt the daemon in the middle of a line, for longer than one may take; False where that came late."""
+    half = len(HEALTH) // 2
+    async with connected(daemon.socket) as (reader, writer):
+        begun = monotonic()
+        writer.write(HEALTH + HEALTH[:half])
+        expect_reply(await reader.readline())
+        os.kill(daemon.pid, signal.SIGSTOP)
+        writer.write(HEALTH[half:])
+        in_time = monotonic() - begun < PARTIAL_LINE_S
+        await asyncio.sleep(2 * PARTIAL_LINE_S)
+        os.kill(daemon.pid, signal.SIGCONT)
+        if in_time:
+            expect_reply(await reader.readline())
+        return in_time
 
 
 async def test_a_client_that_asks_and_never_reads_is_cut_and_costs_little() -> None:
