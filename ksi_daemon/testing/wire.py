@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Final
 
-PATIENCE_S: Final = 5.0
+PATIENCE_S: Final = 30.0
 """How long a test waits for what must come: a net, never a measure."""
 
 
