@@ -200,10 +200,29 @@ async def test_an_import_that_is_killed_is_gone_on_with(tmp_path: Path) -> None:
         assert await tables_of(ksi) == live
 
 
+UNENDING = """
+import sys, threading
+from ksi_daemon.transfer import __main__ as transfer
+
+say, words = transfer._say, int(sys.argv.pop(1))
+
+def say_so_often(said):
+    global words
+    if not words:
+        threading.Event().wait()
+    words -= 1
+    say(said)
+
+transfer._say = say_so_often
+transfer.main()
+"""
+"""Goes on after so many words as far as to the next, and waits there."""
+
+
 def kill_import(file: Path, home: Path, words: int) -> None:
-    """Begin to import, and kill that when it has said so often how far it is."""
+    """Begin to import, and kill that when it has said so often how far it is; it does not come to its end."""
     with subprocess.Popen(
-        [sys.executable, "-m", "ksi_daemon.transfer", "import", file],
+        [sys.executable, "-c", UNENDING, str(words), "import", file],
         env={**os.environ, "KSI_HOME": str(home)},
         stdout=subprocess.PIPE,
     ) as worker:
