@@ -48,9 +48,15 @@ class Reloading:
         self.paths = Paths(folder / "var")
         self.plugin = folder / "plugins" / "probe.py"
         self.plugin.parent.mkdir()
-        self.plugin.write_text(SOURCE)
+        self.write(SOURCE)
         kept = {name: value for name, value in os.environ.items() if not name.startswith("KSI_")}
         self.environ = {**kept, "KSI_HOME": str(self.paths.home), "PYTHONUNBUFFERED": "1"}
+
+    def write(self, source: str) -> None:
+        """Change the plugin in one step: no half of it is there to be seen."""
+        written = self.plugin.parents[1] / "probe.new"
+        written.write_text(source)
+        written.replace(self.plugin)
 
     async def begin(self) -> None:
         """Start, and return when changes are heard of."""
@@ -95,20 +101,20 @@ async def test_a_change_is_run_and_followers_miss_nothing(reloading: Reloading) 
         told = ksi.subscribe("probe:told", start="beginning")
         assert (await ksi.call_raw("probe:ask"))["word"] == "one"
         assert (await anext(told)).data == {"word": "one"}
-        reloading.plugin.write_text(SOURCE.replace("one", "two"))
+        reloading.write(SOURCE.replace("one", "two"))
         assert "probe.py: reloaded in" in await reloading.line("✓ ")
         assert (await ksi.call_raw("probe:ask"))["word"] == "two"
         assert (await anext(told)).data == {"word": "two"}
 
-        reloading.plugin.write_text("def f(:\n")
+        reloading.write("def f(:\n")
         assert await reloading.line("✗ ") == "✗ probe.py:1: invalid syntax\n"
         assert (await ksi.call_raw("probe:ask"))["word"] == "two"
 
-        reloading.plugin.write_text("1 / 0\n")
+        reloading.write("1 / 0\n")
         await reloading.line("✓ ")
         assert "ZeroDivisionError: division by zero (probe.py:1)" in await reloading.line("  ✗ probe")
 
-        reloading.plugin.write_text(SOURCE)
+        reloading.write(SOURCE)
         await reloading.line("✓ ")
         assert (await ksi.call_raw("probe:ask"))["word"] == "one"
     await reloading.end()
