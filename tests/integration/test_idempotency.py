@@ -17,6 +17,7 @@ from ksi_daemon.middleware.idempotency import Idempotency
 from ksi_daemon.outcomes import Endpoint, Outcome, Replied, Send
 from ksi_daemon.testing import FakeClock, RunningDaemon, Wire, running_daemon
 from tests.support import keyed as source
+from tests.support.databases import jobs_of_requests
 
 PLUGIN = Path(source.__file__)
 
@@ -78,14 +79,14 @@ async def test_a_retry_gets_the_reply_of_the_first_try(
 
 
 async def test_the_reply_is_on_disk_with_the_effect_where_the_unit_gives_it(
-    daemon: RunningDaemon, wire: Wire
+    daemon: RunningDaemon, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    units = daemon.daemon.database.statistics.units
+    jobs = jobs_of_requests(daemon.daemon.database, monkeypatch)
     await do(wire, way="unit")
     publish = {"event": "demo:told", "data": {"n": 1}}
     for event, data in (("event:publish", publish), ("state:set", {"key": "a", "value": 1})):
         await wire.call(event, data, idempotency_key="k")
-    assert daemon.daemon.database.statistics.units == units + 3
+    assert len(jobs) == 3
 
 
 @pytest.mark.parametrize("way", ["refuse", "busy"])

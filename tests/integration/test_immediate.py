@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from ksi_daemon.database.writer import Job
 from ksi_daemon.plugin import DeadlineExceeded, NotFound, StoredEvent
 from ksi_daemon.testing import RunningDaemon, running_daemon
-from tests.support.databases import rows
+from tests.support.databases import jobs_of_requests, rows
 
 from .conftest import LogFile, WritePlugin
 
@@ -74,12 +73,12 @@ DESK = """
     def hold(request: Hold, tx: Transaction) -> Kept:
         tx.tell(Told(n=0))
         entered.set()
-        gate.wait(5)
+        gate.wait(30)
         return Kept(n=0)
 
     @handler
     def open_(request: Open) -> Kept | Awaitable[Kept]:
-        entered.wait(5)
+        entered.wait(30)
         gate.set()
         return Kept(n=0)
 
@@ -172,7 +171,7 @@ async def answer(ksi: RunningDaemon, event: str, data: Any = None, **frame: Any)
 async def entered(ksi: RunningDaemon) -> None:
     """Return when the unit of ``desk:hold`` runs."""
     module: Any = ksi.daemon.catalog.plugins["desk"].module
-    assert await asyncio.to_thread(module.entered.wait, 5)
+    assert await asyncio.to_thread(module.entered.wait, 30)
 
 
 async def test_a_unit_is_answered_after_its_commit_which_its_row_is_part_of(ksi: RunningDaemon) -> None:
@@ -222,20 +221,13 @@ async def test_it_does_not_overtake_a_request_that_was_sent_before(ksi: RunningD
 async def test_under_an_idempotency_key_it_is_done_once(
     ksi: RunningDaemon, event: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs: list[Job] = []
-    enqueue = ksi.daemon.database._enqueue
-
-    def enqueued(job: Job) -> None:
-        jobs.append(job)
-        enqueue(job)
-
-    monkeypatch.setattr(ksi.daemon.database, "_enqueue", enqueued)
+    jobs = jobs_of_requests(ksi.daemon.database, monkeypatch)
     data = {"n": 1} if event == "desk:keep" else {"event": "demo:told", "data": {"n": 1}}
     frames = [await answer(ksi, event, data, idempotency_key="k") for _ in range(2)]
     assert [frame["type"] for frame in frames] == ["reply", "reply"]
     assert frames[0]["data"] == frames[1]["data"]
     assert len(ksi.emitted("desk:told") + ksi.emitted("demo:told")) == 1
-    assert len([job for job in jobs if job.envelope is not None]) == 1
+    assert len(jobs) == 1
 
 
 async def test_data_that_does_not_fit_is_refused_with_its_field(ksi: RunningDaemon) -> None:

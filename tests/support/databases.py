@@ -9,6 +9,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import pytest
+
 from ksi_common.async_db import pragmas
 from ksi_common.clock import Clock, SystemClock
 from ksi_common.envelope import EventEnvelope, StoredEvent
@@ -72,6 +74,20 @@ async def group(database: Database, *units: Unit[Any]) -> list[Any]:
     async with asyncio.timeout(30):
         await asyncio.wait(futures)
     return [future.exception() or future.result() for future in futures]
+
+
+def jobs_of_requests(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """Collect what requests have the database do from now on, and nothing that the daemon does by itself."""
+    jobs: list[Job] = []
+    enqueue = database._enqueue
+
+    def enqueued(job: Job) -> None:
+        if job.envelope is not None:
+            jobs.append(job)
+        enqueue(job)
+
+    monkeypatch.setattr(database, "_enqueue", enqueued)
+    return jobs
 
 
 def tell(
