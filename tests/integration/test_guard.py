@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -163,7 +164,7 @@ async def test_who_holds_the_loop_is_named_while_it_does_and_counted(
 ) -> None:
     with log_file.written():
         async with running(write_plugin) as ksi:
-            await ksi.call_raw("probe:hold", {"seconds": 1, "how": how})
+            await ksi.call_raw("probe:hold", {"seconds": 3, "how": how})
             figures = (await details(ksi))["figures"]
             assert await ksi.call_raw("probe:ask") == {"n": 1}
     held = [line for line in log_file.lines("loop.held") if line["plugin"] == "probe"]
@@ -181,24 +182,27 @@ async def test_a_loop_that_turns_is_not_held_however_busy(
 ) -> None:
     with log_file.written():
         async with running(write_plugin) as ksi, ksi.connect() as wire:
+            stalls = 0
             for _ in range(30):
+                begun = monotonic()
                 await wire.call("probe:hold", {"seconds": 0.02})
-            assert (await details(ksi))["figures"]["held"] == 0
-    assert [line for line in log_file.lines("loop.held") if line["plugin"] == "probe"] == []
+                stalls += monotonic() - begun > 0.1
+            assert (await details(ksi))["figures"]["held"] <= stalls, "of the machine"
+    assert len([line for line in log_file.lines("loop.held") if line["plugin"] == "probe"]) <= stalls
 
 
 async def test_a_plugin_that_holds_the_loop_for_long_is_switched_off_and_the_rest_runs(
     write_plugin: WritePlugin, log_file: LogFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "QUARANTINE_S", 0.3)
     with log_file.written():
         async with running(write_plugin) as ksi, ksi.connect() as wire:
             await ksi.call_raw("other:ask")
             before = (await ksi.call_raw("probe:seen"))["n"]
             assert before == 2  # its layer and its observer saw it
-            await ksi.call_raw("probe:hold", {"seconds": 0.6})
+            monkeypatch.setattr(guard, "QUARANTINE_S", 0.3)
 
-            async def is_off() -> bool:
+            async def is_off() -> bool:  # who looks may be kept from looking for a while, as anybody
+                await wire.call("probe:hold", {"seconds": 0.6})
                 return bool((await details(ksi))["status"] == "quarantined")
 
             await eventually(is_off)
