@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -13,6 +13,9 @@ from ksi_daemon.logs import logging_to
 from ksi_daemon.settings import LogSettings
 
 WritePlugin = Callable[..., Path]
+
+OF_A_BUSY_MACHINE: Final = ("Executing <", "loop.")
+"""How lines of asyncio's debug mode and of the watchdog begin."""
 
 
 class LogFile:
@@ -28,13 +31,17 @@ class LogFile:
             yield
 
     def lines(self, event: str | None = None) -> list[dict[str, Any]]:
-        """Read the lines of one event, or all; not what asyncio's debug mode says of a busy machine."""
+        """Read the lines of one event, or all but what is said of a busy machine."""
         lines = [json.loads(line) for line in self.path.read_text().splitlines()]
-        return [
-            line
-            for line in lines
-            if event in (None, line["event"]) and not line["event"].startswith("Executing <")
-        ]
+        if event is None:
+            return [line for line in lines if not line["event"].startswith(OF_A_BUSY_MACHINE)]
+        return [line for line in lines if line["event"] == event]
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no unit of work be interrupted because the machine stalls; that they are is test_writer's."""
+    monkeypatch.setattr("ksi_daemon.database.writer.UNIT_LIMIT_S", 30.0)
 
 
 @pytest.fixture
