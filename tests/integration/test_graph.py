@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ksi_common.events import graph
-from ksi_daemon.testing import RunningDaemon, Wire
+from ksi_daemon.testing import PATIENCE_S, RunningDaemon, Wire
 from tests.support.databases import looking
 from tests.support.graph_model import contents, replayed
 
@@ -129,7 +129,7 @@ async def test_of_two_who_change_the_same_version_one_is_refused(ksi: RunningDae
         async with ksi.connect() as wire:
             return await wire.call("state:entity:update", data)
 
-    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
         changes = [tasks.create_task(change(value)) for value in (1, 2)]
     answers = sorted((task.result() for task in changes), key=lambda answer: str(answer["type"]))
     error, reply = answers[0]["error"], answers[1]["data"]

@@ -14,7 +14,7 @@ from tests.support.provider_cases import CASES, Open, Subject
 from tests.support.workers import alive, failure_of, first_of, job, kill, text_of
 
 # The embedded model answers on one core, which is shared with the other tests.
-pytestmark = pytest.mark.timeout(90)
+pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture(

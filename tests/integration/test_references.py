@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ksi_daemon.referrers import Referrers
-from ksi_daemon.testing import RunningDaemon, Wire
+from ksi_daemon.testing import PATIENCE_S, RunningDaemon, Wire
 from tests.support.databases import rows
 
 LARGE = {"text": "x" * 100_000}
@@ -176,7 +176,7 @@ async def test_what_a_plugin_refers_to_is_verified_too(ksi: RunningDaemon) -> No
     sql = f"SELECT 'thing', '{named['path']}', 0, {named['length']}, '{named['sha256']}'"
     ksi.daemon.services.get(Referrers).add("demo", sql)
     harm(blob(ksi, event_id), "reference_corrupt")
-    async with asyncio.timeout(5), ksi.connect() as wire:
+    async with asyncio.timeout(PATIENCE_S), ksi.connect() as wire:
         deep = await stream(wire, "event:verify", {"deep": True})
         named_so = [damaged for frame in deep[:-1] for damaged in frame["data"]["damaged"]]
         assert [(damaged["owner"], damaged["name"]) for damaged in named_so] == [
