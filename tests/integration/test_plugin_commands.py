@@ -12,7 +12,7 @@ from ksi_client.cli.main import run
 from ksi_daemon.testing import RunningDaemon, running_daemon
 from tests.support.waiting import eventually
 
-from .conftest import WritePlugin
+from .conftest import LogFile, WritePlugin
 
 GREETER = """
     from ksi_daemon.plugin import Bus, Message, Notification, Request, handler
@@ -44,10 +44,12 @@ Ksi = Callable[..., Coroutine[Any, Any, Said]]
 
 
 @pytest.fixture
-async def greeter(write_plugin: WritePlugin) -> AsyncIterator[RunningDaemon]:
+async def greeter(write_plugin: WritePlugin, log_file: LogFile) -> AsyncIterator[RunningDaemon]:
+    """A daemon whose log, which may tell of a busy machine, is not in what commands write."""
     plugins = [write_plugin(GREETER, "greeter"), write_plugin("1 / 0\n", "broken")]
-    async with running_daemon(plugins=plugins, settings={"log": {"level": "error"}}) as ksi:
-        yield ksi
+    with log_file.written():
+        async with running_daemon(plugins=plugins) as ksi:
+            yield ksi
 
 
 @pytest.fixture
