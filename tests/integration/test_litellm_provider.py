@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Worl
             environ.setenv(name, f"sk-{name.lower()}")
         environ.delenv("NO_SUCH_KEY", raising=False)
         async with Processes(folder) as processes, fake_openai() as api:
-            provider = LitellmProvider(processes, models(api, folder / "key"))
+            provider = patient(LitellmProvider(processes, models(api, folder / "key")))
             try:
                 yield World(provider, folder, api)
             finally:
@@ -83,6 +84,13 @@ def world(shared: World) -> World:
     shared.api.plan.clear()
     shared.api.requests.clear()
     return shared
+
+
+def patient(provider: LitellmProvider) -> LitellmProvider:
+    """Give its worker time to confirm a cancel, on a machine with other things to do."""
+    provider._link = link = provider._linked()
+    link._settings = replace(link._settings, confirm_s=60.0)
+    return provider
 
 
 def models(api: FakeOpenAI, key: Path) -> LitellmSettings:
