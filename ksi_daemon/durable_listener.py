@@ -105,6 +105,8 @@ class DurableListener:
     ) -> None:
         self._subscriber = subscriber
         self._durable = durable
+        # What is told from here on is its own, though its row is read and written while others are served.
+        self._start = consumers.here() if durable.start == "now" else durable.start
         self._consumers = consumers
         self._tasks = tasks
         self._deliver = compose((correlation, errors), self._call)
@@ -125,7 +127,7 @@ class DurableListener:
         self._sink = QueueSink()
         self._redriven.clear()
         event = spec_of(self._subscriber.event).name
-        opened = await self._consumers.open_subscriber(self._name, event, self._durable)
+        opened = await self._consumers.open_subscriber(self._name, event, self._durable, start=self._start)
         self._id, self._failures = opened.row.id, dict(opened.failures)
         self._done = self._saved = opened.row.position
         for letter in opened.redriven:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
@@ -101,7 +101,12 @@ class Consumers:
         )
 
     async def follow(self, wish: Wish, sink: Sink) -> None:
-        """Feed ``sink`` until cancelled, or until another takes its place."""
+        """Feed ``sink`` until cancelled, or until another takes its place.
+
+        A cursor that begins "now" begins when this is called, not when it is made.
+        """
+        if wish.start == "now":
+            wish = replace(wish, start=self.here())
         running = await self._open(wish)
         name = wish.consumer or new_id()
         member = Member(name, wish.max_inflight or MAX_INFLIGHT)
@@ -150,9 +155,18 @@ class Consumers:
         dead = await self.letters.counts()
         return [await self._state(row, dead) for row in await rows.listed(self.database, kind, name)]
 
-    async def open_subscriber(self, name: str, event: str, durable: Durable) -> Opened:
-        """Give the cursor of a durable subscriber; made where there is none."""
-        wish = Wish(patterns=(event,), start=durable.start, max_attempts=durable.max_attempts)
+    def here(self) -> Mapping[str, Any]:
+        """Give the end of the log, now, as a start."""
+        return {"cursor": self.subscriptions.log.cursor(self.subscriptions.hub.head)}
+
+    async def open_subscriber(
+        self, name: str, event: str, durable: Durable, *, start: str | Mapping[str, Any] | None = None
+    ) -> Opened:
+        """Give the cursor of a durable subscriber; made where there is none.
+
+        ``start``: where it begins then, in place of what it wishes.
+        """
+        wish = Wish(patterns=(event,), start=start or durable.start, max_attempts=durable.max_attempts)
         row, gap = await self._row(wish, (SUBSCRIBER, name))
         if gap is not None:
             log.warning("subscriber.gap", subscriber=name, **gap)

@@ -5,6 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from ksi_daemon.consumers import rows
 from ksi_daemon.testing import PATIENCE_S, RunningDaemon, running_daemon
 from tests.support.databases import writable
 from tests.support.waiting import eventually
@@ -119,6 +122,22 @@ async def test_what_was_told_while_it_was_away_is_given_to_it(
         await set_(ksi, 3)
         assert await tried("book", 3) == [1, 2, 3]  # it wished to begin at the beginning
         assert await tried("hear", 1) == [3]
+
+
+async def test_one_that_begins_now_is_given_all_that_is_told_once_the_daemon_serves(
+    write_plugin: WritePlugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_read, load = asyncio.Event(), rows.load
+
+    async def load_late(*arguments: Any) -> Any:
+        await may_read.wait()
+        return await load(*arguments)
+
+    monkeypatch.setattr(rows, "load", load_late)
+    async with running_daemon(plugins=[write_plugin(LEDGER, "ledger")]) as ksi:
+        await set_(ksi, 1)
+        may_read.set()
+        assert await tried("hear", 1) == [1]
 
 
 async def test_its_effect_carries_the_cursor_and_the_cause(write_plugin: WritePlugin) -> None:
