@@ -511,19 +511,29 @@ async def test_the_client_takes_what_waits_again_after_a_restart(tmp_path: Path)
     assert numbers in ([2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 3, 4, 5, 6, 7, 8])  # whichever was first
 
 
-async def test_what_a_member_that_says_nothing_has_is_given_to_another(ksi: RunningDaemon) -> None:
-    await tell(ksi, 0, 1, 2)
-    async with following(ksi, group="g", consumer="a", start="beginning", ack_wait_s=0.2) as silent:
-        assert await silent.numbers(3) == [0, 1, 2]
-        async with following(ksi, group="g", consumer="b", start="beginning") as other:
-            items = await other.items(3)
-            assert [item["data"]["attempt"] for item in items] == [2, 2, 2]
-            await other.ack(*items)
-            assert await silent.is_given_nothing()
-            await tell(ksi, 3)
-            (last,) = await other.items(1)  # nothing was heard of the first since
-            await other.ack(last)
-        assert (await silent.ack(*items))["done"] == 0
+async def test_what_a_member_that_says_nothing_has_is_given_to_another() -> None:
+    clock = FakeClock()
+    async with running_daemon(clock=clock) as ksi:
+        await tell(ksi, 0, 1, 2)
+        async with following(ksi, group="g", consumer="a", start="beginning", ack_wait_s=600) as silent:
+            assert await silent.numbers(3) == [0, 1, 2]
+            async with following(ksi, group="g", consumer="b", start="beginning") as other:
+                await other.mark("caught_up")
+                clock.advance(601)
+                await tell(ksi, 3)
+                items = await other.items(4)
+                assert [(item["data"]["data"]["n"], item["data"]["attempt"]) for item in items] == [
+                    (0, 2),
+                    (1, 2),
+                    (2, 2),
+                    (3, 1),
+                ]
+                await other.ack(*items)
+                assert await silent.is_given_nothing()
+                await tell(ksi, 4)
+                (last,) = await other.items(1)  # nothing was heard of the first since
+                await other.ack(last)
+            assert (await silent.ack(*items))["done"] == 0
 
 
 async def test_a_word_of_one_event_gives_time_for_all() -> None:
