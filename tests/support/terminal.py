@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Final, Self
 
-PATIENCE_S: Final = 15.0
+PATIENCE_S: Final = 60.0
 """A net for a loaded machine, never a measure."""
 ESCAPES: Final = re.compile(r"\x1b\[[?0-9;]*[A-Za-z]")
 
