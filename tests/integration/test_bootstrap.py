@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.scale import FULL, scaled
-from tests.support.tiny_checkout import PYTHON, ROOT, TOTAL, UV, TinyCheckout
+from tests.support.tiny_checkout import PATIENCE_S, PYTHON, ROOT, TOTAL, UV, TinyCheckout
 
 FIRST = re.compile(r"First run: making \.venv with 2 pinned packages \.* done \(\d+ s\)\n")
 OLDER = [f"python3.{minor}" for minor in range(6, 11)]
-pytestmark = pytest.mark.timeout(120)  # a net: pip takes seconds, more on a loaded machine
+pytestmark = pytest.mark.timeout(300)  # a net: pip takes seconds, more on a loaded machine
 
 
 @pytest.fixture
@@ -53,13 +53,18 @@ def test_of_two_first_starts_one_makes_the_environment_with_pip_and_both_go_on_i
         assert first.stdout is not None
         assert first.stderr is not None
         begun = first.stderr.read(len("First run"))  # it has the lock
-        second = checkout.run(environ=environ)
+        os.killpg(first.pid, signal.SIGSTOP)  # until the other one has come
+        with checkout.start(environ=environ) as second:
+            assert second.stderr is not None
+            waiting = second.stderr.readline()
+            os.killpg(first.pid, signal.SIGCONT)
+            answer, rest = second.communicate(timeout=PATIENCE_S)
         stdout, stderr = first.stdout.read(), begun + first.stderr.read()
     assert ends_well(subprocess.CompletedProcess([], first.returncode, stdout), checkout.venv)
     assert "args ['a', '-b c']" in stdout
     assert FIRST.fullmatch(stderr)
-    assert ends_well(second, checkout.venv)
-    assert second.stderr == f"Another start is making {checkout.venv}; waiting for it.\n"
+    assert ends_well(subprocess.CompletedProcess([], second.returncode, answer), checkout.venv)
+    assert waiting + rest == f"Another start is making {checkout.venv}; waiting for it.\n"
     third = checkout.run(environ=environ)
     assert ends_well(third, checkout.venv)
     assert third.stderr == ""

@@ -15,6 +15,8 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 PYTHON: Final = str(getattr(sys, "_base_executable", sys.executable))
 """As a user has it: outside any environment."""
 UV: Final = Path(sysconfig.get_path("scripts"), "uv")
+PATIENCE_S: Final = 120.0
+"""A net for a loaded machine, never a measure."""
 MODULES: Final = 100
 """Of the package `wide`: to install so many takes long enough to be killed on the way."""
 
@@ -171,7 +173,7 @@ class TinyCheckout:
     ) -> subprocess.CompletedProcess[str]:
         """Run a program of the checkout to its end."""
         with self.start(program, *arguments, environ=environ or self.environ()) as process:
-            stdout, stderr = process.communicate(timeout=60)
+            stdout, stderr = process.communicate(timeout=PATIENCE_S)
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     def files(self, pattern: str) -> Iterable[Path]:
