@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from tests.support.terminal import Terminal
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAT = (sys.executable, str(ROOT / "chat.py"))
-PATIENCE_S = 30.0
+CONTROL = (sys.executable, str(ROOT / "daemon_control.py"))
+PATIENCE_S = 60.0
+pytestmark = pytest.mark.timeout(180)  # each test runs several programs
 MODEL = "smollm2-135m-instruct"
 INTRODUCTION = (
     f"{MODEL}, the small built-in model, answers (no key needed)."
@@ -60,10 +63,10 @@ class Chats:
             timeout=PATIENCE_S,
         )
 
-    def popen(self, *words: str, **environ: str) -> subprocess.Popen[str]:
+    def popen(self, *words: str, program: Sequence[str] = CHAT, **environ: str) -> subprocess.Popen[str]:
         """Begin to ask."""
         return subprocess.Popen(
-            [*CHAT, *words],
+            [*program, *words],
             env={**self.environ, **environ},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -83,9 +86,13 @@ class Chats:
 
     def control(self, *words: str) -> Completed:
         """Run daemon_control.py."""
-        command = [sys.executable, str(ROOT / "daemon_control.py"), *words]
         return subprocess.run(
-            command, env=self.environ, capture_output=True, text=True, check=False, timeout=PATIENCE_S
+            [*CONTROL, *words],
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE_S,
         )
 
     def ask(self, event: str, **data: object) -> dict[str, Any]:
@@ -95,6 +102,16 @@ class Chats:
     def kill(self) -> None:
         """Kill the daemon, which its supervisor starts again."""
         os.kill(self.ask("system:health")["pid"], signal.SIGKILL)
+
+    @contextmanager
+    def halted(self) -> Iterator[None]:
+        """Halt the daemon while the block runs: it answers nothing, and ends nothing."""
+        pid = self.ask("system:health")["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
     def wait_stopped(self) -> None:
         """Wait until the last completion is cancelled, so that its worker's end is no other answer's."""
@@ -120,7 +137,7 @@ def made() -> Iterator[Chats]:
         yield chats
         chats.control("stop", "--now")
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # of one that had to be killed something may yet end
 
 
 @pytest.fixture
@@ -187,9 +204,14 @@ def test_json_is_one_object(chat: Chats) -> None:
 
 
 def test_stream_json_is_a_line_for_each_step(chat: Chats) -> None:
-    steps = steps_of(chat("mode:slow 2 0.2", "--output-format", "stream-json").stdout)
+    gate = chat.folder / "steps"
+    with chat.popen(f"mode:gate {gate}", "--output-format", "stream-json") as process:
+        assert process.stdout is not None
+        steps = [json.loads(process.stdout.readline()) for _ in range(3)]
+        gate.touch()
+        steps += steps_of(process.stdout.read())
     assert [step["type"] for step in steps] == ["accepted", "started", "delta", "delta", "result"]
-    assert [step["text"] for step in steps[2:]] == ["0 ", "1 ", "0 1 "]
+    assert [step["text"] for step in steps[2:]] == ["0 ", "1 2 3 ", "0 1 2 3 "]
 
 
 def steps_of(text: str) -> list[dict[str, Any]]:
@@ -389,9 +411,14 @@ def test_the_answer_comes_though_the_daemon_is_killed_in_its_middle(stopped: Cha
 
 def test_the_answer_is_read_to_its_end_though_the_daemon_is_restarted(stopped: Chats) -> None:
     stopped.control("start")
-    with stopped.popen("mode:slow 4 0.3", "--output-format", "stream-json") as process:
+    gate = stopped.folder / "gate"
+    with stopped.popen(f"mode:gate {gate}", "--output-format", "stream-json") as process:
         wait_for(process, "delta")
-        assert stopped.control("restart").returncode == 0
+        with stopped.popen("restart", program=CONTROL) as restarting:
+            assert restarting.stdout is not None
+            assert restarting.stdout.read(8) == "Draining"
+            gate.touch()
+            assert restarting.wait(PATIENCE_S) == 0
         out, _ = process.communicate(timeout=PATIENCE_S)
     last = steps_of(out)[-1]
     assert (process.returncode, last["text"], last["attempt"]) == (0, "0 1 2 3 ", 1)
@@ -399,25 +426,31 @@ def test_the_answer_is_read_to_its_end_though_the_daemon_is_restarted(stopped: C
 
 def test_on_a_terminal_a_new_attempt_begins_on_a_new_line(stopped: Chats) -> None:
     stopped.control("start")
-    with stopped.terminal("mode:slow 2 1") as terminal:
+    gate = stopped.folder / "gate"
+    with stopped.terminal(f"mode:gate {gate}") as terminal:
         terminal.expect("0 ")
         stopped.kill()
+        terminal.expect("attempt 2")
+        gate.touch()
         assert terminal.wait() == 0
     assert terminal.text.splitlines() == [
         INTRODUCTION,
         "0 ",
         "connection lost, retrying…",
         "attempt 2: the text above is void",
-        "0 1 ",
+        "0 1 2 3 ",
     ]
 
 
 def test_after_a_cut_of_the_connection_the_answer_goes_on_where_it_was(chat: Chats) -> None:
-    path = chat.folder / "relay.sock"
+    path, gate = chat.folder / "relay.sock", chat.folder / "cut"
     with Relay(path, chat.paths.socket) as relay:
-        with chat.popen("mode:slow 4 0.4", "--output-format", "stream-json", KSI_SOCKET=str(path)) as process:
+        asked = (f"mode:gate {gate}", "--output-format", "stream-json")
+        with chat.popen(*asked, KSI_SOCKET=str(path)) as process:
             wait_for(process, "delta")
             relay.cut()
+            relay.wait_answered()
+            gate.touch()
             out, err = process.communicate(timeout=PATIENCE_S)
         assert (process.returncode, err) == (0, "connection lost, retrying…\n")
         steps = steps_of(out)
@@ -451,10 +484,11 @@ def test_a_second_ctrl_c_leaves_without_waiting(chat: Chats) -> None:
     with chat.terminal("mode:ignore_cancel", NO_COLOR="1") as terminal:
         terminal.expect(f"{INTRODUCTION}\n")
         terminal.expect_match("[0-9]")
-        terminal.type("\x03")
-        terminal.expect("stopping… (Ctrl-C again leaves)")
-        terminal.type("\x03")
-        assert terminal.wait() == 130
+        with chat.halted():
+            terminal.type("\x03")
+            terminal.expect("stopping… (Ctrl-C again leaves)")
+            terminal.type("\x03")
+            assert terminal.wait() == 130
     assert terminal.text.endswith("^C\n")
     chat.wait_stopped()
 
@@ -475,10 +509,10 @@ def test_ctrl_c_where_the_daemon_has_gone_leaves(stopped: Chats) -> None:
 
 
 def test_an_answer_that_takes_too_long_is_cancelled_and_is_5(chat: Chats) -> None:
-    done = chat("mode:hang", "--timeout", "1s", "--output-format", "json")
+    done = chat("mode:hang", "--timeout", "3s", "--output-format", "json")
     assert done.returncode == 5
     answer = json.loads(done.stdout)
-    assert answer["error"]["message"] == "no answer within 1 s"
+    assert answer["error"]["message"] == "no answer within 3 s"
     told = chat.ask("completion:status", request_id=answer["request_id"])["completion"]
     assert told["state"] in ("cancelled", "failed")
 
@@ -490,8 +524,9 @@ def test_one_that_has_no_turn_in_time_is_cancelled_and_is_5(chat: Chats) -> None
     ):
         wait_for(first, "delta")
         wait_for(second, "delta")
-        done = chat("hello", "--timeout", "500ms")
-        assert (done.returncode, done.stderr.splitlines()[0]) == (5, "chat: no answer within 0.5 s")
+        done = chat("hello", "--timeout", "3s")
+        assert done.returncode == 5
+        assert "chat: no answer within 3 s" in done.stderr.splitlines()
         request = chat.accepted["request_id"]
         assert chat.ask("completion:status", request_id=request)["completion"]["state"] == "cancelled"
         for process in (first, second):
@@ -520,7 +555,7 @@ def test_a_conversation(chat: Chats) -> None:
         terminal.type("\x04")
         assert terminal.wait() == 0
     lines = terminal.text.splitlines()
-    assert re.fullmatch(r" +·  3 tokens, \d\.\d s", lines.pop(4))
+    assert re.fullmatch(r" +·  3 tokens, \d+\.\d s", lines.pop(4))
     assert lines == [
         f"KSI chat   session river-walk   provider embedded   {KEYS}",
         "you ▸ Name three uses.",
@@ -564,10 +599,11 @@ def test_a_second_ctrl_c_while_an_answer_is_stopped_leaves_the_conversation(chat
     with chat.talking() as terminal:
         terminal.enter("mode:ignore_cancel")
         terminal.expect_match(f"{MODEL} ▸ [0-9]")
-        terminal.type("\x03")
-        terminal.expect("stopping… (Ctrl-C again leaves)")
-        terminal.type("\x03")
-        assert terminal.wait() == 130
+        with chat.halted():
+            terminal.type("\x03")
+            terminal.expect("stopping… (Ctrl-C again leaves)")
+            terminal.type("\x03")
+            assert terminal.wait() == 130
     chat.wait_stopped()
 
 

@@ -5,7 +5,9 @@ import socket
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
+
+PATIENCE_S: Final = 30.0
 
 
 class Relay:
@@ -19,6 +21,8 @@ class Relay:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listening, selectors.EVENT_READ)
         self._others: dict[socket.socket, socket.socket] = {}
+        self._targets: set[socket.socket] = set()
+        self._answered = threading.Event()
         self._waking, self._woken = socket.socketpair()
         self._selector.register(self._woken, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._run)
@@ -41,6 +45,10 @@ class Relay:
         self._waking.send(b"c")
         self._waking.recv(1)
 
+    def wait_answered(self) -> None:
+        """Return once the daemon has said something on a connection made since the last cut."""
+        assert self._answered.wait(PATIENCE_S)
+
     def _run(self) -> None:
         order = b""
         while order != b"e":
@@ -51,6 +59,7 @@ class Relay:
                     order = self._woken.recv(1)
                     for sock in list(self._others):
                         self._end(sock)
+                    self._answered.clear()
                     self._woken.send(b"d")
                 elif isinstance(key.fileobj, socket.socket) and key.fileobj in self._others:
                     self._pass_on(key.fileobj)
@@ -59,6 +68,7 @@ class Relay:
         near, _ = self._listening.accept()
         far = socket.socket(socket.AF_UNIX)
         far.connect(str(self._target))
+        self._targets.add(far)
         for sock, other in ((near, far), (far, near)):
             self._others[sock] = other
             self._selector.register(sock, selectors.EVENT_READ)
@@ -67,6 +77,8 @@ class Relay:
         try:
             data = sock.recv(65536)
             self._others[sock].sendall(data)
+            if data and sock in self._targets:
+                self._answered.set()
         except OSError:
             data = b""
         if not data:
@@ -75,6 +87,7 @@ class Relay:
     def _end(self, sock: socket.socket) -> None:
         other = self._others.pop(sock, None)
         if other is not None:
+            self._targets.discard(sock)
             self._selector.unregister(sock)
             sock.close()
             self._end(other)
