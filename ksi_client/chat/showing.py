@@ -10,6 +10,7 @@ from ksi_client.chat.failures import lines_of, lines_of_no_answer
 from ksi_client.chat.screen import Screen
 from ksi_client.chat.steps import Step
 from ksi_client.cli.safety import json_visible, one_line
+from ksi_client.control.wording import duration
 from ksi_common.errors import KSIError
 
 Format = Literal["text", "json", "stream-json"]
@@ -197,7 +198,8 @@ def notice_of(step: Step) -> str | None:
     why = one_line((step.get("reason") or "").replace("_", " "))
     match step["type"]:
         case "retrying":
-            return f"attempt {step.get('attempt')} failed ({why}); again in {step.get('delay_s') or 0:.3g} s"
+            again = duration(step.get("delay_s") or 0)
+            return f"attempt {step.get('attempt')} failed ({why}); again in {again}"
         case "failover":
             instead = f"{one_line(step.get('provider') or '')}/{one_line(step.get('model') or '')}"
             return f"{instead} is asked instead ({why}: {one_line(step.get('message') or '')})"

@@ -10,7 +10,7 @@ from ksi_client.chat.answer import Answer
 from ksi_client.chat.chatting import introduction
 from ksi_client.chat.failures import NotStarted, code_of, code_of_answer, lines_of
 from ksi_client.chat.screen import Screen
-from ksi_client.chat.showing import Show, Typed, effort, show
+from ksi_client.chat.showing import Show, Typed, effort, notice_of, show
 from ksi_client.chat.steps import Step
 from ksi_client.control.wording import Exit, Outcome
 from ksi_common.errors import KSIError, NotFound, ResourceExhausted, Unavailable
@@ -89,11 +89,17 @@ def test_a_retry_is_told_on_a_line_of_its_own() -> None:
     retry = [step("retrying", attempt=1, reason="rate_limited", delay_s=2.0), step("started", attempt=2)]
     shown = Shown()
     assert shown.answer(Typed(shown.screen), step("delta", text="one"), *retry, RESULT) == (
-        "one\nattempt 1 failed (rate limited); again in 2 s\nattempt 2: the text above is void\none two\n"
+        "one\nattempt 1 failed (rate limited); again in 2.0 s\nattempt 2: the text above is void\none two\n"
     )
     piped = Shown(terminal=False)
     assert piped.answer(show("text", piped.screen), *retry, RESULT) == "one two\n"
-    assert piped.err.getvalue() == "attempt 1 failed (rate limited); again in 2 s\n"
+    assert piped.err.getvalue() == "attempt 1 failed (rate limited); again in 2.0 s\n"
+
+
+@pytest.mark.parametrize(("delay_s", "said"), [(0.00005, "0.0 s"), (3600.0, "1 h 0 m")])
+def test_a_retry_is_told_in_units_that_people_read(delay_s: float, said: str) -> None:
+    notice = notice_of(step("retrying", attempt=1, reason="outage", delay_s=delay_s))
+    assert notice == f"attempt 1 failed (outage); again in {said}"
 
 
 def test_an_answer_that_was_stopped_ends_its_line() -> None:
