@@ -15,7 +15,7 @@ from ksi_completion.open_completions import OpenCompletions
 from ksi_completion.outcomes import Outcome
 from ksi_completion.rows import Row
 from ksi_daemon.database import Database
-from ksi_daemon.testing import PATIENCE_S, RunningDaemon, Wire, running_daemon
+from ksi_daemon.testing import PATIENCE_S, FakeClock, RunningDaemon, Wire, running_daemon
 from tests.support.asking import until
 
 ODD_WORKER = [sys.executable, str(Path(__file__).parents[1] / "support" / "odd_worker.py")]
@@ -24,10 +24,12 @@ Frame = dict[str, Any]
 
 
 @asynccontextmanager
-async def daemon(home: Path | None = None, **settings: Any) -> AsyncIterator[RunningDaemon]:
+async def daemon(
+    home: Path | None = None, *, clock: FakeClock | None = None, **settings: Any
+) -> AsyncIterator[RunningDaemon]:
     """Run a daemon whose model is a script that does what the prompt says."""
-    table = {"worker": ODD_WORKER, **settings}
-    async with running_daemon(home=home, settings={"plugins": {"completion": table}}) as ksi:
+    table = {"plugins": {"completion": {"worker": ODD_WORKER, **settings}}}
+    async with running_daemon(home=home, settings=table, clock=clock) as ksi:
         yield ksi
 
 
@@ -133,9 +135,9 @@ async def test_clearing_a_session_ends_what_is_queued_and_leaves_what_runs() -> 
 
 async def test_what_waits_for_its_next_try_holds_no_slot_and_keeps_its_session_s_turn() -> None:
     async with daemon(concurrency=1, attempts=2) as ksi, ksi.connect() as wire:
-        await ask(wire, "mode:fail rate_limited", "r1")  # which says: not before 1.5 s
+        await ask(wire, "mode:fail rate_limited 3600", "r1")  # which says: not before an hour
         (retrying,) = await until(ksi, "completion:retrying")
-        assert retrying["delay_s"] >= 1.5
+        assert retrying["delay_s"] == 3600
         assert (retrying["kind"], retrying["failures"]) == ("rate_limited", 1)
         await ask(wire, "echo: behind", "r2")
         await ask(wire, "echo: beside", "r3", "t")
@@ -149,22 +151,31 @@ async def test_what_waits_for_its_next_try_holds_no_slot_and_keeps_its_session_s
         assert (waiting["count"], waiting["by_reason"]) == (1, {"as_asked": 1})
         assert 0 < waiting["retrying"][0]["delay_s"] <= retrying["delay_s"]
         assert (await status(ksi))["retrying_count"] == 1
-        await until(ksi, "completion:failed")
-        await until(ksi, "completion:result", 2)
+
+
+async def test_what_is_behind_one_that_waits_for_its_next_try_comes_after_it() -> None:
+    async with daemon(attempts=2) as ksi, ksi.connect() as wire:
+        await ask(wire, "mode:fail rate_limited 0.2", "r1")
+        await until(ksi, "completion:retrying")
+        await ask(wire, "echo: behind", "r2")
+        await until(ksi, "completion:result")
         ended = [event["request_id"] for event in ksi.emitted() if "reference" in event]
-        assert ended == ["r3", "r1", "r2"]
+        assert ended == ["r1", "r2"]
         assert (await status(ksi, "r1"))["process_state"] == "dead"
 
 
 async def test_a_restart_in_the_middle_of_a_back_off_keeps_its_time(tmp_path: Path) -> None:
-    async with daemon(tmp_path / "var", attempts=2) as ksi, ksi.connect() as wire:
-        await ask(wire, "mode:fail rate_limited", "r1")
+    clock = FakeClock()
+    async with daemon(tmp_path / "var", clock=clock, attempts=2) as ksi, ksi.connect() as wire:
+        await ask(wire, "mode:fail rate_limited 3600", "r1")
         await until(ksi, "completion:retrying")
         (before,) = (await ksi.call_raw("completion:retry_status"))["retrying"]
-    async with daemon(tmp_path / "var", attempts=2) as ksi:
+    async with daemon(tmp_path / "var", clock=clock, attempts=2) as ksi:
         (after,) = (await ksi.call_raw("completion:retry_status"))["retrying"]
         assert after["next_try"] == before["next_try"]
         assert ksi.emitted("completion:started") == []
+    clock.advance(3599.8)
+    async with daemon(tmp_path / "var", clock=clock, attempts=2) as ksi:
         (failed,) = await until(ksi, "completion:failed")
         assert (failed["attempt"], len(await until(ksi, "completion:retrying"))) == (2, 1)
         one = await status(ksi, "r1")
@@ -173,7 +184,7 @@ async def test_a_restart_in_the_middle_of_a_back_off_keeps_its_time(tmp_path: Pa
 
 async def test_a_completion_in_back_off_is_cancelled_at_once_and_the_queue_behind_it_goes_on() -> None:
     async with daemon() as ksi, ksi.connect() as wire:
-        await ask(wire, "mode:fail rate_limited", "r1")
+        await ask(wire, "mode:fail rate_limited 3600", "r1")
         await until(ksi, "completion:retrying")
         await ask(wire, "echo: behind", "r2")
         reply = (await wire.call("completion:cancel", {"request_id": "r1"}))["data"]

@@ -18,7 +18,7 @@ begin, ``silent`` never says that it is ready. Otherwise the last message says w
     mode:flood 4000000      write as many bytes to stderr, and then answer
     mode:usage 9999999999   count as many tokens of prompt
     mode:garbage            write a line that is no report
-    mode:fail rate_limited  fail, as that FailureClass
+    mode:fail rate_limited  fail, as that FailureClass; another word says after how many seconds to come back
     mode:fork               leave a process behind that ignores SIGTERM; say its pid
     mode:hang               answer never, but confirm a cancel
     mode:ignore_cancel      answer never, and do not confirm a cancel
@@ -170,9 +170,9 @@ def garbage(_order: Order) -> None:
     write(b"Loading the model, please wait...\n")
 
 
-def fail(order: Order, kind: str) -> None:
-    failure = {"kind": kind, "reason": "as_asked", "message": f"a failure: {kind}", "retry_after_s": 1.5}
-    report("failed", order["id"], **failure)
+def fail(order: Order, kind: str, retry_after_s: str = "1.5") -> None:
+    failure = {"kind": kind, "reason": "as_asked", "message": f"a failure: {kind}"}
+    report("failed", order["id"], **failure, retry_after_s=float(retry_after_s))
 
 
 def fork(order: Order) -> None:
