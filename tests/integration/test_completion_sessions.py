@@ -13,6 +13,7 @@ from ksi_completion.providers.interface import Job, ProviderFailure, size_of
 from ksi_completion.providers.mock import MockGeneration, MockProvider
 from ksi_daemon.plugin import Leases
 from ksi_daemon.testing import RunningDaemon, Wire, running_daemon
+from tests.support.asking import until
 
 Frame = dict[str, Any]
 
@@ -217,14 +218,11 @@ async def test_a_fork_of_nothing_or_onto_something_is_refused(keeper: Keeper) ->
 
 
 async def test_nobody_begins_on_a_session_that_another_may_be_at_work_on() -> None:
-    async with daemon() as ksi, ksi.connect() as wire, ksi.connect() as events:
+    async with daemon() as ksi, ksi.connect() as wire:
         leases: Leases = ksi.daemon.services.get(Leases)  # type: ignore[type-abstract]
         await leases.acquire("completion/session/s", "a process that could not be ended", 60.0)
-        events.send({"event": "event:subscribe", "data": {"patterns": ["completion:retrying"]}, "id": "e"})
         await wire.call("completion:async", {"prompt": "one", "session_id": "s", "request_id": "r1"})
-        while (frame := await events.receive())["type"] != "item":
-            pass
-        retrying = frame["data"]["data"]
+        (retrying,) = await until(ksi, "completion:retrying")
         assert (retrying["reason"], retrying["delay_s"] > 30) == ("session_busy", True)
         assert (await ask(wire, "beside", session_id="t"))["type"] == "result"
         assert [event["session_id"] for event in ksi.emitted("completion:started")] == ["t"]
