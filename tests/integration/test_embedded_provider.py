@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ uninstalled = EmbeddedProvider(Processes(Path("/")), Path("/")).missing()
 pytestmark = [
     pytest.mark.skipif(uninstalled is not None, reason=str(uninstalled)),
     # One core makes all answers, and it is shared with the other tests.
-    pytest.mark.timeout(90),
+    pytest.mark.timeout(300),
 ]
 
 
@@ -50,12 +51,18 @@ pytestmark = [
 async def provider(tmp_path: Path) -> AsyncIterator[EmbeddedProvider]:
     """Give the provider; no process of it is left at its end."""
     async with Processes(tmp_path) as processes:
-        provider = EmbeddedProvider(processes, tmp_path)
+        provider = patient(EmbeddedProvider(processes, tmp_path))
         try:
             yield provider
         finally:
             await provider.close()
         assert marks(tmp_path) == []
+
+
+def patient(provider: EmbeddedProvider) -> EmbeddedProvider:
+    """Give its worker time to confirm a cancel: it shares a core with whatever else is tested."""
+    provider._link._settings = replace(provider._link._settings, confirm_s=60.0)
+    return provider
 
 
 def asked(*said: str, **fields: Any) -> Job:
@@ -88,7 +95,6 @@ async def test_it_knows_the_capital_of_france_and_says_so_again(provider: Embedd
     answer = generation.answer
     assert "Paris" in answer.text
     assert "".join(pieces) == answer.text
-    assert len(pieces) > 1, "it comes as it is made"
     assert answer.finish_reason == "stop"
     assert answer.response == {
         "result": answer.text,
@@ -97,6 +103,11 @@ async def test_it_knows_the_capital_of_france_and_says_so_again(provider: Embedd
         "usage": answer.usage.model_dump(exclude_none=True),
     }
     assert await answer_to(provider, FRANCE) == answer.text
+
+
+async def test_an_answer_comes_as_it_is_made(provider: EmbeddedProvider) -> None:
+    generation = await provider.start(asked(STORY, max_tokens=100))  # which takes seconds
+    assert len([text async for text in generation.deltas()]) > 1
 
 
 async def test_tokens_are_counted_and_those_of_a_session_are_read_once(provider: EmbeddedProvider) -> None:
@@ -243,7 +254,7 @@ async def test_close_ends_the_worker(provider: EmbeddedProvider) -> None:
 
 async def test_an_order_that_waits_in_the_worker_is_cancelled_there(tmp_path: Path) -> None:
     async with Processes(tmp_path) as processes:
-        provider = EmbeddedProvider(processes, tmp_path, concurrency=1)
+        provider = patient(EmbeddedProvider(processes, tmp_path, concurrency=1))
         story = await provider.start(asked(STORY, max_tokens=4000))
         await first_of(story)
         waiting = await provider.start(asked(FRANCE))
@@ -281,7 +292,7 @@ def test_an_order_that_makes_no_sense_ends_the_worker(tmp_path: Path) -> None:
         assert worker.stdin is not None
         worker.stdin.write(senseless)
         worker.stdin.flush()
-        assert worker.wait(30) == 1
+        assert worker.wait(120) == 1
         output, errors = worker.communicate()
     finally:
         worker.kill()
@@ -294,7 +305,7 @@ def test_a_worker_ends_with_its_stdin_in_the_middle_of_an_answer(tmp_path: Path)
     messages = [{"role": "user", "content": STORY}]
     order = {"do": "complete", "id": "1", "system": None, "max_tokens": 4000, "messages": messages}
     line = json.dumps(order).encode() + b"\n"
-    done = subprocess.run(command, input=line, capture_output=True, check=False, timeout=60)
+    done = subprocess.run(command, input=line, capture_output=True, check=False, timeout=120)
     assert (done.returncode, done.stderr) == (0, b"")
     assert b'"done"' not in done.stdout
 
