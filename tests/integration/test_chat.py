@@ -53,9 +53,11 @@ class Chats:
 
     def __call__(self, *words: str, stdin: str = "", **environ: str) -> Completed:
         """Ask one question."""
+        # A pipe that is closed late would be said to be waited for.
+        fed: dict[str, Any] = {"input": stdin} if stdin else {"stdin": subprocess.DEVNULL}
         return subprocess.run(
             [*CHAT, *words],
-            input=stdin,
+            **fed,
             env={**self.environ, **environ},
             capture_output=True,
             text=True,

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from ksi_client import call_raw
-from tests.integration.test_client import RealDaemon, real_daemon
+from tests.integration.test_client import PATIENCE_S, RealDaemon, real_daemon
 
 KSI = Path(__file__).resolve().parents[2] / "ksi"
 
 Ksi = Callable[..., subprocess.CompletedProcess[str]]
+
+pytestmark = pytest.mark.timeout(240)  # each test runs several programs
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +164,7 @@ def test_a_subscription_ends_with_130_when_it_is_interrupted_and_survives_a_rest
             publish(daemon, 3)
             assert json.loads(following.stdout.readline())["data"] == {"n": 3}
             following.send_signal(signal.SIGINT)
-            assert following.wait(10) == 130
+            assert following.wait(PATIENCE_S) == 130
             assert following.stderr.read().strip() == ""
         finally:
             following.kill()
@@ -170,7 +172,7 @@ def test_a_subscription_ends_with_130_when_it_is_interrupted_and_survives_a_rest
 
 def publish(daemon: RealDaemon, n: int) -> None:
     told = {"event": "demo:told", "data": {"n": n}}
-    call_raw("event:publish", told, socket=daemon.socket, connect_timeout_s=10)
+    call_raw("event:publish", told, socket=daemon.socket, connect_timeout_s=PATIENCE_S)
 
 
 def _names(text: str) -> list[str]:

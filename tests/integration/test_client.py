@@ -20,6 +20,10 @@ from ksi_common.frames import Mark
 from ksi_common.messages import Notification
 from tests.unit.test_client_fake import Conformance, Wire, open_wire, socket_folder
 
+PATIENCE_S = 60.0
+"""A net for a loaded machine: the daemon is started again and again."""
+pytestmark = pytest.mark.timeout(240)
+
 
 class Told(Notification, event="demo:told"):
     n: int
@@ -46,7 +50,7 @@ class RealDaemon:
         """End it and wait for its end."""
         assert self._process is not None
         self._process.send_signal(number)
-        self._process.wait(15)
+        self._process.wait(PATIENCE_S)
 
     def restart(self, number: signal.Signals = signal.SIGKILL) -> None:
         """End it and start it again."""
@@ -61,7 +65,7 @@ def real_daemon() -> Iterator[RealDaemon]:
         daemon = RealDaemon(folder / "var")
         daemon.start()
         try:
-            call_raw("system:health", socket=daemon.socket, connect_timeout_s=10)
+            call_raw("system:health", socket=daemon.socket, connect_timeout_s=PATIENCE_S)
             yield daemon
         finally:
             daemon.stop()
@@ -75,7 +79,7 @@ def daemon() -> Iterator[RealDaemon]:
 
 @pytest.fixture
 async def client(daemon: RealDaemon) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient(daemon.socket) as client:
+    async with AsyncClient(daemon.socket, connect_timeout_s=PATIENCE_S) as client:
         yield client
 
 
@@ -118,7 +122,7 @@ async def test_a_thousand_calls_at_once_are_all_answered(client: AsyncClient) ->
 async def test_what_a_client_tells_is_followed_by_itself_and_others(
     client: AsyncClient, daemon: RealDaemon
 ) -> None:
-    async with asyncio.timeout(10), AsyncClient(daemon.socket) as other:
+    async with asyncio.timeout(PATIENCE_S), AsyncClient(daemon.socket) as other:
         mine, theirs = client.subscribe("demo:*"), other.subscribe("demo:*", marks=True)
         mark = await anext(theirs)
         assert isinstance(mark, Mark)
@@ -150,9 +154,9 @@ async def test_a_subscription_outlives_restarts_without_gap_or_duplicate(
                 return
 
     async with (
-        asyncio.timeout(18),
-        AsyncClient(daemon.socket) as reader,
-        AsyncClient(daemon.socket) as writer,
+        asyncio.timeout((rounds + 1) * PATIENCE_S),
+        AsyncClient(daemon.socket, connect_timeout_s=PATIENCE_S) as reader,
+        AsyncClient(daemon.socket, connect_timeout_s=PATIENCE_S) as writer,
         asyncio.TaskGroup() as tasks,
     ):
         tasks.create_task(follow(reader))
@@ -184,13 +188,13 @@ async def test_a_subscription_that_is_not_read_catches_up_later(client: AsyncCli
     for _ in range(total // 1000):
         await client.call(event.Append(stream="demo/1", events=batch))
     assert (await client.call(system.Health())).status == "healthy"
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(PATIENCE_S):
         versions = [(await anext(events)).version for _ in range(total)]
     assert versions == list(range(1, total + 1))
 
 
 def test_the_blocking_client_does_the_same(daemon: RealDaemon) -> None:
-    with Client(daemon.socket) as client:
+    with Client(daemon.socket, connect_timeout_s=PATIENCE_S) as client:
         client.call(state.Set(key="a", value=1))
         events = client.subscribe("demo:*", marks=True)
         client.notify(Told(n=1))
