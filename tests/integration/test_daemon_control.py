@@ -24,7 +24,8 @@ from ksi_client.control.standing import look, read_supervisor
 from ksi_common.paths import Paths
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 15.0
+PATIENCE_S = 60.0
+pytestmark = pytest.mark.timeout(180)  # each test runs several programs
 
 SLOW = '''\
 """A request that is answered once somebody writes into a pipe."""
@@ -126,7 +127,7 @@ def control() -> Iterator[Control]:
     control = Control(folder)
     yield control
     control("stop", "--now")
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)  # of one that had to be killed something may yet end
 
 
 def logged(following: subprocess.Popen[str], event: str) -> datetime:
@@ -134,6 +135,13 @@ def logged(following: subprocess.Popen[str], event: str) -> datetime:
     assert following.stdout is not None
     line: dict[str, str] = next(line for line in map(json.loads, following.stdout) if line["event"] == event)
     return datetime.fromisoformat(line["timestamp"])
+
+
+def next_logged(following: subprocess.Popen[str]) -> str:
+    """Give what is logged next, but for what is said of a loop that a busy machine holds."""
+    assert following.stdout is not None
+    names: Iterator[str] = (json.loads(line)["event"] for line in following.stdout)
+    return next(name for name in names if not name.startswith("loop."))
 
 
 @contextmanager
@@ -199,7 +207,7 @@ def test_a_start_after_kill_9_clears_up_and_says_what_was_recovered(control: Con
 
 
 def test_of_twenty_starters_one_serves_and_the_others_say_so(control: Control) -> None:
-    starters = [control.popen("start", "--json") for _ in range(20)]
+    starters = [control.popen("start", "--json", "--timeout", "60") for _ in range(20)]
     said = []
     for starter in starters:
         out, err = starter.communicate(timeout=PATIENCE_S)
@@ -324,7 +332,7 @@ def test_after_a_segmentation_fault_it_is_back_with_all_it_had(control: Control)
 @pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGSEGV)", "os._exit(1)"])
 def test_a_plugin_that_ends_the_process_is_left_out_when_it_starts_again(control: Control, end: str) -> None:
     control.add_plugin("boom", f"import os, signal\n{end}\n")
-    started = control("start")
+    started = control("start", "--timeout", "60")
     assert started.returncode == 0
     assert "boom is quarantined: it was running when the process crashed" in started.stdout
     assert "boom quarantined" in control("status").stdout
@@ -334,7 +342,7 @@ def test_a_crash_loop_ends_loudly(control: Control) -> None:
     traceless = "os.unlink(os.environ['KSI_HOME'] + '/run/breadcrumb')"
     crash = "os.kill(os.getpid(), signal.SIGSEGV)"
     control.add_plugin("boom", f"import os, signal\n{traceless}\n{crash}\n")
-    failed = control("start")
+    failed = control("start", "--timeout", "60")
     assert failed.returncode == 1
     assert failed.stderr.startswith(
         "Could not start: the daemon crashed 5 times in 5 minutes, the last time by SIGSEGV\n"
@@ -628,15 +636,14 @@ def test_logs_are_rendered_for_people_and_raw_for_programs(control: Control) -> 
 
 def test_logs_follow_the_daemon_into_its_next_file(control: Control) -> None:
     control("start")
-    with control.popen("logs", "--follow", "--json", "--lines", "1") as following:
-        assert following.stdout is not None
-        assert json.loads(following.stdout.readline())["event"] == "daemon.ready"
+    with control.popen("logs", "--follow", "--json") as following:
+        logged(following, "daemon.ready")
         control("stop")
-        assert json.loads(following.stdout.readline())["event"] == "daemon.stopping"
-        assert json.loads(following.stdout.readline())["event"] == "daemon.stopped"
+        assert next_logged(following) == "daemon.stopping"
+        assert next_logged(following) == "daemon.stopped"
         control.paths.log.rename(control.paths.log.with_suffix(".jsonl.1"))
         control("start")
-        assert json.loads(following.stdout.readline())["event"] == "daemon.starting"
+        assert next_logged(following) == "daemon.starting"
         following.send_signal(signal.SIGINT)
         assert following.wait(PATIENCE_S) == 130
 
