@@ -28,7 +28,7 @@ CHAIN = """
     log = structlog.get_logger()
     plain = logging.getLogger("chain")
     together = asyncio.Barrier(8)
-    together_in_threads = threading.Barrier(8, timeout=5)
+    together_in_threads = threading.Barrier(8, timeout=30)
 
     class Seen(Message):
         correlation_id: str

@@ -93,7 +93,8 @@ async def test_the_command_line_says_it_on_stderr(
         warnings.simplefilter("always")
         code = await asyncio.to_thread(run, ["call", "probe:old", "--socket", str(probe.paths.socket)])
     out, err = capsys.readouterr()
-    assert (code, out.splitlines()[-1], err) == (0, "word\told", f"warning: {OLD}\n")
+    assert (code, err) == (0, f"warning: {OLD}\n")
+    assert "word\told" in out.splitlines()  # among what the daemon logs
 
 
 async def test_discovery_and_help_say_so(probe: RunningDaemon) -> None:
