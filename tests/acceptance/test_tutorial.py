@@ -13,7 +13,7 @@ STEPS = re.findall(
 )
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_the_tutorial_is_true(stranger: Stranger) -> None:
     place = stranger.folder
     stranger.run("ksi", "daemon", "start")
