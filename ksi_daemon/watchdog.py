@@ -130,7 +130,9 @@ class Watchdog:
 
 def place_of(frame: FrameType, plugin: str | None) -> Place:
     """Say where a frame stands."""
-    return Place(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name, plugin)
+    code = frame.f_code
+    line = frame.f_lineno or code.co_firstlineno  # it has none between two lines (Python 3.11)
+    return Place(code.co_filename, line, code.co_name, plugin)
 
 
 def waiting_at(task: "asyncio.Task[object]") -> Sequence[FrameType]:
