@@ -142,6 +142,21 @@ def test_an_answer_as_long_as_was_asked_needs_no_good_end() -> None:
     assert (made.text, made.finish_reason, made.resume_at) == ("On", "length", "a-1")
 
 
+def test_an_answer_as_long_as_was_asked_needs_no_result() -> None:
+    init = {"type": "system", "subtype": "init", "session_id": "s-1"}
+    start = streamed(type="message_start", message={"model": "claude", "usage": SPENT | {"output_tokens": 1}})
+    stop = streamed(type="message_delta", delta={"stop_reason": "max_tokens"}, usage={"output_tokens": 5})
+    made = answer(init, start, delta("On"), said("On"), stop, max_tokens=7)
+    assert (made.text, made.finish_reason, made.resume_at) == ("On", "length", "a-1")
+    assert made.provider_session == "s-1"
+    assert (made.usage.prompt_tokens, made.usage.completion_tokens, made.usage.cached_tokens) == (16, 5, 3)
+
+
+def test_what_comes_behind_an_answer_as_long_as_was_asked_is_not_told() -> None:
+    lines = (begun(), delta("On"), said("On"), stopped("max_tokens"), begun(), delta("and "), begun())
+    assert answer(*lines, RESULT, max_tokens=7).text == "On"
+
+
 WORDS = [
     ({"terminal_reason": "prompt_too_long", "api_error_status": 400}, "invalid", "context_exceeded"),
     ({"terminal_reason": "image_error", "api_error_status": 413}, "invalid", "too_large"),

@@ -61,6 +61,9 @@ class ClaudeReading:
         self._has_acted = False
         """A tool was used: what is done again from the beginning does that again, too."""
         self._finish: str | None = None
+        self._session: str | None = None
+        self._spent: list[dict[str, Any]] = []
+        """What each message has used, as it was streamed."""
 
     @property
     def is_whole(self) -> bool:
@@ -82,7 +85,7 @@ class ClaudeReading:
         if line.get("parent_tool_use_id") is not None:
             return ""  # an agent of its own that the CLI has started; its result comes as a tool's
         match line.get("type"):
-            case "stream_event":
+            case "stream_event" if not self.is_enough:
                 return self._stream(line.get("event") or {})
             case "assistant" if not (line.get("aborted") or self.is_enough):
                 return self._assistant(line)
@@ -97,7 +100,7 @@ class ClaudeReading:
 
     def conclude(self, how: Ended) -> Answer:
         """Give the answer. Raises ProviderFailure."""
-        result = self._result
+        result = self._result or (self._as_streamed if self.is_enough else None)
         if result is None:
             raise _unsaid(how)
         if result.get("is_error") and not self.is_enough:
@@ -123,17 +126,27 @@ class ClaudeReading:
             structured=result.get("structured_output"),
         )
 
+    @property
+    def _as_streamed(self) -> Mapping[str, Any]:
+        """The result of a run that was interrupted, and ended before it could say one."""
+        usage = {name: sum(used.get(name) or 0 for used in self._spent) for name in _SPENT}
+        return {"session_id": self._session, "usage": usage}
+
     def _stream(self, event: Mapping[str, Any]) -> str:
         match event:
             case {"type": "message_start"} if self._block:
                 # It asks again by itself; what was told of the first answer cannot be taken back.
                 raise ProviderFailure("the answer was cut in the middle", reason="stream_cut")
+            case {"type": "message_start", "message": {"usage": dict(used)}}:
+                self._spent.append(used)
             case {"type": "content_block_delta", "delta": {"type": "text_delta", "text": str(text)}}:
                 before, self._gap = ("", self._gap) if self._block else (self._gap, "")
                 self._block += text
                 return before + text
             case {"type": "message_delta", "delta": {"stop_reason": str(reason)}}:
                 self._finish = reason
+                for used in self._spent[-1:]:
+                    used |= event.get("usage") or {}
                 self._gap = "" if reason == "max_tokens" else self._gap
         return ""
 
@@ -173,6 +186,7 @@ class ClaudeReading:
         match line:
             case {"subtype": "init"}:
                 self._model = line.get("model") or self._model
+                self._session = line.get("session_id")
                 self._check_servers(line.get("mcp_servers") or ())
             case {"subtype": "api_retry"} if not self._has_acted:
                 # It would wait here by itself, unseen; ended, the wait is KSI's, told and durable.
