@@ -141,9 +141,7 @@ class LocalBus:
         self, patterns: str | Sequence[str], *, start: str | Mapping[str, Any] = "now"
     ) -> AsyncIterator[Delivered]:
         """Follow events that match, in order. "now" is now, though ephemeral events wait for a reader."""
-        if start == "now":
-            start = {"cursor": self._subscriptions.log.cursor(self._hub.head)}
-        return self._follow(_interest(patterns, start))
+        return self._follow(_interest(patterns, self._subscriptions.pinned(start)))
 
     async def _follow(self, interest: Interest) -> AsyncIterator[Delivered]:
         async with following(self._subscriptions, interest, self._tasks) as sink:

@@ -106,7 +106,7 @@ class DurableListener:
         self._subscriber = subscriber
         self._durable = durable
         # What is told from here on is its own, though its row is read and written while others are served.
-        self._start = consumers.here() if durable.start == "now" else durable.start
+        self._start = consumers.subscriptions.pinned(durable.start)
         self._consumers = consumers
         self._tasks = tasks
         self._deliver = compose((correlation, errors), self._call)
@@ -127,7 +127,9 @@ class DurableListener:
         self._sink = QueueSink()
         self._redriven.clear()
         event = spec_of(self._subscriber.event).name
-        opened = await self._consumers.open_subscriber(self._name, event, self._durable, start=self._start)
+        opened = await self._consumers.open_subscriber(
+            self._name, event, start=self._start, max_attempts=self._durable.max_attempts
+        )
         self._id, self._failures = opened.row.id, dict(opened.failures)
         self._done = self._saved = opened.row.position
         for letter in opened.redriven:

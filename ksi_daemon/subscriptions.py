@@ -85,6 +85,10 @@ class Subscriptions:
             len(feeds), sum(not feed.is_live for feed in feeds), sum(feed.overflows > 0 for feed in feeds)
         )
 
+    def pinned(self, start: str | Mapping[str, Any]) -> str | Mapping[str, Any]:
+        """Give a start that is the same place later: "now" becomes the end of the log."""
+        return {"cursor": self.log.cursor(self.hub.head)} if start == "now" else start
+
     async def follow(self, interest: Interest, sink: Sink) -> None:
         """Feed ``sink`` until cancelled."""
         feed = _Feed(self, interest, sink)

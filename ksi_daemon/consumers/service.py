@@ -24,7 +24,6 @@ from ksi_daemon.cursors import parse_cursor
 from ksi_daemon.database import Database, Transaction
 from ksi_daemon.dead_letters import DatabaseDeadLetters, DeadLetter
 from ksi_daemon.eventlog import Place
-from ksi_daemon.marks import Durable
 from ksi_daemon.subscriptions import Sink, Subscriptions
 from ksi_daemon.supervisor import attempt_async
 
@@ -105,8 +104,7 @@ class Consumers:
 
         A cursor that begins "now" begins when this is called, not when it is made.
         """
-        if wish.start == "now":
-            wish = replace(wish, start=self.here())
+        wish = replace(wish, start=self.subscriptions.pinned(wish.start))
         running = await self._open(wish)
         name = wish.consumer or new_id()
         member = Member(name, wish.max_inflight or MAX_INFLIGHT)
@@ -155,18 +153,11 @@ class Consumers:
         dead = await self.letters.counts()
         return [await self._state(row, dead) for row in await rows.listed(self.database, kind, name)]
 
-    def here(self) -> Mapping[str, Any]:
-        """Give the end of the log, now, as a start."""
-        return {"cursor": self.subscriptions.log.cursor(self.subscriptions.hub.head)}
-
     async def open_subscriber(
-        self, name: str, event: str, durable: Durable, *, start: str | Mapping[str, Any] | None = None
+        self, name: str, event: str, *, start: str | Mapping[str, Any], max_attempts: int
     ) -> Opened:
-        """Give the cursor of a durable subscriber; made where there is none.
-
-        ``start``: where it begins then, in place of what it wishes.
-        """
-        wish = Wish(patterns=(event,), start=start or durable.start, max_attempts=durable.max_attempts)
+        """Give the cursor of a durable subscriber; made where there is none."""
+        wish = Wish(patterns=(event,), start=start, max_attempts=max_attempts)
         row, gap = await self._row(wish, (SUBSCRIBER, name))
         if gap is not None:
             log.warning("subscriber.gap", subscriber=name, **gap)

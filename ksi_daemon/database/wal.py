@@ -6,7 +6,7 @@ each complete checkpoint and never looks beyond what it wrote, so zeros behind t
 
 Its length is asked for by ``lseek``, never by ``stat``: on Linux 6.13 and later a file whose times were
 looked at gets new ones with the next write, and ``fdatasync`` of an ext4 without a journal then writes its
-inode, too (multigrain timestamps, Documentation/filesystems/multigrain-ts.rst): a third of a sync.
+inode, too (multigrain timestamps, Documentation/filesystems/multigrain-ts.rst).
 """
 
 import os

@@ -1,5 +1,6 @@
 """What the integration tests share: plugins written on the spot, and a log that can be read."""
 
+import asyncio
 import json
 import textwrap
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from typing import Any, Final
 
 import pytest
 
+from ksi_daemon.consumers import rows
 from ksi_daemon.logs import logging_to
 from ksi_daemon.settings import LogSettings
 
@@ -36,6 +38,19 @@ class LogFile:
         if event is None:
             return [line for line in lines if not line["event"].startswith(OF_A_BUSY_MACHINE)]
         return [line for line in lines if line["event"] == event]
+
+
+@pytest.fixture
+def may_read(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Let the rows of consumers be read only once this is set."""
+    allowed, load = asyncio.Event(), rows.load
+
+    async def load_late(*arguments: Any) -> Any:
+        await allowed.wait()
+        return await load(*arguments)
+
+    monkeypatch.setattr(rows, "load", load_late)
+    return allowed
 
 
 @pytest.fixture(autouse=True)

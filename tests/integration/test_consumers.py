@@ -10,7 +10,6 @@ import pytest
 
 from ksi_client import AsyncClient, Client
 from ksi_common.errors import KSIError
-from ksi_daemon.consumers import rows
 from ksi_daemon.consumers.ledger import LOSSES_TOGETHER
 from ksi_daemon.testing import PATIENCE_S, FakeClock, RunningDaemon, Wire, running_daemon
 from tests.support.databases import writable
@@ -115,16 +114,7 @@ async def test_a_consumer_goes_on_with_what_is_not_acknowledged(ksi: RunningDaem
         assert [(i["data"]["data"]["n"], i["data"]["attempt"]) for i in again] == [(2, 2), (4, 2), (5, 1)]
 
 
-async def test_a_consumer_begins_when_it_is_asked_for(
-    ksi: RunningDaemon, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    may_read, load = asyncio.Event(), rows.load
-
-    async def load_late(*arguments: Any) -> Any:
-        await may_read.wait()
-        return await load(*arguments)
-
-    monkeypatch.setattr(rows, "load", load_late)
+async def test_a_consumer_begins_when_it_is_asked_for(ksi: RunningDaemon, may_read: asyncio.Event) -> None:
     async with following(ksi, consumer="c") as member:
         await member.call("event:publish", {"event": "demo:told", "data": {"n": 1}})
         may_read.set()

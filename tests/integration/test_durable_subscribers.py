@@ -5,9 +5,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from ksi_daemon.consumers import rows
 from ksi_daemon.testing import PATIENCE_S, RunningDaemon, running_daemon
 from tests.support.databases import writable
 from tests.support.waiting import eventually
@@ -125,15 +122,8 @@ async def test_what_was_told_while_it_was_away_is_given_to_it(
 
 
 async def test_one_that_begins_now_is_given_all_that_is_told_once_the_daemon_serves(
-    write_plugin: WritePlugin, monkeypatch: pytest.MonkeyPatch
+    write_plugin: WritePlugin, may_read: asyncio.Event
 ) -> None:
-    may_read, load = asyncio.Event(), rows.load
-
-    async def load_late(*arguments: Any) -> Any:
-        await may_read.wait()
-        return await load(*arguments)
-
-    monkeypatch.setattr(rows, "load", load_late)
     async with running_daemon(plugins=[write_plugin(LEDGER, "ledger")]) as ksi:
         await set_(ksi, 1)
         may_read.set()

@@ -145,8 +145,8 @@ class ClaudeReading:
                 return before + text
             case {"type": "message_delta", "delta": {"stop_reason": str(reason)}}:
                 self._finish = reason
-                for used in self._spent[-1:]:
-                    used |= event.get("usage") or {}
+                if self._spent:
+                    self._spent[-1] |= event.get("usage") or {}
                 self._gap = "" if reason == "max_tokens" else self._gap
         return ""
 
