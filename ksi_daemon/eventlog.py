@@ -13,6 +13,12 @@ from ksi_daemon.cursors import parse_cursor
 from ksi_daemon.database import Connection, Database, Error
 from ksi_daemon.database.log_index import BLOCK
 from ksi_daemon.database.log_rows import (
+    DATA,
+    KIND,
+    NAME,
+    REFERENCE,
+    SEQ,
+    STREAM,
     Damage,
     DamagedRow,
     RemovedEvent,
@@ -21,7 +27,7 @@ from ksi_daemon.database.log_rows import (
     is_damage,
     read_page,
 )
-from ksi_daemon.database.log_writer import COLUMNS
+from ksi_daemon.database.log_writer import READ
 from ksi_daemon.log_search import LogQuery, search
 
 __all__ = ["PAGE", "Damage", "EventLog", "LogPage", "LogQuery", "Place", "RemovedEvent"]
@@ -144,7 +150,7 @@ class EventLog:
             for row in read_page(connection, after, until, limit):
                 if isinstance(row, Damage):
                     damaged.append(row)
-                elif _is_told(row) and row[3] in wanted and (stream is None or row[4] == stream):
+                elif wanted[row[NAME]] and _is_told(row) and (stream is None or row[STREAM] == stream):
                     event = self._event(row, damaged)
                     if event is None:
                         continue
@@ -154,7 +160,7 @@ class EventLog:
                     events.append(event)
                     size += len(event.data)
                     if size > PAGE_BYTES:
-                        last = row[0]
+                        last = row[SEQ]
                         break
             return LogPage(events, last, damaged, removed)
 
@@ -163,7 +169,7 @@ class EventLog:
 
     async def get(self, event_id: str) -> StoredEvent | None:
         """Read one event by its id; raise DataLoss where it is damaged."""
-        sql = f"SELECT {COLUMNS} FROM log WHERE event_id = ?"  # noqa: S608
+        sql = f"SELECT {READ} FROM log WHERE event_id = ?"  # noqa: S608
         damaged: list[Damage] = []
         events, _ = await self._reply(lambda connection: connection.execute(sql, (event_id,)), 2, damaged)
         if events and events[0].event_id != event_id:  # the index leads astray
@@ -188,7 +194,7 @@ class EventLog:
         order, sign = ("DESC", "<=") if backwards else ("ASC", ">=")
         start = from_version if from_version is not None else (2**62 if backwards else 1)
         sql = (
-            f"SELECT {COLUMNS} FROM log WHERE stream = ? AND version {sign} ? "  # noqa: S608
+            f"SELECT {READ} FROM log WHERE stream = ? AND version {sign} ? "  # noqa: S608
             f"ORDER BY version {order} LIMIT ?"
         )
         lost = damaged if damaged is not None else []
@@ -276,20 +282,17 @@ def _loss(damage: Damage) -> DataLoss:
 
 def _is_told(row: Row) -> bool:
     """Tell whether a row is a notification: what has data is one, whatever it says of its kind."""
-    return row[2] != 1 or row[13] is not None or row[14] is not None
+    return row[KIND] != 1 or row[DATA] is not None or row[REFERENCE] is not None
 
 
-class _Names:
-    """Names that match, decided once a name; what is no name may have been any."""
+class _Names(dict[object, bool]):
+    """Whether names match, decided once a name; what is no name may have been any."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
+        super().__init__()
         self._patterns = tuple(patterns)
-        self._decided: dict[object, bool] = {}
 
-    def __contains__(self, name: object) -> bool:
-        decided = self._decided.get(name)
-        if decided is None:
-            decided = self._decided[name] = not isinstance(name, str) or any(
-                matches(pattern, name) for pattern in self._patterns
-            )
+    def __missing__(self, name: object) -> bool:
+        decided = not isinstance(name, str) or any(matches(pattern, name) for pattern in self._patterns)
+        self[name] = decided
         return decided

@@ -15,7 +15,7 @@ import orjson
 from ksi_daemon.database import Connection, Error
 from ksi_daemon.database.log_index import BLOCK, INDEXED_TO
 from ksi_daemon.database.log_rows import Damage, Row, is_damage, look_at_each
-from ksi_daemon.database.log_writer import COLUMNS, KINDS
+from ksi_daemon.database.log_writer import KINDS, READ
 
 _AT_ONCE: Final = 256
 """Rows looked up by their positions in one statement."""
@@ -105,7 +105,7 @@ class _Search:
     def _between(self, low: int, high: int) -> Iterator[Row]:
         """Look at every row of ``low <= seq <= high``."""
         sql = (
-            f"SELECT {COLUMNS} FROM log WHERE {self._where} AND seq BETWEEN ? AND ? "  # noqa: S608
+            f"SELECT {READ} FROM log WHERE {self._where} AND seq BETWEEN ? AND ? "  # noqa: S608
             f"ORDER BY seq {self._order}"
         )
         return self._connection.execute(sql, (*self._parameters, low, high))
@@ -119,7 +119,7 @@ class _Search:
             edge = [found[0]] if found else []
         beyond = f"AND version {'<' if self._query.reverse else '>'} ? " if edge else ""
         sql = (
-            f"SELECT {COLUMNS} FROM log INDEXED BY log_stream WHERE {self._where} {beyond}"  # noqa: S608
+            f"SELECT {READ} FROM log INDEXED BY log_stream WHERE {self._where} {beyond}"  # noqa: S608
             f"ORDER BY version {self._order}"
         )
         return self._connection.execute(sql, (*self._parameters, *edge))
@@ -209,7 +209,7 @@ class _Search:
     def _at(self, positions: Iterator[int]) -> Iterator[Row]:
         """Look at the rows of these positions, some at once."""
         sql = (
-            f"SELECT {COLUMNS} FROM log WHERE {self._where} "  # noqa: S608
+            f"SELECT {READ} FROM log WHERE {self._where} "  # noqa: S608
             f"AND seq IN (SELECT value FROM json_each(?)) ORDER BY seq {self._order}"
         )
         while some := list(islice(positions, min(_AT_ONCE, self._query.limit))):

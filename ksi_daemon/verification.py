@@ -10,13 +10,26 @@ from ksi_common.errors import DataLoss, InvalidArgument
 from ksi_common.references import Reference
 from ksi_daemon.blobs import Blobs
 from ksi_daemon.database import Connection, Database
-from ksi_daemon.database.log_rows import Damage, DamagedRow, RemovedEvent, Row, event_of, read_page
+from ksi_daemon.database.log_rows import (
+    CHAIN,
+    CHAINED,
+    DATA,
+    DIGEST,
+    ID,
+    REFERENCE,
+    SEQ,
+    Damage,
+    DamagedRow,
+    RemovedEvent,
+    Row,
+    event_of,
+    read_page,
+)
 from ksi_daemon.database.log_writer import EMPTY_CHAIN
 from ksi_daemon.referrers import Referred, Referrers
 
 PAGE: Final = 500
 """Rows of one hop to a reader."""
-_SEQ, _ID, _DATA, _REFERENCE, _DIGEST, _CHAIN = 0, 1, 13, 14, 15, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +111,8 @@ class _Chain:
 
     def follow(self, row: Row) -> bool:
         """Go on to ``row``; tell whether its chain follows from what was before."""
-        stored: bytes = row[_CHAIN]
-        computed = [sha256(value + row[_SEQ].to_bytes(8) + row[_DIGEST]).digest() for value in self._values]
+        stored: bytes = row[CHAIN]
+        computed = [sha256(value + row[SEQ].to_bytes(8) + row[DIGEST]).digest() for value in self._values]
         follows = stored in computed or not computed
         # Either the digest or the chain of this row is damaged; which of them, the next row tells.
         self._values = (stored,) if follows else (stored, *computed)
@@ -125,7 +138,7 @@ class _Page:
 
     def verify(self, connection: Connection) -> None:
         """Look at each row."""
-        for row in read_page(connection, self._after, self.until, PAGE):
+        for row in read_page(connection, self._after, self.until, PAGE, CHAINED):
             if isinstance(row, Damage):
                 self.checked += row.count
                 self._chain.lose()
@@ -138,22 +151,20 @@ class _Page:
     def _damages(self, row: Row) -> Iterator[Damage]:
         follows = self._follows(row)
         try:
-            if row[_DATA] is not None or row[_REFERENCE] is None or self._look_at_reference(row):
+            if row[DATA] is not None or row[REFERENCE] is None or self._look_at_reference(row):
                 event = event_of(row, self._home)
                 self.removed += type(event) is RemovedEvent
         except DamagedRow as error:
             yield error.damage
         else:
             if not follows:
-                yield Damage(
-                    row[_SEQ], row[_ID], "chain_broken", "its digest or its chain is not what it was"
-                )
+                yield Damage(row[SEQ], row[ID], "chain_broken", "its digest or its chain is not what it was")
 
     def _look_at_reference(self, row: Row) -> bool:
-        return self._deep or '"path"' not in row[_REFERENCE]
+        return self._deep or '"path"' not in row[REFERENCE]
 
     def _follows(self, row: Row) -> bool:
-        if isinstance(row[_DIGEST], bytes) and isinstance(row[_CHAIN], bytes):
+        if isinstance(row[DIGEST], bytes) and isinstance(row[CHAIN], bytes):
             return self._chain.follow(row)
         self._chain.lose()
         return False

@@ -16,7 +16,7 @@ import orjson
 
 from ksi_common.envelope import StoredEvent
 from ksi_daemon import blob_files
-from ksi_daemon.database.log_writer import COLUMNS, digest_of, from_row
+from ksi_daemon.database.log_writer import READ, digest_of, from_row
 
 Row = tuple[Any, ...]
 Reason = Literal[
@@ -26,9 +26,11 @@ Reason = Literal[
 _DAMAGED: Final = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR))
 _TEXT_IS_NONE: Final = 0
 """SQLite finds nothing wrong with a text that is no UTF-8; the module does, and gives no code."""
-_PAGE: Final = f"SELECT {COLUMNS} FROM log WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?"  # noqa: S608
-_ONE: Final = f"SELECT {COLUMNS} FROM log WHERE seq = ?"  # noqa: S608
-_SEQ, _ID, _DATA, _REFERENCE, _DIGEST = 0, 1, 13, 14, 15
+SEQ, ID, KIND, NAME, STREAM, DATA, REFERENCE, DIGEST = 0, 1, 2, 3, 4, 11, 12, 13
+"""Where a row has what, which begins with the columns ``READ``."""
+CHAIN: Final = 14
+"""The same, of a page that is read with ``CHAINED``."""
+CHAINED: Final = f"{READ}, chain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +68,14 @@ def event_of(row: Row, home: Path) -> StoredEvent:
     """Make the event of a row, with its data from wherever that is; raise DamagedRow."""
     try:
         event = from_row(row)
-        if row[_DATA] is None:
-            if row[_REFERENCE] is None and event.kind == "request":
+        if row[DATA] is None:
+            if row[REFERENCE] is None and event.kind == "request":
                 return event
             data = referenced(row, home)
             if data is None:
                 return _removed(event)
             event.data = data
-        if digest_of(event) == row[_DIGEST]:
+        if digest_of(event) == row[DIGEST]:
             return event
     except (TypeError, ValueError, AttributeError, IndexError) as error:
         raise DamagedRow(_corrupt(row, f"it is no event: {error}")) from error
@@ -82,9 +84,9 @@ def event_of(row: Row, home: Path) -> StoredEvent:
 
 def referenced(row: Row, home: Path) -> bytes | None:
     """Give the data that a row refers to; None where retention removed it; raise DamagedRow."""
-    if row[_REFERENCE] is None:
+    if row[REFERENCE] is None:
         raise DamagedRow(_corrupt(row, "it has lost its data"))
-    reference = orjson.loads(row[_REFERENCE])
+    reference = orjson.loads(row[REFERENCE])
     path = reference.get("path")
     if path is None:
         return None
@@ -92,34 +94,37 @@ def referenced(row: Row, home: Path) -> bytes | None:
         with os.fdopen(blob_files.open_to_read(home, path), "rb") as file:
             data = file.read(reference["length"] + 1)
     except FileNotFoundError as error:
-        damage = Damage(row[_SEQ], row[_ID], "reference_missing", f"{path} is missing")
+        damage = Damage(row[SEQ], row[ID], "reference_missing", f"{path} is missing")
         raise DamagedRow(damage) from error
     except OSError as error:
-        raise DamagedRow(Damage(row[_SEQ], row[_ID], "reference_corrupt", f"{path}: {error}")) from error
+        raise DamagedRow(Damage(row[SEQ], row[ID], "reference_corrupt", f"{path}: {error}")) from error
     if hashlib.sha256(data).hexdigest() != reference["sha256"]:
-        damage = Damage(row[_SEQ], row[_ID], "reference_corrupt", f"{path} is not what was stored")
+        damage = Damage(row[SEQ], row[ID], "reference_corrupt", f"{path} is not what was stored")
         raise DamagedRow(damage)
     return data
 
 
-def read_page(connection: sqlite3.Connection, after: int, until: int, limit: int) -> Iterator[Row | Damage]:
+def read_page(
+    connection: sqlite3.Connection, after: int, until: int, limit: int, columns: str = READ
+) -> Iterator[Row | Damage]:
     """Yield what is at ``after < seq <= until``, in order: each position is a row, or part of a damage."""
+    rows = f"SELECT {columns} FROM log WHERE seq"  # noqa: S608
     expected = after + 1
     last = min(until, after + limit)
     cursor = connection.cursor()
     cursor.row_factory = None  # plain tuples: a sqlite3.Row around each costs a third more
     try:
-        for row in cursor.execute(_PAGE, (after, until, limit)):
-            if row[_SEQ] != expected:
-                if row[_SEQ] > last:
+        for row in cursor.execute(f"{rows} > ? AND seq <= ? ORDER BY seq LIMIT ?", (after, until, limit)):
+            if row[SEQ] != expected:
+                if row[SEQ] > last:
                     break
-                yield from _absent(connection, expected, row[_SEQ] - expected)
-            expected = row[_SEQ] + 1
+                yield from _absent(connection, expected, row[SEQ] - expected)
+            expected = row[SEQ] + 1
             yield row
     except sqlite3.Error as error:
         if not is_damage(error):
             raise
-        yield from _one_by_one(connection, range(expected, last + 1))
+        yield from _one_by_one(connection, f"{rows} = ?", range(expected, last + 1))
         return
     if expected <= last:
         yield from _absent(connection, expected, last + 1 - expected)
@@ -151,10 +156,10 @@ def look_at_each(
                 yield row
 
 
-def _one_by_one(connection: sqlite3.Connection, seqs: Sequence[int]) -> Iterator[Row | Damage]:
+def _one_by_one(connection: sqlite3.Connection, one: str, seqs: Sequence[int]) -> Iterator[Row | Damage]:
     for seq in seqs:
         try:
-            row = connection.execute(_ONE, (seq,)).fetchone()
+            row = connection.execute(one, (seq,)).fetchone()
         except sqlite3.Error as error:
             if not is_damage(error):
                 raise
@@ -181,5 +186,5 @@ def _missing(seq: int, count: int) -> Damage:
 
 
 def _corrupt(row: Row, detail: str) -> Damage:
-    ident = row[_ID]
-    return Damage(row[_SEQ], ident if isinstance(ident, str) else None, "event_corrupt", detail)
+    ident = row[ID]
+    return Damage(row[SEQ], ident if isinstance(ident, str) else None, "event_corrupt", detail)

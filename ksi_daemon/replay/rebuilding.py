@@ -8,12 +8,11 @@ from ksi_common.envelope import StoredEvent
 from ksi_common.errors import DataLoss
 from ksi_common.messages import Notification
 from ksi_daemon.database import Connection
-from ksi_daemon.database.log_rows import Damage, DamagedRow, RemovedEvent, event_of, read_page
+from ksi_daemon.database.log_rows import NAME, Damage, DamagedRow, RemovedEvent, event_of, read_page
 from ksi_daemon.projections.rebuilders import Rebuilder, Tables
 
 PAGE: Final = 1000
 """Rows that are looked at in one go."""
-_NAME: Final = 3
 
 _Applying = tuple[type[Notification], Callable[[Any], None], Tables]
 
@@ -53,7 +52,7 @@ class Rebuilding:
             if isinstance(row, Damage):
                 self.missing += row.count
                 continue
-            applying = self._applying.get(row[_NAME])
+            applying = self._applying.get(row[NAME])
             if applying is not None:
                 self._take(row, applying)
         self.position = last

@@ -15,7 +15,7 @@ from ksi_common.clock import Clock, format_time
 from ksi_common.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFound
 from ksi_common.paths import Paths
 from ksi_daemon.database import Connection
-from ksi_daemon.database.log_rows import Damage, RemovedEvent, event_of, read_page
+from ksi_daemon.database.log_rows import DIGEST, Damage, RemovedEvent, event_of, read_page
 from ksi_daemon.database.log_writer import EMPTY_CHAIN
 from ksi_daemon.replay.snapshots import Snapshot, check
 from ksi_daemon.transfer.kept import kept_lines, rows_of, streams_of
@@ -24,7 +24,6 @@ from ksi_daemon.transfer.lines import FINISHED, STARTED, line_of, mark, parse_li
 PAGE: Final = 1000
 _TAIL: Final = 4 * 1024 * 1024
 """Bytes at the end of a file in which its last whole line is looked for: longer than any line."""
-_DIGEST: Final = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,7 @@ def _page(paths: Paths, log_id: str, after: int, head: int, connection: Connecti
             raise DataLoss(f"the log is damaged at {row.seq}: {row.detail}", reason=row.reason, seq=row.seq)
         event = event_of(row, paths.home)
         has_data = event.kind == "notification" and not isinstance(event, RemovedEvent)
-        lines.append(line_of(event, row[_DIGEST], log_id, has_data=has_data))
+        lines.append(line_of(event, row[DIGEST], log_id, has_data=has_data))
     return lines
 
 

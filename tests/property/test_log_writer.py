@@ -18,7 +18,7 @@ from ksi_common.envelope import StoredEvent
 from ksi_common.errors import AlreadyExists, FailedPrecondition
 from ksi_daemon.database import Transaction, writer
 from ksi_daemon.database.errors import StoreUnavailable, UnitInterrupted
-from ksi_daemon.database.log_writer import COLUMNS, EMPTY_CHAIN, digest_of, from_row
+from ksi_daemon.database.log_writer import EMPTY_CHAIN, READ, digest_of, from_row
 from ksi_daemon.database.writer import Job
 from tests.support.databases import bench, fill_the_disk, interrupt_itself, put, tell
 
@@ -185,7 +185,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_log_is_that_of_the_model(self) -> None:
-        rows = self.desk.connection.execute(f"SELECT {COLUMNS} FROM log ORDER BY seq").fetchall()
+        rows = self.desk.connection.execute(f"SELECT {READ} FROM log ORDER BY seq").fetchall()
         stored = [from_row(row) for row in rows]
         assert [event.seq for event in stored] == list(range(1, len(self.model.log) + 1))
         assert [(event.data, event.stream, event.version) for event in stored] == [
@@ -202,7 +202,7 @@ class LogMachine(RuleBasedStateMachine):
     @invariant()
     def the_chain_can_be_verified(self) -> None:
         chain = EMPTY_CHAIN
-        rows = self.desk.connection.execute(f"SELECT {COLUMNS} FROM log ORDER BY seq").fetchall()
+        rows = self.desk.connection.execute(f"SELECT {READ} FROM log ORDER BY seq").fetchall()
         kept = self.desk.connection.execute("SELECT seq, digest, chain FROM log ORDER BY seq").fetchall()
         for row, (seq, digest, stored) in zip(rows, kept, strict=True):
             assert digest == digest_of(from_row(row))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ksi_common.async_db import AsyncSQLiteDB
 from ksi_common.envelope import StoredEvent
-from ksi_daemon.database.log_writer import COLUMNS, EMPTY_CHAIN, digest_of, from_row
+from ksi_daemon.database.log_writer import EMPTY_CHAIN, READ, digest_of, from_row
 
-_PAGE = f"SELECT {COLUMNS} FROM log WHERE seq > ? ORDER BY seq LIMIT 5000"
+_PAGE = f"SELECT {READ}, chain FROM log WHERE seq > ? ORDER BY seq LIMIT 5000"
 
 
 class Audit:

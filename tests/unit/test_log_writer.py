@@ -11,8 +11,8 @@ import pytest
 from ksi_common.envelope import StoredEvent
 from ksi_common.errors import AlreadyExists, FailedPrecondition
 from ksi_daemon.database.log_writer import (
-    COLUMNS,
     EMPTY_CHAIN,
+    READ,
     ExpectedVersion,
     LogWriter,
     digest_of,
@@ -53,7 +53,7 @@ def commit(log: LogWriter) -> None:
 
 
 def stored(connection: sqlite3.Connection) -> list[StoredEvent]:
-    return [from_row(row) for row in connection.execute(f"SELECT {COLUMNS} FROM log ORDER BY seq")]
+    return [from_row(row) for row in connection.execute(f"SELECT {READ} FROM log ORDER BY seq")]
 
 
 def test_an_event_is_read_back_as_it_was_told(log: LogWriter, connection: sqlite3.Connection) -> None:
