@@ -17,7 +17,7 @@ from ksi_daemon.channel import Channel
 from ksi_daemon.connection_limits import HIGH_WATER, LOW_WATER, ConnectionLimits
 from ksi_daemon.exchange import Exchange, encode
 from ksi_daemon.middleware.direct import Direct
-from ksi_daemon.outcomes import Endpoint, Reply
+from ksi_daemon.outcomes import Endpoint, Rendered, Reply
 from ksi_daemon.router import Route
 from ksi_daemon.rpc import RpcSide
 
@@ -205,6 +205,8 @@ class Connection(asyncio.Protocol):
 
     def encode(self, value: Reply | Mapping[str, Any]) -> bytes:
         """Render a reply. Messages are frozen: the same one again (as of health) has the same text."""
+        if type(value) is Rendered:
+            return value.data
         if value is not self._last_reply:
             self._last_text = encode(value)
             self._last_reply = value
@@ -314,7 +316,8 @@ class Connection(asyncio.Protocol):
         self._streams -= exchange.stream
         if not self._receiving and self.idle:
             self.flush()
-        self._end_if_done()
+        if self._last_words is not None:
+            self._end_if_done()
         if self._server.closing:
             self._server.progressed()
 
@@ -323,8 +326,14 @@ class Connection(asyncio.Protocol):
             return AlreadyExists(f"id {ident!r} is in use on this connection", reason="id_in_use")
         if self._server.closing:
             return Unavailable("the daemon is stopping", reason="shutting_down", retry_after_s=1)
-        requests = len(self._exchanges) - self._streams
-        return self._server.limits.refusal(requests=requests, streams=self._streams, stream=stream)
+        limits = self._server.limits
+        if (
+            self._streams < limits.streams
+            if stream
+            else len(self._exchanges) - self._streams < limits.in_flight
+        ):
+            return None
+        return limits.refusal(stream=stream)
 
     def _cancel(self, ident: FrameId) -> None:
         exchange = self._exchanges.get(ident)

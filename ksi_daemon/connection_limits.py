@@ -19,16 +19,13 @@ class ConnectionLimits:
     partial_line_s: float = 10.0
     unwritable_s: float = 10.0
 
-    def refusal(self, *, requests: int, streams: int, stream: bool) -> KSIError | None:
-        """Say why there is no room for a request, or a ``stream``, beside those at work; None: there is."""
+    def refusal(self, *, stream: bool) -> KSIError:
+        """Say why there is no room for another request, or another ``stream``."""
         if stream:
-            if streams >= self.streams:
-                return ResourceExhausted(f"{self.streams} streams on this connection", retry_after_s=1)
-        elif requests >= self.in_flight:
-            return ResourceExhausted(
-                f"{self.in_flight} requests in flight on this connection",
-                reason="in_flight",
-                limit=self.in_flight,
-                retry_after_s=0.05,
-            )
-        return None
+            return ResourceExhausted(f"{self.streams} streams on this connection", retry_after_s=1)
+        return ResourceExhausted(
+            f"{self.in_flight} requests in flight on this connection",
+            reason="in_flight",
+            limit=self.in_flight,
+            retry_after_s=0.05,
+        )

@@ -108,7 +108,8 @@ class Exchange:
     def reply(self, value: Reply | Mapping[str, Any]) -> None:
         """Answer. Raises where that cannot be rendered, or is too large; then nothing is sent."""
         data = self._connection.encode(value)
-        _check_size("reply", data)
+        if len(data) > MAX_ANSWER_DATA:
+            raise _too_large("reply", data)
         envelope = self.envelope
         line = reply_line(
             self.wire_id,
@@ -166,7 +167,8 @@ class Exchange:
         if self._connection.full:
             await self._connection.wait_writable()
         data = encode(value)
-        _check_size("item", data)
+        if len(data) > MAX_ANSWER_DATA:
+            raise _too_large("item", data)
         self._connection.write(item_line(self.wire_id, data))
 
     def _finish(self, line: bytes) -> None:
@@ -203,11 +205,10 @@ class ConnectionSink:
         await self._connection.wait_writable()
 
 
-def _check_size(what: str, data: bytes) -> None:
-    if len(data) > MAX_ANSWER_DATA:
-        raise ResourceExhausted(
-            f"the {what} has {len(data)} bytes", reason="too_large", limit=MAX_ANSWER_DATA, retryable=False
-        )
+def _too_large(what: str, data: bytes) -> ResourceExhausted:
+    return ResourceExhausted(
+        f"the {what} has {len(data)} bytes", reason="too_large", limit=MAX_ANSWER_DATA, retryable=False
+    )
 
 
 def encode(value: Reply | Mapping[str, Any]) -> bytes:

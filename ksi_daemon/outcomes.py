@@ -60,7 +60,9 @@ Reply = Message | Rendered[Any]
 
 def is_reply(value: object, wanted: type[Message]) -> bool:
     """Tell whether a handler's value is a reply of the type that it declares."""
-    return isinstance(value, wanted) or (type(value) is Rendered and issubclass(value.message, wanted))
+    if type(value) is Rendered:
+        return value.message is wanted or issubclass(value.message, wanted)
+    return isinstance(value, wanted)
 
 
 class Later(ABC):
