@@ -7,6 +7,7 @@ from ksi_daemon.outcomes import Reply
 
 if TYPE_CHECKING:
     from ksi_daemon.exchange import Exchange
+    from ksi_daemon.shared_bytes import SharedBytes
 
 
 class Channel(Protocol):
@@ -39,8 +40,8 @@ class Channel(Protocol):
         """Send a frame."""
         ...
 
-    def push(self, lines: bytes) -> None:
-        """Send items of a subscription."""
+    def push(self, lines: bytes, shared: "SharedBytes | None") -> None:
+        """Send items of a subscription; ``shared``: by which that may be done, where many get them."""
         ...
 
     def answer(self, exchange: "Exchange", line: bytes) -> None:

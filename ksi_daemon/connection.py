@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from select import POLLHUP, poll
-from typing import Any, Final, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 from ksi_common.clock import Clock, format_time
-from ksi_common.errors import AlreadyExists, DeadlineExceeded, InternalError, KSIError, Unavailable
+from ksi_common.errors import AlreadyExists, InternalError, KSIError, Unavailable
 from ksi_common.frames import Call, Cancel, FrameId, ServedAnswer, error_line
 from ksi_common.ids import new_id
 from ksi_common.jsonrpc import Rpc
@@ -18,10 +18,10 @@ from ksi_daemon.connection_limits import HIGH_WATER, LOW_WATER, ConnectionLimits
 from ksi_daemon.exchange import Exchange, encode
 from ksi_daemon.middleware.direct import Direct
 from ksi_daemon.outcomes import Endpoint, Rendered, Reply
+from ksi_daemon.patience import Patience
 from ksi_daemon.router import Route
 from ksi_daemon.rpc import RpcSide
-
-_READ_ON_S: Final = 0.02
+from ksi_daemon.shared_bytes import SharedBytes
 
 
 class Served(Protocol):
@@ -71,9 +71,7 @@ class Connection(asyncio.Protocol):
         """What was received and waits until the client has read what it asked for before."""
         self._writable = asyncio.Event()
         self._writable.set()
-        self._cut_timer: asyncio.TimerHandle | None = None
-        self._partial_timer: asyncio.TimerHandle | None = None
-        self._unread = 0
+        self._patience = Patience(server.limits, refuse=self.refuse, abort=self.abort)
         self._ending = False
         self._last_words: Literal["said", "unreadable"] | None = None
         self._timestamp = b""
@@ -83,6 +81,8 @@ class Connection(asyncio.Protocol):
         self.serves: Callable[[ServedAnswer], None] | None = None
         """Hears what this client answers, where it serves events."""
         self.transport: asyncio.Transport | None = None
+        self.plain_socket: int | None = None
+        """The transport's socket, where what is sent is what is written, and that may be done past it."""
 
     # What asyncio calls.
 
@@ -100,8 +100,9 @@ class Connection(asyncio.Protocol):
             self._backlog = chain(self._backlog, frames)
             return
         ended = self._take(frames)
-        if ended or (self._partial_timer is None) is self._frames.partial:
-            self._watch_partial_line()
+        partial = self._frames.partial
+        if ended or partial is not self._patience.awaits_line:
+            self._patience.await_line(begun=partial)
 
     def _take(self, frames: Iterator[FromClient]) -> bool:
         """Begin what frames ask for, while the client reads the answers; tell whether there were any."""
@@ -138,15 +139,12 @@ class Connection(asyncio.Protocol):
         self._writable.clear()
         if self.transport is not None:
             self.transport.pause_reading()
-            self._unread = self.transport.get_write_buffer_size()
-        self._cut_timer = self._loop.call_later(self._server.limits.unwritable_s, self._cut_if_stuck)
+            self._patience.await_reader(self.transport)
 
     def resume_writing(self) -> None:
         """Go on."""
         self._writable.set()
-        if self._cut_timer is not None:
-            self._cut_timer.cancel()
-            self._cut_timer = None
+        self._patience.has_read()
         if self._backlog is not None and not self._ending:
             self._take(self._backlog)
             self._end_if_done()
@@ -158,9 +156,7 @@ class Connection(asyncio.Protocol):
         del exc
         self.transport = None
         self._writable.set()
-        for timer in (self._cut_timer, self._partial_timer):
-            if timer is not None:
-                timer.cancel()
+        self._patience.end()
         for exchange in self._exchanges.values():
             if exchange.stream:
                 exchange.cancel()
@@ -219,8 +215,16 @@ class Connection(asyncio.Protocol):
         self._out.append(line)
         self._unsent += len(line)
 
-    def push(self, lines: bytes) -> None:
+    def push(self, lines: bytes, shared: SharedBytes | None) -> None:
         """Send items of a subscription."""
+        if shared is not None and self.plain_socket is not None and not self._out:
+            transport = self.transport
+            if transport is None or transport.is_closing():
+                return  # its socket may be another client's by now
+            if not transport.get_write_buffer_size():  # all that was written before is on its way
+                lines = lines[shared.send(lines, self.plain_socket) :]
+                if not lines:
+                    return
         self.write(lines)
 
     def refuse(self, error: KSIError) -> None:
@@ -356,34 +360,6 @@ class Connection(asyncio.Protocol):
             self.idle if self._last_words == "unreadable" else self._is_done
         ):
             self.end()
-
-    # Limits.
-
-    def _watch_partial_line(self) -> None:
-        if self._partial_timer is not None:
-            self._partial_timer.cancel()
-            self._partial_timer = None
-        if self._frames.partial:
-            self._partial_timer = self._loop.call_later(self._server.limits.partial_line_s, self._read_on)
-
-    def _read_on(self) -> None:
-        """Read what came while the daemon itself stood still: timers run before sockets are looked at."""
-        self._partial_timer = self._loop.call_later(_READ_ON_S, self._cut_partial)
-
-    def _cut_partial(self) -> None:
-        limit = self._server.limits.partial_line_s
-        self.refuse(DeadlineExceeded(f"a line did not end within {limit:g} s", reason="partial_line"))
-
-    def _cut_if_stuck(self) -> None:
-        transport = self.transport
-        if transport is None:
-            return
-        unread = transport.get_write_buffer_size()
-        if unread < self._unread:  # it reads, if slowly
-            self._unread = unread
-            self._cut_timer = self._loop.call_later(self._server.limits.unwritable_s, self._cut_if_stuck)
-        else:
-            self.abort()
 
     def flush(self) -> None:
         """Write the frames of this turn."""

@@ -193,7 +193,7 @@ class ConnectionSink:
     def deliver(self, batch: Batch) -> None:
         """Send items; never waits."""
         if not self._exchange.answered:
-            self._connection.push(batch.lines(self._exchange.wire_id))
+            self._connection.push(batch.lines(self._exchange.wire_id), batch.shared)
 
     def mark(self, kind: MarkKind, cursor: str, fields: Mapping[str, Any]) -> None:
         """Send a mark."""

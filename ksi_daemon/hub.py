@@ -7,7 +7,10 @@ from ksi_common.clock import format_second
 from ksi_common.envelope import StoredEvent
 from ksi_common.messages import matches
 from ksi_common.strict_json import dumps
+from ksi_daemon.shared_bytes import SharedBytes
 
+MANY: Final = 16
+"""Taps of a channel from which on their bytes are shared, where that can be."""
 _ROUTES: Final = 10_000
 _ITEM: Final = (
     b',"type":"item","cursor":"%b","data":{"event":%b,"data":%b,"event_id":%b,"stream":%b,"version":%b,'
@@ -18,13 +21,15 @@ _ITEM: Final = (
 class Batch:
     """Events for one subscriber, and the position that they bring it to."""
 
-    __slots__ = ("_log_id", "_rendered", "events", "head", "size")
+    __slots__ = ("_log_id", "_rendered", "events", "head", "shared", "size")
 
     def __init__(self, events: Sequence[StoredEvent], head: int, log_id: str) -> None:
         self.events = events
         self.head = head
         self.size = sum([len(event.data) for event in events])
         """Bytes of data, without the frames around it."""
+        self.shared: SharedBytes | None = None
+        """What its lines are sent by, while it is on its way to many."""
         self._log_id = log_id
         self._rendered: dict[bytes, bytes] = {}
 
@@ -166,5 +171,15 @@ class Hub:
         batch = Batch(channel.pending, self.head, self.log_id)
         channel.pending = []
         self.delivered += len(batch.events) * len(channel.taps)
-        for tap in tuple(channel.taps):
-            tap.deliver(batch)
+        taps = tuple(channel.taps)
+        if len(taps) < MANY:
+            _deliver(batch, taps)
+            return
+        with SharedBytes() as batch.shared:
+            _deliver(batch, taps)
+        batch.shared = None
+
+
+def _deliver(batch: Batch, taps: Iterable[Tap]) -> None:
+    for tap in taps:
+        tap.deliver(batch)

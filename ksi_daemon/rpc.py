@@ -14,6 +14,7 @@ from ksi_common.protocol import MAX_ANSWER
 from ksi_daemon.channel import Channel
 from ksi_daemon.outcomes import Reply
 from ksi_daemon.router import Route
+from ksi_daemon.shared_bytes import SharedBytes
 
 if TYPE_CHECKING:
     from ksi_daemon.exchange import Exchange
@@ -155,8 +156,9 @@ class RpcChannel:
         if said:
             self._connection.write(said)
 
-    def push(self, lines: bytes) -> None:
-        """Send items of a subscription."""
+    def push(self, lines: bytes, shared: SharedBytes | None) -> None:
+        """Send items of a subscription, each as a notification of its own."""
+        del shared  # they are this client's only
         self._connection.write(b"".join([self._render(_read(line)) for line in lines.splitlines()]))
 
     def answer(self, exchange: "Exchange", line: bytes) -> None:

@@ -162,8 +162,10 @@ class _Admitted(_Let):
     """A connection of the socket: its peer must be the owner."""
 
     def _refusal_of(self, transport: asyncio.BaseTransport) -> PermissionDenied | None:
-        uid = peer_uid(transport.get_extra_info("socket"))
+        sock = transport.get_extra_info("socket")
+        uid = peer_uid(sock)
         if uid == os.getuid():
+            self.plain_socket = sock.fileno()
             return None
         log.warning("connection.refused", uid=uid)
         return PermissionDenied(f"this daemon belongs to uid {os.getuid()}, not {uid}")

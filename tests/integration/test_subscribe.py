@@ -1,8 +1,9 @@
 """``event:subscribe`` over the socket: one order, no gap, no duplicate, and a cursor to go on from."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import pytest
 
 from ksi_common.clock import format_time
 from ksi_common.events import event
+from ksi_common.strict_json import dumps
+from ksi_daemon.hub import MANY
+from ksi_daemon.shared_bytes import SharedBytes
 from ksi_daemon.testing import FakeClock, RunningDaemon, Wire, running_daemon
 
 
@@ -326,16 +330,23 @@ COUNT = 500
 
 
 @asynccontextmanager
-async def lagging(overflow: str) -> AsyncIterator[tuple[RunningDaemon, Wire]]:
+async def lazy(ksi: RunningDaemon, overflow: str = "log") -> AsyncIterator[Wire]:
     """Follow, by a connection that takes little before it is read."""
-    async with running_daemon(settings={"limits": {"unwritable_s": 60, "heartbeat_s": 60}}) as ksi:
-        reader, writer = await asyncio.open_unix_connection(ksi.paths.socket, limit=64 * 1024)
-        wire = Wire(reader, writer)
-        data = {"patterns": ["demo:*"], "overflow": overflow}
-        wire.send({"event": "event:subscribe", "data": data, "id": "s"})
-        assert (await wire.receive())["type"] == "caught_up"
+    reader, writer = await asyncio.open_unix_connection(ksi.paths.socket, limit=64 * 1024)
+    wire = Wire(reader, writer)
+    data = {"patterns": ["demo:*"], "overflow": overflow}
+    wire.send({"event": "event:subscribe", "data": data, "id": "s"})
+    assert (await wire.receive())["type"] == "caught_up"
+    yield wire
+    wire.close()
+
+
+@asynccontextmanager
+async def lagging(overflow: str) -> AsyncIterator[tuple[RunningDaemon, Wire]]:
+    """The same, of a daemon that waits for long."""
+    settings = {"limits": {"unwritable_s": 60, "heartbeat_s": 60}}
+    async with running_daemon(settings=settings) as ksi, lazy(ksi, overflow) as wire:
         yield ksi, wire
-        wire.close()
 
 
 async def flood(ksi: RunningDaemon, stream: str = "demo/1") -> None:
@@ -405,3 +416,61 @@ async def test_who_does_not_read_holds_up_nobody() -> None:
     async with lagging("log") as (ksi, _), live(ksi) as wire:
         await flood(ksi)
         assert await frames(wire, COUNT - 1) == list(range(COUNT))
+
+
+# Many of them: what all get is put into each one's queue without a copy.
+
+
+@pytest.fixture
+def shared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Take note of what is shared: bytes that were to be sent, and bytes that a socket took."""
+    if not hasattr(os, "memfd_create"):
+        pytest.skip("nothing is shared here")
+    noted: list[tuple[int, int]] = []
+    send = SharedBytes.send
+
+    def note(self: SharedBytes, data: bytes, socket: int) -> int:
+        taken = send(self, data, socket)
+        noted.append((len(data), taken))
+        return taken
+
+    monkeypatch.setattr(SharedBytes, "send", note)
+    return noted
+
+
+async def burst(ksi: RunningDaemon, numbers: Iterable[int], size: int = 600, **rest: Any) -> None:
+    """Publish in one write, so that one turn of the daemon tells them all."""
+    told = [{"event": "demo:told", "data": {"n": n, "x": "x" * size}, **rest} for n in numbers]
+    lines = [dumps({"event": "event:publish", "data": data}) for data in told]
+    async with ksi.connect() as wire:
+        wire.send(b"\n".join(lines) + b"\n")
+        for _ in lines:
+            answer = await wire.receive()
+            assert answer["type"] == "reply", answer
+
+
+async def test_what_many_get_is_shared_and_in_its_place(
+    ksi: RunningDaemon, shared: list[tuple[int, int]]
+) -> None:
+    async with AsyncExitStack() as stack:
+        wires = [await stack.enter_async_context(live(ksi)) for _ in range(MANY)]
+        await burst(ksi, range(64), ephemeral=True)
+        await tell(ksi, [64])
+        await burst(ksi, range(65, 129), ephemeral=True)
+        for wire in wires:
+            assert await frames(wire, 128) == list(range(129))
+    assert sum(taken == size for size, taken in shared) >= 2 * MANY
+
+
+async def test_many_that_read_late_get_everything_once_and_in_order(
+    ksi: RunningDaemon, shared: list[tuple[int, int]]
+) -> None:
+    """A burst is more than a socket's queue takes, so that the rest of what is shared has to be written."""
+    count = 64 * 6
+    async with AsyncExitStack() as stack:
+        wires = [await stack.enter_async_context(lazy(ksi)) for _ in range(MANY)]
+        for start in range(0, count, 64):
+            await burst(ksi, range(start, start + 64), size=6000)
+        for wire in wires:
+            assert await frames(wire, count - 1) == list(range(count))
+    assert any(0 < taken < size for size, taken in shared)

@@ -1,0 +1,63 @@
+"""Bytes that many sockets get at once: put into memory once, and into each socket's queue without a copy.
+
+``sendfile`` hands the pages of a file to a Unix socket as they are (Linux 6.5 and later: MSG_SPLICE_PAGES in
+net/unix/af_unix.c; before that it copies them). What was handed over keeps its pages until it is read, so the
+file may be closed at once.
+"""
+
+import os
+from typing import Final, Self
+
+WORTHWHILE: Final = 16 * 1024
+"""Bytes from which on a copy costs more than what is done instead of it; ``write`` is quicker below."""
+
+
+class SharedBytes:
+    """Files in memory, one for each run of bytes. A context: nothing is shared after it."""
+
+    __slots__ = ("_files",)
+
+    def __init__(self) -> None:
+        self._files: dict[bytes, int | None] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        files, self._files = self._files, {}
+        for file in files.values():
+            if file is not None:
+                os.close(file)
+
+    def send(self, data: bytes, socket: int) -> int:
+        """Send what a socket takes of ``data`` now, and give how much that was; 0: it is to be written.
+
+        Never waits, never raises: what is wrong with the socket is found out by whoever writes the rest.
+        """
+        if len(data) < WORTHWHILE:
+            return 0
+        if data not in self._files:
+            self._files[data] = _file_of(data)
+        file = self._files[data]
+        if file is None:
+            return 0
+        try:
+            return os.sendfile(socket, file, 0, len(data))
+        except OSError:
+            return 0
+
+
+def _file_of(data: bytes) -> int | None:
+    """Make a file in memory; None where the system has none to give."""
+    try:
+        file = os.memfd_create("ksi-shared", os.MFD_CLOEXEC)
+    except (OSError, AttributeError):
+        return None
+    try:
+        whole = os.write(file, data) == len(data)
+    except OSError:
+        whole = False
+    if whole:
+        return file
+    os.close(file)
+    return None
