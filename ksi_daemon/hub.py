@@ -171,15 +171,12 @@ class Hub:
         batch = Batch(channel.pending, self.head, self.log_id)
         channel.pending = []
         self.delivered += len(batch.events) * len(channel.taps)
-        taps = tuple(channel.taps)
-        if len(taps) < MANY:
-            _deliver(batch, taps)
-            return
-        with SharedBytes() as batch.shared:
-            _deliver(batch, taps)
-        batch.shared = None
-
-
-def _deliver(batch: Batch, taps: Iterable[Tap]) -> None:
-    for tap in taps:
-        tap.deliver(batch)
+        if len(channel.taps) >= MANY:
+            batch.shared = SharedBytes()
+        try:
+            for tap in tuple(channel.taps):
+                tap.deliver(batch)
+        finally:
+            shared, batch.shared = batch.shared, None
+            if shared is not None:
+                shared.close()

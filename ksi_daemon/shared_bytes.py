@@ -6,24 +6,22 @@ file may be closed at once.
 """
 
 import os
-from typing import Final, Self
+from typing import Final
 
 WORTHWHILE: Final = 16 * 1024
 """Bytes from which on a copy costs more than what is done instead of it; ``write`` is quicker below."""
 
 
 class SharedBytes:
-    """Files in memory, one for each run of bytes. A context: nothing is shared after it."""
+    """Files in memory, one for each run of bytes. To be closed."""
 
     __slots__ = ("_files",)
 
     def __init__(self) -> None:
         self._files: dict[bytes, int | None] = {}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Close the files; what was sent is not affected."""
         files, self._files = self._files, {}
         for file in files.values():
             if file is not None:

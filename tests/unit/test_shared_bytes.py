@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def open_files() -> set[str]:
 
 def test_every_socket_gets_the_bytes() -> None:
     pairs = [socket.socketpair() for _ in range(20)]
-    with SharedBytes() as shared:
+    with closing(SharedBytes()) as shared:
         sent = [shared.send(DATA, ours.fileno()) for ours, _ in pairs]
     assert sent == [len(DATA)] * 20
     assert all(received(theirs, len(DATA)) == DATA for _, theirs in pairs)  # though its file is gone
@@ -47,7 +48,7 @@ def test_what_is_sent_between_does_not_change_what_was_sent(
 ) -> None:
     ours, theirs = pair
     for part in (DATA, DATA[::-1]):
-        with SharedBytes() as shared:
+        with closing(SharedBytes()) as shared:
             assert shared.send(part, ours.fileno()) == len(part)
     assert received(theirs, 2 * len(DATA)) == DATA + DATA[::-1]
 
@@ -57,7 +58,7 @@ def test_a_socket_that_is_full_takes_a_part_and_then_nothing(
 ) -> None:
     ours, theirs = pair
     much = os.urandom(4 * 1024 * 1024)
-    with SharedBytes() as shared:
+    with closing(SharedBytes()) as shared:
         taken = shared.send(much, ours.fileno())
         assert 0 < taken < len(much)
         assert shared.send(much, ours.fileno()) == 0
@@ -67,18 +68,18 @@ def test_a_socket_that_is_full_takes_a_part_and_then_nothing(
 def test_a_socket_that_is_gone_takes_nothing(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
     theirs.close()
-    with SharedBytes() as shared:
+    with closing(SharedBytes()) as shared:
         assert shared.send(DATA, ours.fileno()) == 0
 
 
 def test_few_bytes_are_not_worth_it(pair: tuple[socket.socket, socket.socket]) -> None:
-    with SharedBytes() as shared:
+    with closing(SharedBytes()) as shared:
         assert shared.send(DATA[: WORTHWHILE - 1], pair[0].fileno()) == 0
 
 
 def test_nothing_stays_open(pair: tuple[socket.socket, socket.socket]) -> None:
     before = open_files()
-    with SharedBytes() as shared:
+    with closing(SharedBytes()) as shared:
         shared.send(DATA, pair[0].fileno())
         shared.send(DATA, pair[0].fileno())  # the same bytes: the same file
         assert len(open_files()) == len(before) + 1
@@ -93,5 +94,5 @@ def test_a_system_without_files_in_memory_writes_as_ever(
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(os, missing, refuse)
-    with SharedBytes() as shared:
+    with closing(SharedBytes()) as shared:
         assert shared.send(DATA, pair[0].fileno()) == 0
