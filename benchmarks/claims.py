@@ -46,11 +46,12 @@ SHAPES = {"1x1": (1, 1), "1x64": (1, 64), "16x16": (16, 16), "64x1": (64, 1)}
 FANOUTS = {"to 100": 100, "to 1000": 1000}
 
 REQUESTS = ("echo", "nats", "nats_inbox", "health", "publish", "set", "get")
-STORES = ("jetstream", "valkey", "valkey_raw")
+STORES = ("floor", "jetstream", "valkey", "valkey_raw")
 TITLES = {
     "echo": "raw uvloop echo",
     "nats": "NATS core request/reply",
     "nats_inbox": "NATS core, one inbox callback",
+    "floor": "durable floor: SQLite, nothing else",
     "jetstream": "JetStream, sync always",
     "valkey": "Valkey XADD, fsync always",
     "valkey_raw": "the same, raw RESP client",
@@ -90,6 +91,12 @@ CLAIMS = (
     _claim("fan-out to 1,000 in bursts: NATS core", "to 1000", ("ksi_fanout", "nats_fanout"), 5.0, 14.0),
     _claim("`system:health`, 64 in flight: NATS by callback", "1x64", ("health", "nats_inbox")),
     _claim("durable request, 64 in flight: NATS by callback", "1x64", ("publish", "nats_inbox")),
+    _claim("durable request, 64 in flight: of the durable floor", "1x64", ("publish", "floor")),
+    _claim("durable request, 1 in flight: of the durable floor", "1x1", ("publish", "floor")),
+    _claim("the durable floor, 64 in flight: NATS core", "1x64", ("floor", "nats")),
+    _claim("the durable floor, 64 in flight: JetStream always", "1x64", ("floor", "jetstream")),
+    _claim("the durable floor, 64 in flight: Valkey always", "1x64", ("floor", "valkey")),
+    _claim("the durable floor, 1 in flight: Valkey always", "1x1", ("floor", "valkey")),
     _claim("durable request, 64 in flight: Valkey, raw client", "1x64", ("publish", "valkey_raw")),
     _claim("durable request, 1 in flight: Valkey, raw client", "1x1", ("publish", "valkey_raw")),
 )

@@ -49,6 +49,16 @@ def raw_echo() -> Iterator[Peer]:
 
 
 @contextmanager
+def durable_floor() -> Iterator[Peer]:
+    """Run what answers durable requests and does nothing else."""
+    with _directory() as home:
+        path = home / "floor.sock"
+        with _child([sys.executable, HERE / "floor.py", path, home / "floor.db"], home) as process:
+            _until(path.exists, process, home)
+            yield Peer(str(path), [process])
+
+
+@contextmanager
 def ksi_daemon(
     interpreter: Sequence[str] = (), settings: Mapping[str, str] | None = None, home: Path | None = None
 ) -> Iterator[Peer]:

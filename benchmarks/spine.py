@@ -47,6 +47,7 @@ SUBJECTS: Mapping[str, tuple[str, str, str]] = {
     "echo": ("echo", "load.py", "echo"),
     "health": ("ksi", "load.py", "health"),
     "publish": ("ksi", "load.py", "publish"),
+    "floor": ("floor", "load.py", "publish"),
     "set": ("ksi", "load.py", "set"),
     "get": ("ksi", "load.py", "get"),
     "ksi_fanout": ("ksi", "fanout.py", "ksi"),
@@ -59,6 +60,7 @@ SUBJECTS: Mapping[str, tuple[str, str, str]] = {
 }
 SERVERS: Mapping[str, Callable[[], AbstractContextManager[Peer]]] = {
     "echo": peers.raw_echo,
+    "floor": peers.durable_floor,
     "ksi": peers.ksi_daemon,
     "nats": peers.nats_core,
     "jetstream": peers.jetstream,
