@@ -18,7 +18,7 @@ from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import FailedPrecondition, InternalError, KSIError
 from ksi_common.messages import EventSpec, Message
 from ksi_common.validation import parser
-from ksi_daemon.database import Database, Transaction, Unit
+from ksi_daemon.database import Database, Telling, Transaction, Unit
 from ksi_daemon.outcomes import Begin, Endpoint, Later, Rendered, Replied, Reply, Send, is_reply
 
 Function = Callable[..., Any]
@@ -66,6 +66,8 @@ def compiled(call: Bound, event: type[Message], spec: EventSpec) -> Begin:
             message = envelope.message = parse(envelope.data)
         envelope.to_record = to_record
         outcome = call(message, envelope)
+        if type(outcome) is Telling:
+            return outcome
         if callable(outcome):
             return lambda tx: _checked(outcome(tx), reply_type, spec)
         if type(outcome) is not reply_type and isinstance(outcome, Awaitable):
@@ -142,4 +144,4 @@ def _members(annotation: Any) -> Sequence[Any]:
 
 
 def _is_later(annotation: Any) -> bool:
-    return get_origin(annotation) in {Awaitable, Callable}
+    return get_origin(annotation) in {Awaitable, Callable, Telling}

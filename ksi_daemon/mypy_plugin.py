@@ -20,7 +20,13 @@ CODE = ErrorCode("ksi-handler", "A handler gives what its event is answered with
 
 _EVENTS = ("ksi_common.messages.Request", "ksi_common.messages.Stream")
 _ANSWERS = "ksi_common.answers.Answers"
-_AWAITED = ("typing.Coroutine", "typing.Awaitable", "typing.AsyncIterator", "typing.AsyncGenerator")
+_LATER = (
+    "typing.Coroutine",
+    "typing.Awaitable",
+    "typing.AsyncIterator",
+    "typing.AsyncGenerator",
+    "ksi_daemon.database.transaction.Telling",
+)
 
 
 class Handlers(Plugin):
@@ -67,7 +73,7 @@ def _given(returned: ProperType) -> Iterator[ProperType]:
             yield from _given(get_proper_type(item))
     elif isinstance(returned, CallableType):
         yield from _given(get_proper_type(returned.ret_type))
-    elif isinstance(returned, Instance) and returned.type.fullname in _AWAITED:
+    elif isinstance(returned, Instance) and returned.type.fullname in _LATER:
         last = returned.args[2] if returned.type.fullname == "typing.Coroutine" else returned.args[0]
         yield from _given(get_proper_type(last))
     elif isinstance(returned, Instance) and returned.type.fullname == "ksi_daemon.outcomes.Rendered":

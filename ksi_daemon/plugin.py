@@ -55,7 +55,7 @@ from ksi_daemon.consumers import Consumers, ConsumerState, Refusal, Wish
 from ksi_daemon.consumers.wishes import key_of as consumer_key
 from ksi_daemon.contributions import Command, HttpRoute, HttpRoutes
 from ksi_daemon.cursors import parse_cursor
-from ksi_daemon.database import Database, Transaction, Unit
+from ksi_daemon.database import Database, Telling, Transaction, Unit
 from ksi_daemon.database.migrations import scripts
 from ksi_daemon.dead_letters import DatabaseDeadLetters, DeadLetter, DeadLetters
 from ksi_daemon.eventlog import Damage, EventLog, LogQuery, RemovedEvent
@@ -114,7 +114,8 @@ def handler(function: F) -> F:
 
     What is declared of a plain function says where it runs. One that takes a Transaction, as its second
     parameter, is the unit of work of its request: see ``Database.write``. One that returns
-    ``Unit[Reply]`` or ``Awaitable[Reply]``, or may do so, runs on the loop at once and must not block.
+    ``Unit[Reply]``, ``Telling[Reply]`` or ``Awaitable[Reply]``, or may do so, runs on the loop at once and
+    must not block.
     Any other runs in a thread.
     """
     setattr(function, HANDLER, True)
@@ -247,6 +248,7 @@ __all__ = [
     "Stream",
     "Subscriptions",
     "Tables",
+    "Telling",
     "Timer",
     "Timers",
     "Transaction",

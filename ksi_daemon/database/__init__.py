@@ -3,6 +3,6 @@
 from sqlite3 import Connection, Error
 
 from ksi_daemon.database.core import Database
-from ksi_daemon.database.transaction import Transaction, Unit
+from ksi_daemon.database.transaction import Telling, Transaction, Unit
 
-__all__ = ["Connection", "Database", "Error", "Transaction", "Unit"]
+__all__ = ["Connection", "Database", "Error", "Telling", "Transaction", "Unit"]

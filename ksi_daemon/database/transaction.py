@@ -3,8 +3,9 @@
 import re
 import sqlite3
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from ksi_common.envelope import EventEnvelope, StoredEvent
 from ksi_common.errors import FailedPrecondition, InvalidArgument
@@ -249,3 +250,45 @@ class Transaction:
 
 Unit = Callable[[Transaction], R]
 """A unit of work: synchronous, SQL and ``tell`` only, may be run twice, interrupted after 250 ms."""
+
+
+@dataclass(slots=True, eq=False)
+class Telling(Generic[R]):
+    """A unit of a request that is the event it tells, as ``event:publish`` is: it does nothing else.
+
+    Most requests of a busy log are of this kind, so the writer does it without a Transaction where it can.
+    The request leaves no row of its own (``recorded=False``): its id is that of the event.
+    """
+
+    event: str
+    data: bytes
+    """JSON."""
+    reply: Callable[[StoredEvent, bool], R]
+    """Gives what the unit gives, of the event as it is stored and whether it was before. Believed."""
+    event_id: str | None = None
+    stream: str | None = None
+
+    def __call__(self, tx: Transaction) -> R:
+        """Tell it as any unit does."""
+        told = tx.tell_raw(self.event, self.data, event_id=self.event_id, stream=self.stream, cause=False)
+        return self.reply(told, told not in tx.told)
+
+    def alone(self, envelope: EventEnvelope | None, now_us: int) -> StoredEvent | None:
+        """Give the event, where nothing has to be looked up or kept elsewhere for it."""
+        if (
+            envelope is None
+            or self.event_id is not None
+            or self.stream is not None
+            or len(self.data) > CLAIM_CHECKED
+        ):
+            return None
+        return StoredEvent(
+            self.event,
+            self.data,
+            envelope.event_id,
+            envelope.correlation_id,
+            envelope.causation_id,
+            envelope.actor,
+            envelope.hop,
+            now_us,
+        )

@@ -42,8 +42,8 @@ from ksi_daemon.plugin import (
     Sink,
     StoredEvent,
     Subscriptions,
+    Telling,
     Transaction,
-    Unit,
     Wish,
     handler,
     parse_time,
@@ -57,7 +57,7 @@ MAX_EVENTS: Final = 1000
 @handler
 def publish(
     request: Publish, log: EventLog, catalog: Catalog, bus: LocalBus
-) -> Rendered[Published] | Unit[Rendered[Published]]:
+) -> Rendered[Published] | Telling[Rendered[Published]]:
     """Tell an event that no plugin declares."""
     _check_untold(request.event, catalog)
     data = orjson.dumps(request.data)
@@ -65,11 +65,13 @@ def publish(
         told = bus.pass_on(request.event, data, event_id=request.event_id, stream=request.stream, cause=False)
         return _published(told, None)
 
-    def tell(tx: Transaction) -> "Rendered[Published]":  # evaluated with each request otherwise
-        told = tx.tell_raw(request.event, data, event_id=request.event_id, stream=request.stream, cause=False)
-        return _published(told, log.cursor(told.seq or 0), known=told not in tx.told)
-
-    return tell
+    return Telling(
+        request.event,
+        data,
+        lambda told, known: _published(told, log.cursor(told.seq or 0), known=known),
+        request.event_id,
+        request.stream,
+    )
 
 
 def _published(told: StoredEvent, cursor: str | None, *, known: bool = False) -> Rendered[Published]:
