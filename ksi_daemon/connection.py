@@ -331,13 +331,11 @@ class Connection(asyncio.Protocol):
         if self._server.closing:
             return Unavailable("the daemon is stopping", reason="shutting_down", retry_after_s=1)
         limits = self._server.limits
-        if (
-            self._streams < limits.streams
-            if stream
-            else len(self._exchanges) - self._streams < limits.in_flight
-        ):
-            return None
-        return limits.refusal(stream=stream)
+        if stream:
+            full = self._streams >= limits.streams
+        else:
+            full = len(self._exchanges) - self._streams >= limits.in_flight
+        return limits.refusal(stream=stream) if full else None
 
     def _cancel(self, ident: FrameId) -> None:
         exchange = self._exchanges.get(ident)

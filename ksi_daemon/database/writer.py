@@ -248,7 +248,7 @@ class Writer(threading.Thread):
         mark = self._log.mark()
         try:
             self._log.append(told)
-            job.value = unit.reply(told, False)  # noqa: FBT003 -- a new id, so it was not there
+            job.value = unit.reply(told, False)  # noqa: FBT003 -- its id is new, so it was not there
             job.told = (told,)
         except BaseException as error:  # noqa: BLE001 -- of whatever kind, it is its caller's
             self._log.take_back(mark)

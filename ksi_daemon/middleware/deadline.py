@@ -46,10 +46,8 @@ class Deadline:
 
     def watch(self, envelope: EventEnvelope, caller: Caller) -> dict[Caller, None]:
         """Abandon ``caller`` when the time of a request is over, unless it is taken out of the slot given."""
-        timeout_s = envelope.timeout_s
-        return self._wheel.add(
-            _shorten(envelope, self._default_s if timeout_s is None else timeout_s), caller
-        )
+        timeout_s = self._default_s if envelope.timeout_s is None else envelope.timeout_s
+        return self._wheel.add(_shorten(envelope, timeout_s), caller)
 
 
 def _shorten(envelope: EventEnvelope, timeout_s: float) -> float:
