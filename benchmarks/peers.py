@@ -53,7 +53,7 @@ def durable_floor() -> Iterator[Peer]:
     """Run what answers durable requests and does nothing else."""
     with _directory() as home:
         path = home / "floor.sock"
-        with _child([sys.executable, HERE / "floor.py", path, home / "floor.db"], home) as process:
+        with _child([sys.executable, HERE / "durable_floor.py", path, home / "floor.db"], home) as process:
             _until(path.exists, process, home)
             yield Peer(str(path), [process])
 

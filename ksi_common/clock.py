@@ -34,7 +34,7 @@ class SystemClock:
 def format_time(time_us: int) -> str:
     """Render microseconds since 1970 as RFC 3339, always with six decimals and ``Z``."""
     seconds, micros = divmod(time_us, 1_000_000)
-    return f"{format_second(seconds)}.{micros:06d}Z"
+    return f"{_format_second(seconds)}.{micros:06d}Z"
 
 
 def parse_time(text: str) -> int:
@@ -58,7 +58,7 @@ class _SecondCache:
 _last = _SecondCache()
 
 
-def format_second(second: int) -> str:
+def _format_second(second: int) -> str:
     """Render seconds since 1970 as RFC 3339 without its offset."""
     known, text = _last.pair
     if second != known:

@@ -15,10 +15,10 @@ from ksi_common.protocol import FromClient, Malformed, ServerConnection, names_n
 from ksi_common.strict_json import dumps
 from ksi_daemon.channel import Channel
 from ksi_daemon.connection_limits import HIGH_WATER, LOW_WATER, ConnectionLimits
+from ksi_daemon.connection_timeouts import ConnectionTimeouts
 from ksi_daemon.exchange import Exchange, encode
 from ksi_daemon.middleware.direct import Direct
 from ksi_daemon.outcomes import Endpoint, Rendered, Reply
-from ksi_daemon.patience import Patience
 from ksi_daemon.router import Route
 from ksi_daemon.rpc import RpcSide
 from ksi_daemon.shared_bytes import SharedBytes
@@ -71,7 +71,7 @@ class Connection(asyncio.Protocol):
         """What was received and waits until the client has read what it asked for before."""
         self._writable = asyncio.Event()
         self._writable.set()
-        self._patience = Patience(server.limits, refuse=self.refuse, abort=self.abort)
+        self._timeouts = ConnectionTimeouts(server.limits, refuse=self.refuse, abort=self.abort)
         self._ending = False
         self._last_words: Literal["said", "unreadable"] | None = None
         self._timestamp = b""
@@ -101,8 +101,8 @@ class Connection(asyncio.Protocol):
             return
         ended = self._take(frames)
         partial = self._frames.partial
-        if ended or partial is not self._patience.awaits_line:
-            self._patience.await_line(begun=partial)
+        if ended or partial is not self._timeouts.awaits_line:
+            self._timeouts.await_line(begun=partial)
 
     def _take(self, frames: Iterator[FromClient]) -> bool:
         """Begin what frames ask for, while the client reads the answers; tell whether there were any."""
@@ -139,12 +139,12 @@ class Connection(asyncio.Protocol):
         self._writable.clear()
         if self.transport is not None:
             self.transport.pause_reading()
-            self._patience.await_reader(self.transport)
+            self._timeouts.await_reader(self.transport)
 
     def resume_writing(self) -> None:
         """Go on."""
         self._writable.set()
-        self._patience.has_read()
+        self._timeouts.has_read()
         if self._backlog is not None and not self._ending:
             self._take(self._backlog)
             self._end_if_done()
@@ -156,7 +156,7 @@ class Connection(asyncio.Protocol):
         del exc
         self.transport = None
         self._writable.set()
-        self._patience.end()
+        self._timeouts.end()
         for exchange in self._exchanges.values():
             if exchange.stream:
                 exchange.cancel()

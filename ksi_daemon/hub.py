@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
 
-from ksi_common.clock import format_second
 from ksi_common.envelope import StoredEvent
 from ksi_common.messages import matches
 from ksi_common.strict_json import dumps
@@ -14,7 +13,7 @@ MANY: Final = 16
 _ROUTES: Final = 10_000
 _ITEM: Final = (
     b',"type":"item","cursor":"%b","data":{"event":%b,"data":%b,"event_id":%b,"stream":%b,"version":%b,'
-    b'"correlation_id":%b,"causation_id":%b,"actor":%b,"time":"%b.%06dZ"%b}}\n'
+    b'"correlation_id":%b,"causation_id":%b,"actor":%b,"time":"%b"%b}}\n'
 )
 
 
@@ -51,7 +50,6 @@ class Batch:
 
 def item_tail(event: StoredEvent, cursor: str) -> bytes:
     """Render all of an item frame but ``{"id":…``, from parts that are JSON already."""
-    seconds, micros = divmod(event.time_us, 1_000_000)
     return _ITEM % (
         cursor.encode(),
         dumps(event.event),
@@ -62,8 +60,7 @@ def item_tail(event: StoredEvent, cursor: str) -> bytes:
         dumps(event.correlation_id),
         dumps(event.causation_id),
         dumps(event.actor),
-        format_second(seconds).encode(),
-        micros,
+        event.time.encode(),
         b',"raw":true' if event.raw else b"",
     )
 

@@ -118,7 +118,7 @@ async def arrival(later: Later) -> Reply:
 
 
 def _checked(reply: Any, wanted: type[Message], spec: EventSpec) -> Reply:
-    if type(reply) is wanted or is_reply(reply, wanted):
+    if is_reply(reply, wanted):
         return reply  # type: ignore[no-any-return]
     raise InternalError(f"the handler of {spec.name} returned {type(reply).__name__}, not {wanted.__name__}")
 

@@ -18,10 +18,6 @@ WRITTEN: Final = (
     "digest, chain"
 )
 """What an event told on this node has; the other columns stay NULL, and cost nothing to bind."""
-COLUMNS: Final = (
-    "seq, event_id, kind, name, stream, version, correlation_id, causation_id, actor, node, origin_id, hop, "
-    "time, data, reference, digest, chain"
-)
 READ: Final = (
     "seq, event_id, kind, name, stream, version, correlation_id, causation_id, actor, hop, time, data, "
     "reference, digest"

@@ -257,7 +257,8 @@ class Telling(Generic[R]):
     """A unit of a request that is the event it tells, as ``event:publish`` is: it does nothing else.
 
     Most requests of a busy log are of this kind, so the writer does it without a Transaction where it can.
-    The request leaves no row of its own (``recorded=False``): its id is that of the event.
+    Where the request leaves no row of its own (``recorded=False``) its id is that of the event; else it has
+    caused the event.
     """
 
     event: str
@@ -270,13 +271,15 @@ class Telling(Generic[R]):
 
     def __call__(self, tx: Transaction) -> R:
         """Tell it as any unit does."""
-        told = tx.tell_raw(self.event, self.data, event_id=self.event_id, stream=self.stream, cause=False)
+        cause = tx.envelope is not None and tx.envelope.to_record
+        told = tx.tell_raw(self.event, self.data, event_id=self.event_id, stream=self.stream, cause=cause)
         return self.reply(told, told not in tx.told)
 
     def alone(self, envelope: EventEnvelope | None, now_us: int) -> StoredEvent | None:
         """Give the event, where nothing has to be looked up or kept elsewhere for it."""
         if (
             envelope is None
+            or envelope.to_record
             or self.event_id is not None
             or self.stream is not None
             or len(self.data) > CLAIM_CHECKED

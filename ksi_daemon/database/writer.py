@@ -242,7 +242,7 @@ class Writer(threading.Thread):
 
     def _tell(self, job: Job, unit: Telling[Any]) -> bool:
         """Do a unit that is nothing but an event; False where it takes more than that."""
-        told = None if job.request_data is not None else unit.alone(job.envelope, self._now_us)
+        told = unit.alone(job.envelope, self._now_us)
         if told is None:
             return False
         mark = self._log.mark()

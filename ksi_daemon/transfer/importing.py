@@ -17,7 +17,7 @@ from ksi_common.paths import Paths
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.database import Connection, Database, Transaction
 from ksi_daemon.database.apart import apart
-from ksi_daemon.database.log_writer import COLUMNS, KINDS
+from ksi_daemon.database.log_writer import KINDS
 from ksi_daemon.projections.rebuilders import declared_by
 from ksi_daemon.replay.rebuilding import Rebuilding
 from ksi_daemon.transfer.kept import SEQUENCE, Kept, KeptReader
@@ -26,7 +26,11 @@ from ksi_daemon.transfer.lines import FINISHED, STARTED, BadLine, Line, event_in
 FOLDER: Final = "importing"
 """Of the home: what is not finished yet, and gone on with."""
 _AT_ONCE: Final = 500
-_INSERT: Final = f"INSERT INTO log ({COLUMNS}) VALUES ({', '.join('?' * 17)})"  # noqa: S608
+_COLUMNS: Final = (
+    "seq, event_id, kind, name, stream, version, correlation_id, causation_id, actor, node, origin_id, hop, "
+    "time, data, reference, digest, chain"
+)
+_INSERT: Final = f"INSERT INTO log ({_COLUMNS}) VALUES ({', '.join('?' * 17)})"  # noqa: S608
 _REMOVED: Final = '{"path":null}'
 
 Progress = Callable[[int, int], None]

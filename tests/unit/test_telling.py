@@ -28,15 +28,17 @@ def any_unit(**rest: Any) -> Unit[Given]:
     return unit
 
 
-async def write(database: Database, unit: Unit[Given], event_id: str, **facts: Any) -> Given:
+async def write(
+    database: Database, unit: Unit[Given], event_id: str, *, recorded: bool = False, **facts: Any
+) -> Given:
     asked = envelope(event_id=event_id, **facts)
-    asked.to_record = False
+    asked.to_record = recorded
     with event_context(asked):
         return await database.write(unit)
 
 
 async def test_it_stores_and_tells_what_any_unit_would(database: Database, heard: Heard) -> None:
-    cause = {"causation_id": "e0", "hop": 3, "actor": "agent-7", "traceparent": None}
+    cause: dict[str, Any] = {"causation_id": "e0", "hop": 3, "actor": "agent-7", "traceparent": None}
     assert await write(database, any_unit(), "r1", **cause) == (1, False)
     assert await write(database, telling(), "r2", **cause) == (2, False)
     first, second = rows(database.path, FACTS)
@@ -94,3 +96,22 @@ async def test_where_its_reply_cannot_be_made_it_leaves_no_trace(database: Datab
 async def test_what_nobody_asked_for_is_told_too(database: Database) -> None:
     assert await database.write(telling()) == (1, False)
     assert rows(database.path, "SELECT actor, causation_id FROM log") == [("system", None)]
+
+
+async def test_a_request_with_a_row_of_its_own_causes_it(database: Database) -> None:
+    assert await write(database, telling(), "r1", recorded=True, hop=3) == (2, False)
+    asked, told = rows(database.path, "SELECT event_id, kind, causation_id, hop FROM log ORDER BY seq")
+    assert asked == ("r1", 1, None, 3)
+    assert told[0] != "r1"
+    assert told[1:] == (0, "r1", 4)
+
+
+async def test_apart_from_such_a_request_it_is_caused_by_it_too(database: Database) -> None:
+    asked = envelope(event_id="r1")
+    asked.to_record = True
+    with event_context(asked):
+        assert await database.write_apart(telling()) == (1, False)
+        await database.write(lambda _: None)
+    told, row = rows(database.path, "SELECT event_id, kind, causation_id FROM log ORDER BY seq")
+    assert row == ("r1", 1, None)
+    assert (told[0] != "r1", *told[1:]) == (True, 0, "r1")

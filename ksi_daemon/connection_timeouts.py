@@ -10,7 +10,7 @@ from ksi_daemon.connection_limits import ConnectionLimits
 _READ_ON_S: Final = 0.02
 
 
-class Patience:
+class ConnectionTimeouts:
     """Timers of one connection. ``refuse`` says why it is cut, ``abort`` cuts it without a word."""
 
     __slots__ = ("_abort", "_limits", "_line", "_loop", "_reading", "_refuse", "_unread")

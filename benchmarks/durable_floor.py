@@ -4,7 +4,7 @@ As in KSI, one loop hands what a turn brought to one writer thread, whatever wai
 is in WAL and syncs each commit, and ids are unique by an index. But nothing is validated, limited, watched,
 digested or told to anyone, and there is one kind of request.
 
-    python benchmarks/floor.py /tmp/floor.sock /tmp/floor.db
+    python benchmarks/durable_floor.py /tmp/floor.sock /tmp/floor.db
 """
 
 from __future__ import annotations
@@ -43,16 +43,29 @@ class Writer(threading.Thread):
         self._path = path
         self._loop = loop
         self._seq = 0
-        self.queue: SimpleQueue[list[Job]] = SimpleQueue()
+        self._waiting: list[Job] = []
+        """Of all clients, until the end of the turn."""
+        self._queue: SimpleQueue[list[Job]] = SimpleQueue()
+        self.numbers = count(1)
+
+    def submit(self, job: Job) -> None:
+        """Take a job along with what else this turn of the loop brings."""
+        if not self._waiting:
+            self._loop.call_soon(self._hand_over)
+        self._waiting.append(job)
+
+    def _hand_over(self) -> None:
+        jobs, self._waiting = self._waiting, []
+        self._queue.put(jobs)
 
     def run(self) -> None:
         connection = sqlite3.connect(self._path, isolation_level=None)
         for statement in ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", TABLE):
             connection.execute(statement)
         while True:
-            jobs = self.queue.get()
-            while not self.queue.empty():
-                jobs += self.queue.get()
+            jobs = self._queue.get()
+            while not self._queue.empty():
+                jobs += self._queue.get()
             first = self._seq
             connection.execute("BEGIN IMMEDIATE")
             for start in range(0, len(jobs), ROWS_AT_ONCE):
@@ -72,9 +85,6 @@ class Writer(threading.Thread):
 class Floor(asyncio.Protocol):
     """A client."""
 
-    waiting: list[Job] = []  # noqa: RUF012 -- of all clients, until the end of the turn
-    numbers = count(1)
-
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
         self._rest = b""
@@ -86,18 +96,12 @@ class Floor(asyncio.Protocol):
     def data_received(self, chunk: bytes) -> None:
         lines = (self._rest + chunk).split(b"\n")
         self._rest = lines.pop()
-        if lines and not self.waiting:
-            asyncio.get_running_loop().call_soon(self._hand_over)
         for line in lines:
             frame = orjson.loads(line)
             asked = frame["data"]
-            event_id = f"019aa7c4b3d1f2e6{next(self.numbers):010x}"
+            event_id = f"019aa7c4b3d1f2e6{next(self._writer.numbers):010x}"
             data = orjson.dumps(asked["data"]).decode()
-            self.waiting.append((self, orjson.dumps(frame["id"]), event_id, asked["event"], data))
-
-    def _hand_over(self) -> None:
-        Floor.waiting, jobs = [], Floor.waiting
-        self._writer.queue.put(jobs)
+            self._writer.submit((self, orjson.dumps(frame["id"]), event_id, asked["event"], data))
 
     def flush(self) -> None:
         self._transport.write(b"".join(self.out))
