@@ -90,6 +90,15 @@ class Message(BaseModel):
 
 
 R_co = TypeVar("R_co", bound=Message, covariant=True)
+M = TypeVar("M", bound=Message)
+
+
+@dataclass(slots=True, eq=False)
+class Rendered(Generic[M]):
+    """A message as JSON, where to make it would cost more than all else; ``data`` is believed."""
+
+    message: type[M]
+    data: bytes
 
 
 def _replies_named(cls: type) -> Sequence[Any]:

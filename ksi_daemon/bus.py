@@ -9,12 +9,12 @@ from ksi_common.clock import Clock, parse_time
 from ksi_common.envelope import EventEnvelope, StoredEvent, current_envelope
 from ksi_common.errors import FailedPrecondition, InternalError, InvalidArgument
 from ksi_common.ids import new_id
-from ksi_common.messages import Message, Notification, Request, Stream, is_event_pattern, spec_of
+from ksi_common.messages import Message, Notification, Rendered, Request, Stream, is_event_pattern, spec_of
 from ksi_daemon.children import Tasks
 from ksi_daemon.database import Database
 from ksi_daemon.database.transaction import MAX_HOPS
 from ksi_daemon.hub import Hub
-from ksi_daemon.outcomes import Endpoint, Failed, Outcome, Rendered, Replied, Send, Yielded
+from ksi_daemon.outcomes import Endpoint, Failed, Outcome, Replied, Send, Yielded
 from ksi_daemon.queue_sink import following
 from ksi_daemon.subscriptions import Interest, Subscriptions
 

@@ -11,6 +11,7 @@ from ksi_common.errors import AlreadyExists, InternalError, KSIError, Unavailabl
 from ksi_common.frames import Call, Cancel, FrameId, ServedAnswer, error_line
 from ksi_common.ids import new_id
 from ksi_common.jsonrpc import Rpc
+from ksi_common.messages import Rendered
 from ksi_common.protocol import FromClient, Malformed, ServerConnection, names_no_event
 from ksi_common.strict_json import dumps
 from ksi_daemon.channel import Channel
@@ -18,7 +19,7 @@ from ksi_daemon.connection_limits import HIGH_WATER, LOW_WATER, ConnectionLimits
 from ksi_daemon.connection_timeouts import ConnectionTimeouts
 from ksi_daemon.exchange import Exchange, encode
 from ksi_daemon.middleware.direct import Direct
-from ksi_daemon.outcomes import Endpoint, Rendered, Reply
+from ksi_daemon.outcomes import Endpoint, Reply
 from ksi_daemon.router import Route
 from ksi_daemon.rpc import RpcSide
 from ksi_daemon.shared_bytes import SharedBytes

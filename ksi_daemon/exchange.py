@@ -17,11 +17,11 @@ from ksi_common.frames import (
     with_warnings,
 )
 from ksi_common.ids import new_id
-from ksi_common.messages import Message
+from ksi_common.messages import Message, Rendered
 from ksi_common.protocol import MAX_ANSWER
 from ksi_common.strict_json import dumps
 from ksi_daemon.hub import Batch
-from ksi_daemon.outcomes import Ended, Failed, Later, Outcome, Rendered, Replied, Reply, Yielded
+from ksi_daemon.outcomes import Ended, Failed, Later, Outcome, Replied, Reply, Yielded
 from ksi_daemon.router import Route
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import FailedPrecondition, InternalError, KSIError
-from ksi_common.messages import EventSpec, Message
+from ksi_common.messages import EventSpec, Message, Rendered
 from ksi_common.validation import parser
 from ksi_daemon.database import Database, Telling, Transaction, Unit
-from ksi_daemon.outcomes import Begin, Endpoint, Later, Rendered, Replied, Reply, Send, is_reply
+from ksi_daemon.outcomes import Begin, Endpoint, Later, Replied, Reply, Send, is_reply
 
 Function = Callable[..., Any]
 Bound = Callable[[Message, EventEnvelope], Any]

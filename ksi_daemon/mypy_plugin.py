@@ -76,7 +76,7 @@ def _given(returned: ProperType) -> Iterator[ProperType]:
     elif isinstance(returned, Instance) and returned.type.fullname in _LATER:
         last = returned.args[2] if returned.type.fullname == "typing.Coroutine" else returned.args[0]
         yield from _given(get_proper_type(last))
-    elif isinstance(returned, Instance) and returned.type.fullname == "ksi_daemon.outcomes.Rendered":
+    elif isinstance(returned, Instance) and returned.type.fullname == "ksi_common.messages.Rendered":
         yield get_proper_type(returned.args[0])
     elif not (isinstance(returned, Instance) and returned.type.fullname == "builtins.object"):
         yield returned

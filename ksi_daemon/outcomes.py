@@ -3,22 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
 from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import KSIError
-from ksi_common.messages import Message
+from ksi_common.messages import Message, Rendered
 from ksi_daemon.database import Unit
-
-R = TypeVar("R", bound=Message)
-
-
-@dataclass(slots=True, eq=False)
-class Rendered(Generic[R]):
-    """A reply that is JSON already, where its message costs more than all else; ``data`` is believed."""
-
-    message: type[R]
-    data: bytes
 
 
 @dataclass(slots=True, eq=False)

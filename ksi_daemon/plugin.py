@@ -46,7 +46,7 @@ from ksi_common.errors import (
     Unimplemented,
 )
 from ksi_common.ids import is_name, new_id
-from ksi_common.messages import Message, Notification, Request, Stream, matches, renamed_from
+from ksi_common.messages import Message, Notification, Rendered, Request, Stream, matches, renamed_from
 from ksi_common.references import Reference
 from ksi_daemon.blobs import Blobs
 from ksi_daemon.bus import LocalBus
@@ -65,7 +65,7 @@ from ksi_daemon.hub import Hub
 from ksi_daemon.layers import Layer, layer
 from ksi_daemon.leases import Lease, LeaseHeld, LeaseLost, Leases
 from ksi_daemon.marks import DURABLE, HANDLER, KSI_API, SUBSCRIBER, Durable
-from ksi_daemon.outcomes import Ended, Endpoint, Failed, Middleware, Outcome, Rendered, Replied, Send, Yielded
+from ksi_daemon.outcomes import Ended, Endpoint, Failed, Middleware, Outcome, Replied, Send, Yielded
 from ksi_daemon.processes import Child, ChildWatcher, Exit, Process, Processes, Reaped
 from ksi_daemon.projections import (
     Aggregates,

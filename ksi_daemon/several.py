@@ -9,11 +9,11 @@ from typing import Any, get_args
 from ksi_common.answers import Answer, Answers, refusal_of
 from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import InternalError, KSIError
-from ksi_common.messages import EventSpec, Message
+from ksi_common.messages import EventSpec, Message, Rendered
 from ksi_common.validation import parser
 from ksi_daemon.database import Database
 from ksi_daemon.immediate import HandlerError
-from ksi_daemon.outcomes import Endpoint, Failed, Outcome, Rendered, Replied, Send
+from ksi_daemon.outcomes import Endpoint, Failed, Outcome, Replied, Send
 from ksi_daemon.router import Route
 from ksi_daemon.supervisor import attempt_async
 

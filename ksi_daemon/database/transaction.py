@@ -10,7 +10,7 @@ from typing import Any, Final, Generic, TypeVar
 from ksi_common.envelope import EventEnvelope, StoredEvent
 from ksi_common.errors import FailedPrecondition, InvalidArgument
 from ksi_common.ids import new_id
-from ksi_common.messages import Notification, spec_of
+from ksi_common.messages import Notification, Rendered, spec_of
 from ksi_daemon.database.claims import store_blob
 from ksi_daemon.database.log_writer import CLAIM_CHECKED, ExpectedVersion, LogWriter
 from ksi_daemon.event_versions import stamped
@@ -141,16 +141,19 @@ class Transaction:
 
     def tell(
         self,
-        notification: Notification,
+        notification: Notification | Rendered[Notification],
         *,
         stream: str | None = None,
         expected_version: ExpectedVersion = "any",
     ) -> StoredEvent:
         """Tell a declared, durable event, in this commit."""
-        spec = spec_of(type(notification))
+        if isinstance(notification, Rendered):
+            spec, data = spec_of(notification.message), notification.data
+        else:
+            spec = spec_of(type(notification))
+            data = notification.__pydantic_serializer__.to_json(notification, by_alias=True)
         if spec.ephemeral:
             raise InvalidArgument(f"{spec.name} is ephemeral: tell it with bus.notify", reason="ephemeral")
-        data = notification.__pydantic_serializer__.to_json(notification, by_alias=True)
         if spec.version > 1:
             data = stamped(data, spec.version)
         return self.tell_raw(spec.name, data, stream=stream, expected_version=expected_version)

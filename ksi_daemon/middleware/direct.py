@@ -13,6 +13,7 @@ from typing import Any
 
 from ksi_common.envelope import reset_current, set_current
 from ksi_common.errors import InternalError, KSIError
+from ksi_common.messages import Rendered
 from ksi_daemon.database import Database
 from ksi_daemon.database.core import raisable
 from ksi_daemon.database.writer import Job
@@ -21,7 +22,7 @@ from ksi_daemon.middleware.deadline import Deadline
 from ksi_daemon.middleware.errors import Errors
 from ksi_daemon.middleware.observation import Observation
 from ksi_daemon.middleware.permissions import check
-from ksi_daemon.outcomes import Begin, Later, Rendered, Replied, Reply
+from ksi_daemon.outcomes import Begin, Later, Replied, Reply
 
 
 class Direct:

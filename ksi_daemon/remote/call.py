@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import KSIError, ResourceExhausted
-from ksi_common.messages import Message
-from ksi_daemon.outcomes import Later, Rendered
+from ksi_common.messages import Message, Rendered
+from ksi_daemon.outcomes import Later
 
 if TYPE_CHECKING:
     from ksi_daemon.remote.server import RemoteServer

@@ -7,8 +7,8 @@ from pydantic import ValidationError
 
 from ksi_common.errors import KSIError, OperationalError, Unavailable, error_from_wire
 from ksi_common.frames import ServedAnswer, call_line
+from ksi_common.messages import Rendered
 from ksi_common.strict_json import dumps
-from ksi_daemon.outcomes import Rendered
 from ksi_daemon.remote.call import RemoteCall, RemoteStream
 
 Bug = Callable[[str, str, str], KSIError]

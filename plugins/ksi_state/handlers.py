@@ -61,10 +61,11 @@ def _found(request: Get, text: str | None) -> Rendered[Found]:
 
 
 @handler
-def set_(request: Set, tx: Transaction, store: StateStore) -> Stored:
+def set_(request: Set, tx: Transaction, store: StateStore) -> Rendered[Stored]:
     """Store one value, and tell it."""
     store.set(tx, request.namespace, request.key, request.value, request.metadata)
-    return Stored(namespace=request.namespace, key=request.key)
+    stored = {"status": "set", "namespace": request.namespace, "key": request.key}
+    return Rendered(Stored, orjson.dumps(stored))
 
 
 @handler

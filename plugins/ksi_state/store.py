@@ -12,7 +12,7 @@ import orjson
 from pydantic import JsonValue
 
 from ksi_common.events.state import Changed, NamespaceCleared, Removed
-from ksi_daemon.plugin import Database, Transaction
+from ksi_daemon.plugin import Database, Rendered, Transaction
 
 CACHED_BYTES: Final = 8 * 1024 * 1024
 REPLY_BYTES: Final = 1024 * 1024
@@ -65,20 +65,14 @@ class StateStore:
     ) -> None:
         """Store a value and tell it."""
         text = orjson.dumps(value).decode()
-        extra = orjson.dumps(metadata).decode() if metadata is not None else None
+        extra = None if metadata is None else orjson.dumps(metadata).decode()
         tx.execute(
             "INSERT INTO state VALUES (?, ?, ?, ?) ON CONFLICT (namespace, key) "
             "DO UPDATE SET value = excluded.value, metadata = excluded.metadata",
             (namespace, key, text, extra),
         )
-        tx.tell(
-            Changed(
-                namespace=namespace,
-                key=key,
-                value=value,
-                metadata=None if metadata is None else dict(metadata),
-            )
-        )
+        changed = {"namespace": namespace, "key": key, "value": orjson.Fragment(text), "metadata": metadata}
+        tx.tell(Rendered(Changed, orjson.dumps(changed)))
         tx.on_commit(lambda: self._keep((namespace, key), text))
 
     def delete(self, tx: Transaction, namespace: str, key: str) -> bool:

@@ -288,6 +288,17 @@ async def test_what_changed_is_told_in_order(ksi: RunningDaemon) -> None:
     ]
 
 
+async def test_what_is_rendered_by_hand_is_what_its_messages_say(ksi: RunningDaemon) -> None:
+    wish = state.Set(key="a\n\u00fc", value={"deep": [1.5, None]}, namespace="other", metadata={"by": "me"})
+    stored = await ksi.call_raw("state:set", wish.model_dump())
+    assert stored == state.Stored(namespace=wish.namespace, key=wish.key).model_dump()
+    changed = state.Changed(
+        namespace=wish.namespace, key=wish.key, value=wish.value, metadata=wish.metadata
+    ).model_dump()
+    assert ksi.emitted("state:changed") == [changed]
+    assert changed.keys() == state.Changed.model_fields.keys()
+
+
 async def test_metadata_is_told_as_it_was_sent(ksi: RunningDaemon) -> None:
     for metadata in ({}, {"a": None}, None):
         await ksi.call_raw("state:set", {"key": "a", "value": 1, "metadata": metadata})

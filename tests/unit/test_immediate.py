@@ -9,12 +9,12 @@ import pytest
 
 from ksi_common.envelope import EventEnvelope, current_envelope, event_context
 from ksi_common.errors import InternalError, InvalidArgument
-from ksi_common.messages import Message, Notification, Request
+from ksi_common.messages import Message, Notification, Rendered, Request
 from ksi_daemon.breadcrumb import Breadcrumb
 from ksi_daemon.database import Database, Transaction, Unit
 from ksi_daemon.handlers import Compiler
 from ksi_daemon.immediate import HandlerError
-from ksi_daemon.outcomes import Outcome, Rendered, Replied
+from ksi_daemon.outcomes import Outcome, Replied
 from ksi_daemon.router import Route
 from ksi_daemon.services import Services
 from ksi_daemon.threads import Threads

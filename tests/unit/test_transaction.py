@@ -7,15 +7,20 @@ from pydantic import Field
 
 from ksi_common.envelope import StoredEvent, event_context
 from ksi_common.errors import AlreadyExists, FailedPrecondition, InvalidArgument
-from ksi_common.messages import Notification
+from ksi_common.messages import Notification, Rendered
 from ksi_daemon.database import Database, Transaction
 from ksi_daemon.database.transaction import MAX_EVENT_DATA, MAX_HOPS
+from ksi_daemon.event_versions import version_of
 from tests.support.databases import Heard, envelope, group, rows, tell
 
 
 class Told(Notification, event="demo:told"):
     n: int
     kind_: str = Field("k", alias="kind")
+
+
+class Grown(Notification, event="demo:grown", version=2):
+    n: int
 
 
 class Passing(Notification, event="demo:passing", ephemeral=True):
@@ -28,9 +33,25 @@ async def test_a_declared_event_is_told_under_its_name_on_the_wire(database: Dat
     assert (told.stream, told.version, told.seq, told.kind) == ("s/1", 1, 1, "notification")
 
 
-async def test_an_ephemeral_event_is_not_told_in_a_commit(database: Database) -> None:
+async def test_an_event_that_is_json_already_is_told_as_it_is(database: Database) -> None:
+    told = await database.write(lambda tx: tx.tell(Rendered(Told, b'{"n":1}'), stream="s/1"))
+    assert (told.event, told.data, told.version) == ("demo:told", b'{"n":1}', 1)
+
+
+@pytest.mark.parametrize("grown", [Grown(n=1), Rendered(Grown, b'{"n":1}')])
+async def test_an_event_says_of_which_version_it_is(
+    database: Database, grown: Grown | Rendered[Notification]
+) -> None:
+    told = await database.write(lambda tx: tx.tell(grown))
+    assert version_of(told.data) == 2
+
+
+@pytest.mark.parametrize("passing", [Passing(), Rendered(Passing, b"{}")])
+async def test_an_ephemeral_event_is_not_told_in_a_commit(
+    database: Database, passing: Passing | Rendered[Notification]
+) -> None:
     with pytest.raises(InvalidArgument, match=r"demo:passing is ephemeral: tell it with bus\.notify"):
-        await database.write(lambda tx: tx.tell(Passing()))
+        await database.write(lambda tx: tx.tell(passing))
 
 
 async def test_data_has_a_limit(database: Database) -> None:
