@@ -124,6 +124,12 @@ class Catalog:
                 return plugin
         return None
 
+    def is_of_plugin(self, module: str) -> bool:
+        """Tell whether a module is in the package, or the file, of a plugin."""
+        package = module.partition(".")[0]
+        names = (getattr(plugin.module, "__name__", None) for plugin in self.plugins.values())
+        return any(name is not None and name.partition(".")[0] == package for name in names)
+
     def charge(self, name: str) -> str:
         """Count a bug against a plugin; give its name."""
         plugin = self.plugins.get(name)

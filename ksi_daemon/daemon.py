@@ -281,13 +281,13 @@ class Daemon:
         self.catalog.declare(TimerFailed)
 
     def _compose(self) -> None:
-        errors = Errors(self.catalog.blame, strict=self.settings.strict, culprit=self.catalog.charge_file)
+        of, strict = self.catalog, self.settings.strict
+        errors = Errors(of.blame, strict=strict, culprit=of.charge_file, is_of_plugin=of.is_of_plugin)
         deadline = Deadline(self.settings.limits.handler_s, late=self.guard.late)
         self.assembly.table.complete(self.database, self._explain)
         self.assembly.table.arrange()
         self.dispatch = self._chain(errors, deadline)
-        direct = Direct(errors, self.observation, deadline, self.database)
-        self.direct = None if self.sandbox else direct
+        self.direct = None if self.sandbox else Direct(errors, self.observation, deadline, self.database)
 
     def _explain(self, envelope: EventEnvelope, error: BaseException, plugin: str) -> KSIError:
         """Give the error of one of several handlers, which is that plugin's own."""

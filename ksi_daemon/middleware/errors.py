@@ -21,6 +21,7 @@ FRAMES: Final = 20
 RECURSIVE_FRAMES: Final = 6
 """The same, where a recursion went too deep: there are a thousand, and they say the same again and again."""
 
+_PLUGINS, _LIBRARIES, _KSI = range(3)
 _OURS = (str(Path(__file__).parent.parent), str(Path(asyncio.__file__).parent))
 
 
@@ -33,6 +34,7 @@ class Errors:
 
     ``blame`` is told of each bug: it gives the name of the plugin that handles an event, and counts.
     ``culprit`` is asked first: it knows the plugin that a file belongs to, for that may be another's layer.
+    ``is_of_plugin`` knows the modules of plugins: a bug is placed there, not in a library that was called.
     """
 
     def __init__(
@@ -41,9 +43,11 @@ class Errors:
         *,
         strict: bool = False,
         culprit: Callable[[str], str | None] = lambda _: None,
+        is_of_plugin: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self._blame = blame
         self._culprit = culprit
+        self._is_of_plugin = is_of_plugin
         self._strict = strict
 
     async def __call__(self, envelope: EventEnvelope, send: Send, call_next: Endpoint) -> None:
@@ -62,7 +66,7 @@ class Errors:
         """Give the error to answer with; what was not expected is logged as a bug (``strict``: raised)."""
         if isinstance(error, OperationalError | ReportedError):
             return error
-        file, line = _origin(error)
+        file, line = _origin(error, self._is_of_plugin)
         where = f"{Path(file).name}:{line}" if file else "unknown"
         plugin = self._culprit(file) or self._blame(envelope.event)
         log.error(
@@ -96,25 +100,37 @@ def _last_frames(error: BaseException) -> TracebackType | None:
     return last
 
 
-def _origin(error: BaseException) -> tuple[str, int]:
-    """Give the place that is nearest to the error and not ours; what it was made of may say more than it."""
+def _origin(error: BaseException, is_of_plugin: Callable[[str], bool]) -> tuple[str, int]:
+    """Give the place nearest to the error in a plugin, or else not ours; its cause may say more than it."""
     place = ("", 0)
     seen: BaseException | None = error
     while seen is not None:
-        theirs = ours = ("", 0)
-        # By hand: there may be a thousand, and the loop waits.
-        step = seen.__traceback__
-        file, is_ours = "", True
-        while step is not None:
-            if (now := step.tb_frame.f_code.co_filename) is not file:
-                file, is_ours = now, now.startswith(_OURS)
-            if is_ours:
-                ours = (file, step.tb_lineno)
-            else:
-                theirs = (file, step.tb_lineno)
-            step = step.tb_next
-        if theirs[0]:
-            return theirs
+        *places, ours = _places(seen, is_of_plugin)
+        for found in places:
+            if found[0]:
+                return found
         place = place if place[0] else ours
         seen = seen.__cause__ or seen.__context__
     return place
+
+
+def _places(error: BaseException, is_of_plugin: Callable[[str], bool]) -> list[tuple[str, int]]:
+    """Give the last place in a plugin, in a library and in ours; ("", 0) where there is none."""
+    last = dict.fromkeys((_PLUGINS, _LIBRARIES, _KSI), ("", 0))
+    kinds: dict[str, int] = {}
+    # By hand: there may be a thousand, and the loop waits.
+    step = error.__traceback__
+    while step is not None:
+        frame = step.tb_frame
+        file = frame.f_code.co_filename
+        if file not in kinds:
+            kinds[file] = _kind(file, frame.f_globals.get("__name__", ""), is_of_plugin)
+        last[kinds[file]] = (file, step.tb_lineno)
+        step = step.tb_next
+    return list(last.values())
+
+
+def _kind(file: str, module: str, is_of_plugin: Callable[[str], bool]) -> int:
+    if file.startswith(_OURS):
+        return _KSI
+    return _PLUGINS if is_of_plugin(module) else _LIBRARIES

@@ -1,6 +1,7 @@
 """The catalog knows what is loaded, who handles and tells what, and whose fault a bug is."""
 
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 
@@ -57,6 +58,14 @@ def test_a_class_is_found_by_the_name_of_its_event(
     catalog: Catalog, event: str, found: type[Message] | None
 ) -> None:
     assert catalog.message_class(event) is found
+
+
+@pytest.mark.parametrize(
+    ("module", "is_of_plugin"), [("shop.store.rows", True), ("shop", True), ("shopping", False), ("", False)]
+)
+def test_a_plugin_has_the_modules_of_its_package(catalog: Catalog, module: str, is_of_plugin: bool) -> None:
+    catalog.plugins["shop"].module = ModuleType("shop.handlers")
+    assert catalog.is_of_plugin(module) is is_of_plugin
 
 
 def test_the_nearest_names_are_of_asked_and_told_events(catalog: Catalog) -> None:

@@ -1,6 +1,7 @@
 """The layers around a handler: each does its one thing, in a fixed order."""
 
 import asyncio
+import fractions
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from time import monotonic
@@ -565,6 +566,17 @@ async def test_the_place_named_is_foreign_though_the_error_is_of_our_code(
     with capture_logs() as lines:
         await Errors(blame)(envelope(), sent, foreign(source, compose=compose))
     assert lines[0]["where"] == "theirs.py:2"
+
+
+async def test_the_place_named_is_the_plugins_though_a_library_that_it_called_raised(
+    sent: Sent, blame: Callable[[str], str]
+) -> None:
+    errors = Errors(blame, is_of_plugin=lambda module: module == "shop")
+    source = "async def made(envelope, send):\n    fractions.Fraction(1, 0)\n"
+    with capture_logs() as lines:
+        await errors(envelope(), sent, foreign(source, fractions=fractions, __name__="shop"))
+    assert lines[0]["where"] == "theirs.py:2"
+    assert "(theirs.py:2)" in sent.error.message
 
 
 def test_the_place_named_is_that_of_the_cause_where_only_that_is_foreign(
