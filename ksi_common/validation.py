@@ -9,7 +9,8 @@ from pydantic_core import ErrorDetails
 
 from ksi_common.errors import InvalidArgument
 from ksi_common.guessing import nearest
-from ksi_common.messages import Message, accepted_names, spec_of
+from ksi_common.ids import NAME_PATTERN
+from ksi_common.messages import EVENT_PATTERN, Message, accepted_names, spec_of
 from ksi_common.protocol import MAX_DATA
 from ksi_common.strict_json import dumps
 
@@ -58,7 +59,7 @@ def _empty(cls: type[M]) -> M | None:
 
 def refusal(error: ValidationError, cls: type[BaseModel], event: str) -> InvalidArgument:
     """Say what is wrong with the first field that is, and list the others in ``details.problems``."""
-    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    problems = error.errors(include_url=False, include_input=False)
     problems.sort(
         key=lambda problem: problem["type"] != "extra_forbidden"
     )  # a misspelt field is missing, too
@@ -74,6 +75,18 @@ def refusal(error: ValidationError, cls: type[BaseModel], event: str) -> Invalid
     )
 
 
+_PATTERNS = {
+    EVENT_PATTERN: (
+        "an event is called namespace:name, in small letters, digits and underscores",
+        "system:discover lists what there is",
+    ),
+    NAME_PATTERN: (
+        "a name has 1 to 128 letters, digits, '.', '_' and '-', and begins with a letter or digit",
+        None,
+    ),
+}
+"""What the patterns that many fields share say in words, and what helps."""
+
 _REASONS = {"extra_forbidden": "unknown_field", "missing": "missing"}
 
 
@@ -85,7 +98,9 @@ def _describe(problem: ErrorDetails, cls: type[BaseModel], event: str) -> tuple[
             return f'{event} has no field "{path}"', f'did you mean "{near[0]}"?' if near else None
         case "missing":
             return f"{event} needs the field {path}", None
-    reason = problem["msg"]
+        case "string_pattern_mismatch" if wanted := _PATTERNS.get(problem["ctx"]["pattern"]):
+            return f"{path or 'data'}: {wanted[0]}", wanted[1]
+    reason = problem["msg"].removeprefix("Value error, ")
     return f"{path or 'data'}: {reason[:1].lower()}{reason[1:]}", None
 
 

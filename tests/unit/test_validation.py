@@ -6,6 +6,7 @@ import pytest
 from pydantic import model_validator
 
 from ksi_common.errors import InvalidArgument
+from ksi_common.events.types import EventName, EventPattern, Name
 from ksi_common.messages import Message, Request, renamed_from
 from ksi_common.protocol import MAX_DATA
 from ksi_common.validation import parser
@@ -38,7 +39,16 @@ class Look(Request[Bought], event="shop:look"):
     far: bool = False
 
 
+class Follow(Request[Bought], event="shop:follow"):
+    """Follow."""
+
+    event: EventName = "shop:sold"
+    pattern: EventPattern = "shop:*"
+    name: Name = "a"
+
+
 buy = parser(Buy)
+follow = parser(Follow)
 look = parser(Look)
 
 
@@ -111,6 +121,20 @@ def test_a_value_of_another_json_type_is_refused(field: str, value: object) -> N
 
 def test_an_integer_is_read_where_a_number_is_wanted() -> None:
     assert buy({"amount": 1, "price": 2}).price == 2.0
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"event": "shop"}, "event: an event is called namespace:name, in small letters"),
+        ({"name": "a/b"}, "name: a name has 1 to 128 letters"),
+        ({"pattern": "shop"}, "pattern: 'shop' is no event pattern"),
+    ],
+)
+def test_a_name_that_is_none_is_refused_in_words(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        follow(data)
+    assert refused.value.message.startswith(message)
 
 
 def test_a_missing_field_is_named() -> None:
