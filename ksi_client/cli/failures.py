@@ -89,5 +89,6 @@ def _why(error: KSIError) -> str:
     rest = ", ".join(
         f"{name} {text_of(value)}" for name, value in details.items() if value not in (None, [], "")
     )
-    why = str(reason).replace("_", " ") + (f" ({rest})" if rest else "")
+    why = str(reason).replace("_", " ")
+    why = f"{why} ({rest})" if why and rest else why or rest
     return f"  why: {why}" if why else ""

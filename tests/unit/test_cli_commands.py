@@ -150,6 +150,14 @@ def test_without_a_daemon_every_command_says_so_and_exits_3(
         ]
 
 
+def test_details_without_a_reason_are_said_as_they_are(daemon: FakeDaemon, capsys: Capture) -> None:
+    def fail(_: object) -> dict[str, object]:
+        raise InternalError("plugin demo failed", plugin="demo")
+
+    daemon.handlers["demo:hooked"] = fail
+    assert ksi(capsys, "call", "demo:hooked")[2].splitlines()[1] == "  why: plugin demo"
+
+
 def test_an_error_in_json_is_one_object_on_stdout(daemon: FakeDaemon, capsys: Capture) -> None:
     code, out, err = ksi(capsys, "call", "demo:absent", "--json")
     assert (code, err) == (1, "")
