@@ -230,9 +230,9 @@ def _summary(cls: type[KSIError]) -> str:
 def settings_page() -> str:
     """Give a row for each setting."""
     rest = [
-        "The environment wins over `ksi.toml` in `$KSI_HOME`, that over `$XDG_CONFIG_HOME/ksi/config.toml`,",
-        "that over `/etc/ksi/config.toml`. In the environment a table is written as JSON. A name in a file",
-        "that is not listed here is refused when the daemon starts.",
+        "The environment wins over `ksi.toml` beside `$KSI_HOME` (in a checkout: beside `var/`), that over",
+        "`$XDG_CONFIG_HOME/ksi/config.toml`, that over `/etc/ksi/config.toml`. In the environment a table is",
+        "written as JSON. A name in a file that is not listed here is refused when the daemon starts.",
         "",
         "Not in a file, because they say where the files are: `KSI_HOME` (data, socket, logs; in a checkout",
         "`var/`) and `KSI_SOCKET` (the socket alone; daemon and clients read it).",
