@@ -98,6 +98,15 @@ def default_home() -> Path:
     return Path(data) / "ksi"
 
 
+def stranger(path: Path) -> int | None:
+    """Give the uid of a file's or link's owner; None: this user, root, or the owner of KSI's code.
+
+    What stands beside a home may be in a folder that others write to, such as /tmp.
+    """
+    owner = path.lstat().st_uid
+    return None if owner in (os.getuid(), 0, Path(__file__).stat().st_uid) else owner
+
+
 def runtime_dir() -> Path:
     """Give a directory for sockets that only this user can enter; made where it is missing."""
     named = os.environ.get("XDG_RUNTIME_DIR")

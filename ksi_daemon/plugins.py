@@ -11,8 +11,9 @@ from typing import Any, Final
 
 import structlog
 
-from ksi_common.errors import KSIError
+from ksi_common.errors import KSIError, PermissionDenied
 from ksi_common.messages import Message, Notification
+from ksi_common.paths import stranger
 from ksi_daemon.breadcrumb import Breadcrumb
 from ksi_daemon.catalog import Catalog, Plugin
 from ksi_daemon.first_style import adapted, is_first_style
@@ -193,10 +194,22 @@ def _files(folders: Iterable[Path]) -> Iterator[Found]:
     for folder in folders:
         for path in sorted(folder.glob("*.py")) if folder.is_dir() else ():
             if _FILE.match(path.name):
-                yield Plugin(path.stem, str(path)), _file_loader(path)
+                yield Plugin(path.stem, str(path)), _own(_file_loader(path), folder, path)
             else:
                 reason = "a plugin's file is named in small letters, digits and underscores"
                 log.error("plugin.refused", plugin=path.stem, origin=str(path), error=reason)
+
+
+def _own(load: Callable[[], ModuleType], *paths: Path) -> Callable[[], ModuleType]:
+    """Load nothing that another user put there: it would run in this user's name."""
+
+    def load_own() -> ModuleType:
+        for path in paths:
+            if (uid := stranger(path)) is not None:
+                raise PermissionDenied(f"{path} belongs to another user (uid {uid})", reason="not_owner")
+        return load()
+
+    return load_own
 
 
 def _file_loader(path: Path) -> Callable[[], ModuleType]:

@@ -15,10 +15,10 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from ksi_common.errors import InvalidArgument
+from ksi_common.errors import InvalidArgument, PermissionDenied
 from ksi_common.events.types import EventPattern
 from ksi_common.guessing import nearest
-from ksi_common.paths import Paths
+from ksi_common.paths import Paths, stranger
 
 
 class Section(BaseModel):
@@ -133,7 +133,13 @@ class Settings(BaseSettings):
 
 
 def load_settings(paths: Paths) -> Settings:
-    """Read the settings of a home; raise InvalidArgument that names the key, with a guess."""
+    """Read the settings of a home; raise InvalidArgument that names the key, with a guess.
+
+    Settings name programs that are run, so a file of another user's is refused: PermissionDenied.
+    """
+    for file in config_files(paths):
+        if file.exists() and (uid := stranger(file)) is not None:
+            raise PermissionDenied(f"{file} belongs to another user (uid {uid})", reason="not_owner")
 
     class Located(Settings):
         model_config = SettingsConfigDict(toml_file=config_files(paths))

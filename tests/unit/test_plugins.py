@@ -1,5 +1,6 @@
 """A plugin that cannot be loaded is refused with one line; the rest go on."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -129,6 +130,17 @@ def test_a_file_that_raises_is_refused_and_the_next_is_loaded(folder: Path) -> N
     assert catalog.plugins["bad"].error == "SystemExit: 3 (bad.py:2)"
     assert [line["error"] for line in lines] == ["SystemExit: 3 (bad.py:2)"]
     assert "ksi_file_bad" not in sys.modules
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
+@pytest.mark.parametrize("given", ["plugins", "plugins/theirs.py"])
+def test_a_file_of_another_user_is_refused_without_being_run(folder: Path, given: str) -> None:
+    (folder / "theirs.py").write_text("raise SystemExit\n")
+    os.chown(folder.parent / given, 65534, 65534)
+    with capture_logs():
+        plugin = load(folder, only=None).plugins["theirs"]
+    assert plugin.status == "refused"
+    assert plugin.error == f"{folder.parent / given} belongs to another user (uid 65534)"
 
 
 def test_a_hook_that_is_not_as_specified_refuses_its_plugin(folder: Path) -> None:

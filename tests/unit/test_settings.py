@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from ksi_common.errors import InvalidArgument
+from ksi_common.errors import InvalidArgument, PermissionDenied
 from ksi_common.paths import Paths
 from ksi_daemon.settings import Settings, config_files, load_settings, setting_names
 
@@ -142,6 +142,14 @@ def test_a_bad_value_names_its_key(paths: Paths, text: str, key: str, says: str)
 def test_a_bad_value_in_the_environment_names_its_key(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KSI_LIMITS__STREAMS", "many")
     with pytest.raises(InvalidArgument, match=r"setting limits\.streams: "):
+        load_settings(paths)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
+def test_a_file_of_another_user_is_refused(paths: Paths) -> None:
+    write(paths.config, "strict = true\n")
+    os.chown(paths.config, 65534, 65534)
+    with pytest.raises(PermissionDenied, match=r"ksi\.toml belongs to another user \(uid 65534\)"):
         load_settings(paths)
 
 
