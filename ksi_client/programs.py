@@ -7,5 +7,16 @@ _CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa:
 
 def control(action: str) -> str:
     """Give the command line for ``start``, ``stop``, ``restart``."""
-    program = os.path.join(_CHECKOUT, "daemon_control.py")  # noqa: PTH118
-    return f"{'python3 daemon_control.py' if os.path.exists(program) else 'ksi daemon'} {action}"  # noqa: PTH110
+    found = of_checkout("daemon_control.py")
+    return f"{f'python3 {found}' if found else 'ksi daemon'} {action}"
+
+
+def of_checkout(program: str) -> str | None:
+    """Give a program's path as it can be typed where this process is; None where there is no checkout."""
+    path = os.path.join(_CHECKOUT, program)  # noqa: PTH118
+    if not os.path.exists(path):  # noqa: PTH110
+        return None
+    try:
+        return program if os.path.samefile(".", _CHECKOUT) else path  # noqa: PTH121
+    except OSError:  # the working directory is gone
+        return path

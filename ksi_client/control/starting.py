@@ -11,7 +11,7 @@ from ksi_client.control.logs import last_lines
 from ksi_client.control.standing import Standing, look
 from ksi_client.control.stopping import stop
 from ksi_client.control.wording import Exit, Outcome, Tell, duration, models, tell_nobody
-from ksi_client.programs import control
+from ksi_client.programs import control, of_checkout
 from ksi_client.raw import RawClient
 from ksi_common.errors import FailedPrecondition
 from ksi_common.paths import Paths
@@ -142,10 +142,11 @@ def _started(
 
 
 def _what_to_try() -> str:
-    stop = control("stop")
-    if stop.startswith("ksi "):
-        return f"ksi events ls   |   ksi plugin new NAME   |   {stop}"
-    return f"python3 chat.py   |   ./ksi events ls   |   {stop}"
+    chat, ksi = of_checkout("chat.py"), of_checkout("ksi")
+    if chat is None or ksi is None:
+        return f"ksi events ls   |   ksi plugin new NAME   |   {control('stop')}"
+    command = ksi if "/" in ksi else f"./{ksi}"
+    return f"python3 {chat}   |   {command} events ls   |   {control('stop')}"
 
 
 def _recovered(before: Standing, health: Mapping[str, Any]) -> list[str]:
