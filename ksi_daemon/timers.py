@@ -119,7 +119,7 @@ CallLater = Callable[[float, Callable[[], object]], Alarm]
 """Call after so many seconds; as ``loop.call_later``, but a fake clock may have one too."""
 
 
-def call_later(delay_s: float, callback: Callable[[], object]) -> Alarm:
+def in_loop(delay_s: float, callback: Callable[[], object]) -> Alarm:
     """Call from the running loop."""
     return asyncio.get_running_loop().call_later(delay_s, callback)
 
@@ -129,6 +129,7 @@ class DatabaseTimers:
 
     ``message_class`` finds the class of a declared event. A timer whose event nobody declares at present
     (its plugin is not loaded) waits until somebody does.
+    ``call_later`` is, by default, the clock's, where that has one, else the loop's.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class DatabaseTimers:
         *,
         message_class: Callable[[str], type[Message] | None],
         letters: DeadLetters,
-        call_later: CallLater = call_later,
+        call_later: CallLater | None = None,
     ) -> None:
         self._database = database
         self._bus = bus
@@ -147,7 +148,8 @@ class DatabaseTimers:
         self._letters = letters
         letters.offer("timer", self._redrive)
         self._message_class = message_class
-        self._call_later = call_later
+        of_clock: CallLater = getattr(clock, "call_later", in_loop)
+        self._call_later = call_later or of_clock
         self._wake = asyncio.Event()
         self._slots = asyncio.Semaphore(MAX_IN_FLIGHT)
         self._in_flight: set[int] = set()
