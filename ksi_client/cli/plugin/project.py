@@ -61,6 +61,8 @@ def read_project(path: Path) -> Project:
     if path.is_file() and path.suffix == ".py":
         return Project(path, path.name, "0", {path.stem: path.stem})
     file = path / "pyproject.toml"
+    if not path.exists():
+        raise NotFound(f"there is no {path}", hint="ksi plugin new NAME makes a plugin", reason="no_plugin")
     if not file.is_file():
         raise NotFound(
             f"there is no plugin in {path}: neither pyproject.toml nor a .py file was given",
