@@ -87,7 +87,7 @@ def checkout() -> Path | None:
 
 
 def default_home() -> Path:
-    """Give ``$KSI_HOME``, or var/ of the checkout, or the XDG data directory where installed."""
+    """Give ``$KSI_HOME``, or var/ of the checkout, or ksi/var among the user's data where installed."""
     named = os.environ.get("KSI_HOME")
     if named:
         return Path(named).absolute()
@@ -95,7 +95,7 @@ def default_home() -> Path:
     if folder is not None:
         return folder / "var"
     data = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
-    return Path(data) / "ksi"
+    return Path(data) / "ksi" / "var"  # ksi.toml and plugins/ stand beside a home, in a folder of our own
 
 
 def stranger(path: Path) -> int | None:

@@ -116,11 +116,10 @@ class Daemon:
         """Import the plugins. May be called before ``serve``, to see what that would say."""
         only = self.settings.load_plugins
         names = [name.strip() for name in only.split(",")] if only is not None else None
-        folders = dict.fromkeys((self.paths.plugins, *self.settings.plugins_dir))
         suspects = os.environ.get("KSI_CRASHED_PLUGIN", "").split(",")
         Loader(
             self.catalog, self.relay, self.breadcrumb, only=names, suspects=suspects, disabled=self._disabled
-        ).load(folders)
+        ).load(self.paths.plugins, self.settings.plugins_dir)
 
     async def serve(self, *, recovered: bool = False, ready: Callable[["Daemon"], None]) -> Stop:
         """Come to life, call ``ready``, serve until stopped, drain; give why it stopped.

@@ -58,10 +58,15 @@ class Loader:
         self._disabled = disabled
         self._left_out: list[str] = []
 
-    def load(self, folders: Iterable[Path]) -> None:
-        """Load the core, then packages by entry point, then single files of ``folders``."""
+    def load(self, beside: Path | None = None, named: Iterable[Path] = ()) -> None:
+        """Load the core, packages by entry point, single files ``beside`` the home, and those of ``named``.
+
+        What stands beside the home must be this user's; a folder that settings name is believed.
+        """
         needs: dict[str, Needs] = {}
-        for plugin, load in (*_core(), *_packages(), *_files(folders)):
+        own = _files(beside, _own) if beside is not None else ()
+        others = (found for folder in dict.fromkeys(named) if folder != beside for found in _files(folder))
+        for plugin, load in (*_core(), *_packages(), *own, *others):
             if plugin.builtin or self._only is None or plugin.name in self._only:
                 found = self._load_one(plugin, load)
                 if found is not None:
@@ -190,32 +195,27 @@ def _packages() -> Iterator[Found]:
         yield plugin, entry.load
 
 
-def _files(folders: Iterable[Path]) -> Iterator[Found]:
-    for folder in folders:
-        for path in sorted(folder.glob("*.py")) if folder.is_dir() else ():
-            if _FILE.match(path.name):
-                yield Plugin(path.stem, str(path)), _own(_file_loader(path), folder, path)
-            else:
-                reason = "a plugin's file is named in small letters, digits and underscores"
-                log.error("plugin.refused", plugin=path.stem, origin=str(path), error=reason)
+def _files(folder: Path, check: Callable[[Path], None] = lambda _: None) -> Iterator[Found]:
+    for path in sorted(folder.glob("*.py")) if folder.is_dir() else ():
+        if _FILE.match(path.name):
+            yield Plugin(path.stem, str(path)), _file_loader(path, check)
+        else:
+            reason = "a plugin's file is named in small letters, digits and underscores"
+            log.error("plugin.refused", plugin=path.stem, origin=str(path), error=reason)
 
 
-def _own(load: Callable[[], ModuleType], *paths: Path) -> Callable[[], ModuleType]:
-    """Load nothing that another user put there: it would run in this user's name."""
-
-    def load_own() -> ModuleType:
-        for path in paths:
-            if (uid := stranger(path)) is not None:
-                raise PermissionDenied(f"{path} belongs to another user (uid {uid})", reason="not_owner")
-        return load()
-
-    return load_own
+def _own(file: Path) -> None:
+    """Refuse what another user put there: it would run in this user's name."""
+    for path in (file.parent, file):
+        if (uid := stranger(path)) is not None:
+            raise PermissionDenied(f"{path} belongs to another user (uid {uid})", reason="not_owner")
 
 
-def _file_loader(path: Path) -> Callable[[], ModuleType]:
+def _file_loader(path: Path, check: Callable[[Path], None]) -> Callable[[], ModuleType]:
     name = f"ksi_file_{path.stem}"
 
     def load() -> ModuleType:
+        check(path)
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
             raise ImportError(f"{path} cannot be imported")

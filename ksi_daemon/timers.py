@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 import structlog
 from pydantic_core import from_json
@@ -115,12 +115,16 @@ class Alarm(Protocol):
         ...
 
 
-CallLater = Callable[[float, Callable[[], object]], Alarm]
-"""Call after so many seconds; as ``loop.call_later``, but a fake clock may have one too."""
+@runtime_checkable
+class AlarmClock(Protocol):
+    """A clock that calls by itself, as one that only tests move."""
+
+    def call_later(self, delay_s: float, callback: Callable[[], object]) -> Alarm:
+        """Call after so many seconds."""
+        ...
 
 
-def in_loop(delay_s: float, callback: Callable[[], object]) -> Alarm:
-    """Call from the running loop."""
+def _in_loop(delay_s: float, callback: Callable[[], object]) -> Alarm:
     return asyncio.get_running_loop().call_later(delay_s, callback)
 
 
@@ -129,7 +133,7 @@ class DatabaseTimers:
 
     ``message_class`` finds the class of a declared event. A timer whose event nobody declares at present
     (its plugin is not loaded) waits until somebody does.
-    ``call_later`` is, by default, the clock's, where that has one, else the loop's.
+    An AlarmClock wakes them, or, with any other clock, the loop does.
     """
 
     def __init__(
@@ -140,7 +144,6 @@ class DatabaseTimers:
         *,
         message_class: Callable[[str], type[Message] | None],
         letters: DeadLetters,
-        call_later: CallLater | None = None,
     ) -> None:
         self._database = database
         self._bus = bus
@@ -148,8 +151,7 @@ class DatabaseTimers:
         self._letters = letters
         letters.offer("timer", self._redrive)
         self._message_class = message_class
-        of_clock: CallLater = getattr(clock, "call_later", in_loop)
-        self._call_later = call_later or of_clock
+        self._call_later = clock.call_later if isinstance(clock, AlarmClock) else _in_loop
         self._wake = asyncio.Event()
         self._slots = asyncio.Semaphore(MAX_IN_FLIGHT)
         self._in_flight: set[int] = set()

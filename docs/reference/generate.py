@@ -235,7 +235,8 @@ def settings_page() -> str:
         "written as JSON. A name in a file that is not listed here is refused when the daemon starts.",
         "",
         "Not in a file, because they say where the files are: `KSI_HOME` (data, socket, logs; in a checkout",
-        "`var/`) and `KSI_SOCKET` (the socket alone; daemon and clients read it).",
+        "`var/`, where installed `~/.local/share/ksi/var`) and `KSI_SOCKET` (the socket alone; daemon and",
+        "clients read it).",
     ]
     rows = [list(row) for row in settings()]
     table = _table(["setting", "environment", "default", "description"], rows)

@@ -77,7 +77,7 @@ def test_the_home_of_a_checkout_is_its_var() -> None:
     assert default_home() == Path(__file__).resolve().parents[2] / "var"
 
 
-@pytest.mark.parametrize(("data_home", "home"), [("/xdg", "/xdg/ksi"), (None, "~/.local/share/ksi")])
+@pytest.mark.parametrize(("data_home", "home"), [("/xdg", "/xdg/ksi/var"), (None, "~/.local/share/ksi/var")])
 def test_the_home_of_an_installation_is_among_the_users_data(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data_home: str | None, home: str
 ) -> None:

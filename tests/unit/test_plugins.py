@@ -38,7 +38,7 @@ def load(*folders: Path, only: Sequence[str] | None = (), suspects: Sequence[str
     catalog = Catalog()
     names = None if only is None else [*only]
     loader = Loader(catalog, Relay(), Breadcrumb(Path("/nowhere")), only=names, suspects=suspects)
-    loader.load(folders)
+    loader.load(folders[0] if folders else None, folders[1:])
     return catalog
 
 
@@ -141,6 +141,13 @@ def test_a_file_of_another_user_is_refused_without_being_run(folder: Path, given
         plugin = load(folder, only=None).plugins["theirs"]
     assert plugin.status == "refused"
     assert plugin.error == f"{folder.parent / given} belongs to another user (uid 65534)"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
+def test_a_folder_that_settings_name_is_believed(folder: Path, tmp_path: Path) -> None:
+    (folder / "theirs.py").write_text("")
+    os.chown(folder / "theirs.py", 65534, 65534)
+    assert load(tmp_path / "none", folder, only=None).plugins["theirs"].status == "loaded"
 
 
 def test_a_hook_that_is_not_as_specified_refuses_its_plugin(folder: Path) -> None:

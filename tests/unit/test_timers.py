@@ -209,7 +209,6 @@ async def world(
             clock,
             letters=DatabaseDeadLetters(database, clock),
             message_class=classes.get,
-            call_later=clock.call_later,
         )
         made = World(database, clock, timers, told, committed)
         serve = tasks.create_task(timers.serve()) if serving else None
