@@ -154,7 +154,9 @@ ERRORS: Mapping[str, type[KSIError]] = {
 
 def error_from_wire(wire: Mapping[str, Any]) -> KSIError:
     """Make the exception of an error frame's ``error`` object; unknown codes become InternalError."""
-    kind = ERRORS.get(wire.get("code", ""), InternalError)
+    # It may be a client's, which is believed in nothing.
+    kind = ERRORS.get(str(wire.get("code")), InternalError)
     error = kind(str(wire.get("message", "")), hint=wire.get("hint"), retryable=bool(wire.get("retryable")))
-    error.details = dict(wire.get("details") or {})
+    details = wire.get("details")
+    error.details = dict(details) if isinstance(details, Mapping) else {}
     return error

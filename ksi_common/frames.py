@@ -71,7 +71,8 @@ class ServedAnswer:
         return dumps(frame) + b"\n"
 
 
-SERVED: frozenset[str] = frozenset(("reply", "item", "end", "error"))
+SERVED: Sequence[str] = ("reply", "item", "end", "error")
+"""No set: what a client sends as its type may be anything, and what cannot be hashed is in none."""
 
 
 @dataclass(slots=True, eq=False)

@@ -1,5 +1,7 @@
 """Errors have one code each, and cross the wire unchanged."""
 
+from typing import Any
+
 import pytest
 
 from ksi_common import errors
@@ -82,6 +84,13 @@ def test_an_error_object_with_nothing_in_it_is_read() -> None:
     assert isinstance(error, KSIError)
     assert error.details == {}
     assert error.retryable is False
+
+
+@pytest.mark.parametrize("wire", [{"code": []}, {"code": None}, {"details": [1]}, {"details": "x"}])
+def test_an_error_object_of_wrong_types_is_a_bug_with_no_details(wire: dict[str, Any]) -> None:
+    error = error_from_wire(wire)
+    assert type(error) is InternalError
+    assert error.details == {}
 
 
 def test_details_that_are_named_like_parameters_survive() -> None:

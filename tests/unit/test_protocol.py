@@ -58,6 +58,7 @@ def test_a_timeout_is_in_seconds() -> None:
 
 def test_unknown_fields_of_a_line_are_ignored() -> None:
     assert called(b'{"event":"a:b","colour":1,"type":"request"}').event == "a:b"
+    assert called(b'{"event":"a:b","type":["request"]}').event == "a:b"
 
 
 def test_a_cancel_names_what_to_stop() -> None:
@@ -71,6 +72,8 @@ def test_a_cancel_names_what_to_stop() -> None:
     [
         (b"{}", "missing", "event"),
         (b'{"type":"other"}', "missing", "event"),
+        (b'{"type":[]}', "missing", "event"),
+        (b'{"type":{}}', "missing", "event"),
         (b"[1]", "wrong_type", ""),
         (b'"s"', "wrong_type", ""),
         (b"1", "wrong_type", ""),
