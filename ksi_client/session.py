@@ -69,6 +69,8 @@ class Session:
         ident = exchange.ident
         exchange.finish()
         self._held.pop(exchange, None)
+        if exchange in self._parked:
+            self._parked.remove(exchange)
         if isinstance(exchange, Subscription):
             self._paused.discard(exchange)
         if ident is not None and self._sent.get(ident) is exchange:
@@ -77,7 +79,7 @@ class Session:
     def pop(self, feed: Feed) -> Entry | None:
         """Take the oldest entry of a feed; one that was full goes on once there is room."""
         entry = feed.pop()
-        if isinstance(feed, Subscription) and feed.paused and feed.has_room:
+        if isinstance(feed, Subscription) and feed.paused and feed.has_room and not feed.done:
             feed.paused = False
             self._paused.discard(feed)
             feed.rewind()

@@ -1,12 +1,13 @@
 """The session, with no I/O at all: bytes in, bytes out."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ksi_client.exchanges import MAX_BUFFERED_BYTES, MAX_LOSSES, Feed, Question, Subscription
+from ksi_client.exchanges import MAX_BUFFERED_BYTES, MAX_LOSSES, Exchange, Feed, Question, Subscription
 from ksi_client.session import MAX_IN_FLIGHT, Session
 from ksi_common.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from ksi_common.frames import Call
@@ -169,6 +170,21 @@ def test_a_safe_request_that_a_stopping_daemon_refused_waits_for_the_next(sessio
     assert len(sent(session)) == 2
 
 
+@pytest.mark.parametrize("make", [lambda: health(safe=True), subscription])
+def test_what_is_cancelled_while_it_waits_for_the_next_daemon_is_not_sent(
+    session: Session, make: Callable[[], Exchange]
+) -> None:
+    exchange = make()
+    session.start(exchange)
+    error = {"code": "UNAVAILABLE", "message": "stopping", "details": {"reason": "shutting_down"}}
+    session.receive(line(id=1, type="error", error=error))
+    session.cancel(exchange)
+    assert session.idle
+    session.lost()
+    session.connected()
+    assert session.data_to_send() == b""
+
+
 def test_a_subscription_without_a_cursor_yet_begins_as_it_was_asked(session: Session) -> None:
     session.start(subscription())
     sent(session)
@@ -201,8 +217,19 @@ def test_a_subscription_cancelled_while_paused_is_not_resumed(session: Session) 
     session.cancel(feed)
     assert session.statistics().paused == 0
     assert session.data_to_send() == b""
-    assert session.pop(feed) is not None
+    assert all(session.pop(feed) for _ in range(8))
     assert session.data_to_send() == b""
+
+
+def test_a_subscription_given_up_while_paused_is_read_to_its_end_and_not_resumed(session: Session) -> None:
+    feed = subscription()
+    session.start(feed)
+    session.receive(filling(1))
+    session.lost()
+    session.fail(Unavailable("gone"))
+    assert all(session.pop(feed) for _ in range(8))
+    assert session.pop(feed) is None
+    assert session.idle
 
 
 def test_a_stream_that_overflows_gives_what_it_has_and_then_an_error(session: Session) -> None:
