@@ -63,8 +63,8 @@ class AsyncLink(asyncio.Protocol):
         self._wanted.set()
         self._flush()
 
-    def listen(self, asked: Callable[[Asked | Revoked], None]) -> None:
-        """Hear what the daemon asks of a client that serves."""
+    def listen(self, asked: Callable[[Asked | Revoked], None] | None) -> None:
+        """Hear what the daemon asks of a client that serves; None: hear no more."""
         self._session.asked = asked
 
     def say(self, line: bytes) -> None:

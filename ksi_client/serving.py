@@ -11,7 +11,6 @@ import logging
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, get_type_hints
 
@@ -22,7 +21,7 @@ from ksi_client.connecting import Address, socket_path
 from ksi_client.exchanges import Feed
 from ksi_client.timeouts import CONNECT_TIMEOUT_S
 from ksi_common.errors import InternalError, InvalidArgument, KSIError, Unavailable
-from ksi_common.frames import Asked, Call, Revoked, ServedAnswer
+from ksi_common.frames import Asked, Call, FrameId, Revoked, ServedAnswer
 from ksi_common.messages import Message, Request, Stream, spec_of
 
 log = logging.getLogger("ksi_client")
@@ -93,7 +92,7 @@ async def serve(
             try:
                 refusal = await _hold(link, Service(Call("plugin:serve", data)), desk, ready)
             finally:
-                desk.cancel_all()
+                desk.close()
     finally:
         await link.close(Unavailable("serving has ended", reason="client_closed", retryable=False))
     if refusal is not None:  # not within the group, which would wrap it
@@ -110,6 +109,10 @@ class Service(Feed):
         self.resend = True
 
 
+_Which = tuple[int, FrameId]
+"""A call: the number of its connection, and its id there."""
+
+
 class _Desk:
     """What was asked and is at work, each in a task of its own."""
 
@@ -117,38 +120,42 @@ class _Desk:
         self._served = served
         self._tasks = tasks
         self._link = link
-        self._running: dict[object, asyncio.Task[None]] = {}
+        self._running: dict[_Which, asyncio.Task[None]] = {}
 
     def take(self, frame: Asked | Revoked) -> None:
         """Begin what is asked, stop what is revoked."""
+        which = self._link.connections, frame.id
         if isinstance(frame, Revoked):
-            task = self._running.get(frame.id)
+            task = self._running.get(which)
             if task is not None:
                 task.cancel()
             return
-        task = self._tasks.create_task(self._handle(frame))
-        self._running[frame.id] = task
-        task.add_done_callback(partial(self._forget, frame.id))
+        self._running[which] = task = self._tasks.create_task(self._handle(frame, which))
+        task.add_done_callback(lambda _: self._running.pop(which))
 
-    def cancel_all(self) -> None:
-        """Stop everything: whoever asked is told by the daemon."""
-        running, self._running = self._running, {}
-        for task in running.values():
+    def cancel_earlier(self) -> None:
+        """Stop what was asked on earlier connections: whoever asked was told by the daemon."""
+        now = self._link.connections
+        for (connection, _), task in self._running.items():
+            if connection != now:
+                task.cancel()
+
+    def close(self) -> None:
+        """Begin nothing more, and stop everything."""
+        self._link.listen(None)
+        for task in self._running.values():
             task.cancel()
 
-    def _forget(self, ident: object, task: asyncio.Task[None]) -> None:
-        if self._running.get(ident) is task:
-            del self._running[ident]
+    async def _handle(self, asked: Asked, which: _Which) -> None:
+        self._say(await self._answer(asked, which), which)
 
-    async def _handle(self, asked: Asked) -> None:
-        connection = self._link.connections
-        answer = await self._answer(asked)
-        if connection == self._link.connections:  # else nobody knows its id any more
+    def _say(self, answer: ServedAnswer, which: _Which) -> None:
+        if which[0] == self._link.connections:  # else nobody knows its id any more
             self._link.say(answer.encode())
 
-    async def _answer(self, asked: Asked) -> ServedAnswer:
+    async def _answer(self, asked: Asked, which: _Which) -> ServedAnswer:
         try:
-            return await self._ask(self._served[asked.event], asked)
+            return await self._ask(self._served[asked.event], asked, which)
         except KSIError as error:
             return ServedAnswer(asked.id, "error", error.to_wire())
         except Exception as error:
@@ -156,12 +163,12 @@ class _Desk:
             bug = InternalError(f"{type(error).__name__} ({_place(error)})")
             return ServedAnswer(asked.id, "error", bug.to_wire())
 
-    async def _ask(self, served: Served, asked: Asked) -> ServedAnswer:
+    async def _ask(self, served: Served, asked: Asked, which: _Which) -> ServedAnswer:
         arguments = [_message(served, asked), asked][: len(inspect.signature(served.handle).parameters)]
         given = served.handle(*arguments)
         if isinstance(given, AsyncIterator):
             async for item in given:
-                self._link.say(ServedAnswer(asked.id, "item", _plain(item)).encode())
+                self._say(ServedAnswer(asked.id, "item", _plain(item)), which)
                 await self._link.wait_writable()
             return ServedAnswer(asked.id, "end", {})
         return ServedAnswer(asked.id, "reply", _plain(await given))
@@ -177,7 +184,7 @@ async def _hold(
         await arrived.wait()
         arrived.clear()
         while link.pop(service) is not None:
-            desk.cancel_all()  # what was asked on an earlier connection
+            desk.cancel_earlier()  # not all: the daemon may have asked before it says that it took us in
             ready()
         if service.done:
             return service.error

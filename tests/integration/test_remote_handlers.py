@@ -429,6 +429,56 @@ async def test_python_serves_plain_handlers_by_their_schemas(ksi: RunningDaemon)
         assert await ksi.call_raw("say:it", {"text": "hi"}) == {"text": "hi owner"}
 
 
+async def test_python_does_what_it_is_asked_before_it_is_told_that_it_serves(ksi: RunningDaemon) -> None:
+    """What waited for a client with room is asked of the next one before anything else is said to it."""
+    ready = asyncio.Event()
+
+    async def say(data: dict[str, Any]) -> dict[str, Any]:
+        await ready.wait()
+        return data
+
+    served = Served("say:it", say, safe=True, schema={"type": "object"})
+    async with server(ksi, served.declaration(), max_in_flight=1) as full, ksi.connect() as wire:
+        for ident in ("1", "2"):
+            wire.send({"event": "say:it", "id": ident})
+        wire.send({"event": "system:health", "id": "both are there"})
+        assert (await full.receive())["event"] == "say:it"
+        assert (await wire.receive())["id"] == "both are there"
+        async with asyncio.timeout(50), asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(serve(served, name="weather", socket=ksi.paths.socket, ready=ready.set))
+            assert (await wire.receive())["id"] == "2"
+            task.cancel()
+
+
+async def test_python_begins_nothing_while_it_ends(
+    ksi: RunningDaemon, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A handler that takes its time to end leaves the client connected, and the daemon may ask."""
+    begun, ending, end = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def say(data: dict[str, Any]) -> dict[str, Any]:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ending.set()
+            await end.wait()
+        return data
+
+    served = Served("say:it", say, safe=True, schema={"type": "object"})
+    async with ksi.connect() as wire, serving(ksi, served) as task:
+        wire.send({"event": "say:it", "id": "1"})
+        await begun.wait()
+        task.cancel()
+        await ending.wait()
+        wire.send({"event": "say:it", "id": "2"})
+        await ksi.call_raw("system:health")
+        end.set()
+        answers = [await wire.receive() for _ in range(2)]
+    assert {answer["error"]["details"]["reason"] for answer in answers} == {"server_gone"}
+    assert caplog.records == []
+
+
 async def test_python_is_told_where_the_daemon_refuses_it(ksi: RunningDaemon) -> None:
     async def get(request: state.Get) -> state.Found:
         raise NotFound("never")
