@@ -75,6 +75,7 @@ class LocalBus:
             _hop(cause, event),
             timeout_s,
             cause.deadline if cause else None,
+            traceparent=cause.traceparent if cause else None,
         )
         await self._dispatch()(envelope, send)
         reply = self._last(event, outcomes)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from ksi_common.bus import Delivered
+from ksi_common.envelope import EventEnvelope, event_context
 from ksi_common.errors import (
     AlreadyExists,
     DeadlineExceeded,
@@ -31,6 +32,7 @@ RELAY = """
     class Count(Message):
         n: int
         deadline: float | None = None
+        traceparent: str | None = None
 
     class Echo(Request[Count], event="relay:echo", safe=True):
         '''Tell the deadline that there is.'''
@@ -75,7 +77,7 @@ RELAY = """
 
     @handler
     async def echo(request: Echo, envelope: EventEnvelope) -> Count:
-        return Count(n=envelope.hop, deadline=envelope.deadline)
+        return Count(n=envelope.hop, deadline=envelope.deadline, traceparent=envelope.traceparent)
 
     @handler
     async def through(request: Through, bus: Bus) -> Count:
@@ -157,6 +159,12 @@ async def relay(write_plugin: WritePlugin, log_file: LogFile) -> AsyncIterator[R
 
 
 # Calls.
+
+
+async def test_what_is_asked_by_name_is_part_of_the_trace(relay: RunningDaemon) -> None:
+    with event_context(EventEnvelope("demo:cause", {}, "e", "c", traceparent="00-1-2-01")):
+        reply = await relay.daemon.bus.ask("relay:echo", {})
+    assert (reply["n"], reply["traceparent"]) == (1, "00-1-2-01")
 
 
 async def test_a_call_gives_the_reply_as_its_class(ksi: RunningDaemon) -> None:
