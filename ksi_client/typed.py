@@ -124,6 +124,7 @@ def vars_of(entry: Item) -> dict[str, Any]:
         "time": data["time"],
         "stream": data.get("stream"),
         "version": data.get("version"),
+        "raw": data.get("raw", False),
     }
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from ksi_client import AsyncClient
 from ksi_daemon.testing import RunningDaemon, running_daemon
 from tests.integration.conftest import WritePlugin
 
@@ -113,6 +114,9 @@ async def test_a_log_is_read_by_newer_and_by_older_code(tmp_path: Path, write_pl
         assert await sold(ksi) == await followed(ksi, 3) == older
         delivered = [event async for event in _three(ksi)]
         assert [event.raw for event in delivered] == [False, True, True]
+        async with AsyncClient(ksi.paths.socket) as client:
+            items = client.subscribe("shop:sold", start="beginning")
+            assert [(await anext(items)).raw for _ in range(3)] == [False, True, True]
 
 
 async def _three(ksi: RunningDaemon) -> Any:
