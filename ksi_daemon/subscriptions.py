@@ -321,7 +321,8 @@ class _DropOldest:
 
     def take(self) -> tuple[Sequence[StoredEvent], int]:
         taken = tuple(self._events), self._dropped
-        self.__init__()  # type: ignore[misc]  # empty again, as it was made
+        self._events.clear()
+        self._bytes = self._dropped = 0
         return taken
 
 
@@ -330,21 +331,27 @@ class _LatestPerKey:
 
     def __init__(self) -> None:
         self._latest: dict[str, StoredEvent] = {}
+        self._bytes = 0
         self._dropped = 0
 
     def add(self, batch: Batch) -> None:
         for event in batch.events:
             key = event.stream or event.event
-            self._dropped += self._latest.pop(key, None) is not None
+            if key in self._latest:
+                self._drop(key)
             self._latest[key] = event
-            if len(self._latest) > MAX_EVENTS:
-                del self._latest[next(iter(self._latest))]
-                self._dropped += 1
+            self._bytes += len(event.data)
+            while len(self._latest) > MAX_EVENTS or self._bytes > MAX_BYTES:
+                self._drop(next(iter(self._latest)))
 
     def take(self) -> tuple[Sequence[StoredEvent], int]:
         taken = tuple(self._latest.values()), self._dropped
-        self._latest, self._dropped = {}, 0
+        self._latest, self._bytes, self._dropped = {}, 0, 0
         return taken
+
+    def _drop(self, key: str) -> None:
+        self._bytes -= len(self._latest.pop(key).data)
+        self._dropped += 1
 
 
 def _skipping(overflow: Overflow) -> _Skipping | None:

@@ -293,6 +293,20 @@ async def test_latest_per_key_has_a_limit_of_keys(bus: Followed, monkeypatch: py
     assert sink.marks("gap")[0].fields == {"reason": "overflow", "dropped": 2}
 
 
+async def test_latest_per_key_has_a_limit_of_bytes_too(
+    bus: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscriptions, "MAX_BYTES", 250)
+    sink = bus.follow(sink=SlowSink(capacity=1), overflow="latest_per_key")
+    await sink.wait_for_mark("caught_up")
+    for number in range(1, 6):
+        await bus.tell(str(number), stream=f"s/{number % 3}", data=b'"%b"' % (b"x" * 98))
+    await turns()
+    sink.read()
+    await sink.wait_for_event("5")
+    assert sink.story == ["<caught_up>", "1", "<gap>", "4", "5"]
+
+
 @pytest.mark.parametrize("overflow", ["drop_oldest", "latest_per_key"])
 async def test_resuming_from_the_gap_of_a_dropping_subscription_has_what_was_kept(
     bus: Followed, monkeypatch: pytest.MonkeyPatch, overflow: str
