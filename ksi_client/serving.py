@@ -20,9 +20,10 @@ from ksi_client.async_link import AsyncLink
 from ksi_client.connecting import Address, socket_path
 from ksi_client.exchanges import Feed
 from ksi_client.timeouts import CONNECT_TIMEOUT_S
-from ksi_common.errors import InternalError, InvalidArgument, KSIError, Unavailable
+from ksi_common.errors import InternalError, KSIError, Unavailable
 from ksi_common.frames import Asked, Call, FrameId, Revoked, ServedAnswer
 from ksi_common.messages import Message, Request, Stream, spec_of
+from ksi_common.validation import refusal
 
 log = logging.getLogger("ksi_client")
 
@@ -220,7 +221,7 @@ def _message(served: Served, asked: Asked) -> Any:
     try:
         return served.kind_of.model_validate(asked.data)
     except ValidationError as error:
-        raise InvalidArgument(f"{asked.event}: {error.errors()[0]['msg']}") from error
+        raise refusal(error, served.kind_of, asked.event) from None
 
 
 def _plain(value: Any) -> Mapping[str, Any]:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import field_validator
 
 from ksi_client import AsyncClient, Served, serve
-from ksi_common.errors import KSIError, NotFound
+from ksi_common.errors import InvalidArgument, KSIError, NotFound
 from ksi_common.events import state
 from ksi_common.messages import Message, Request, Stream
 from ksi_daemon.testing import RunningDaemon, Wire, running_daemon
@@ -380,6 +381,13 @@ class Double(Request[Doubled], event="math:double", safe=True):
 
     n: int
 
+    @field_validator("n")
+    @classmethod
+    def _is_no_bad_luck(cls, n: int) -> int:
+        if n == 13:
+            raise ValueError("that brings bad luck")
+        return n
+
 
 class Upto(Stream[Doubled], event="math:upto", safe=True):
     """Count."""
@@ -416,6 +424,9 @@ async def test_python_serves_typed_handlers(ksi: RunningDaemon) -> None:
             await client.call(Double(n=404))
         with pytest.raises(KSIError, match=r"plugin math failed in math:double: ZeroDivisionError"):
             await client.call(Double(n=0))
+        with pytest.raises(InvalidArgument, match="n: value error, that brings bad luck") as refused:
+            await client.call_raw("math:double", {"n": 13})
+        assert refused.value.details["field"] == "n"
         help_ = await client.call_raw("system:help", {"event": "math:double"})
         assert help_["summary"] == "Double a number."
 
