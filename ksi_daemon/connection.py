@@ -101,7 +101,7 @@ class Connection(asyncio.Protocol):
             self._backlog = chain(self._backlog, frames)
             return
         ended = self._take(frames)
-        partial = self._frames.partial
+        partial = self._frames.partial and self._writable.is_set()  # else nothing more is read of it
         if ended or partial is not self._timeouts.awaits_line:
             self._timeouts.await_line(begun=partial)
 
@@ -140,6 +140,7 @@ class Connection(asyncio.Protocol):
         self._writable.clear()
         if self.transport is not None:
             self.transport.pause_reading()
+            self._timeouts.await_line(begun=False)
             self._timeouts.await_reader(self.transport)
 
     def resume_writing(self) -> None:
@@ -151,6 +152,7 @@ class Connection(asyncio.Protocol):
             self._end_if_done()
         if self._writable.is_set() and self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()
+            self._timeouts.await_line(begun=self._frames.partial and not self._ending)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop what only this client could read; requests go on to their end."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from typing import Any, NamedTuple
 
 import pytest
@@ -312,6 +313,27 @@ async def test_a_line_that_does_not_end_is_cut() -> None:
     assert frame["id"] is None
     assert frame["error"]["code"] == "DEADLINE_EXCEEDED"
     assert frame["error"]["details"]["reason"] == "partial_line"
+
+
+async def test_the_end_of_a_line_is_not_waited_for_while_its_client_reads_nothing() -> None:
+    """Nothing is read of a client with too much unread: the end of its line may have come long ago."""
+    limits = {"partial_line_s": 0.05, "unwritable_s": 60.0}
+    async with running_daemon(settings={"limits": limits}) as ksi, ksi.connect() as hasty:
+        await ksi.call_raw("state:set", {"key": "large", "value": "x" * 900_000})
+        await ksi.call_raw("state:get", {"key": "large"})  # from now on it is at hand
+        line = b'{"event":"state:get","data":{"key":"large"}}\n'
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(ksi.paths.socket))
+            sock.sendall(line * 4 + line[:-9])
+            await ksi.call_raw("system:health")
+            hasty.send(b'{"event":')
+            assert (await hasty.receive())["error"]["details"]["reason"] == "partial_line"
+            sock.sendall(line[-9:])
+            sock.setblocking(False)
+            reader, writer = await asyncio.open_unix_connection(sock=sock, limit=4 * MIB)
+            answers = [json.loads(await reader.readline()) for _ in range(5)]
+            writer.close()
+    assert {answer["type"] for answer in answers} == {"reply"}
 
 
 async def test_a_client_that_stops_sending_still_gets_its_answers(ksi: RunningDaemon) -> None:
