@@ -38,6 +38,8 @@ def with_id(line: bytes, ident: int) -> bytes:
 
 def _refuse_non_finite(call: Call) -> None:
     # orjson writes NaN and the infinities as null: they would arrive as another value.
+    if call.timeout_s is not None and not math.isfinite(call.timeout_s):
+        raise InvalidArgument(f"timeout_s of {call.event!r} is {call.timeout_s}", reason="not_finite")
     level: list[Any] = [call.data]
     while level:
         below: list[Any] = []

@@ -9,6 +9,9 @@ from ksi_common.frames import Call, FrameId
 MAX_ID: Final = 128
 """Characters of an id, and of each of the texts that travel with a call."""
 
+MAX_TIMEOUT_S: Final = 1e9
+"""What any longer time is taken for: thirty years, which clocks can still add to what they show."""
+
 _TEXTS: Final = ("correlation_id", "causation_id", "idempotency_key", "traceparent")
 _JSON_NAMES: Final = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
 
@@ -26,7 +29,7 @@ def read_options(call: Call, frame: Mapping[str, Any]) -> None:
     if timeout_s is not None:
         if type(timeout_s) not in (int, float) or timeout_s <= 0:
             raise wrong_type("timeout_s", "number of seconds above 0", timeout_s)
-        call.timeout_s = float(timeout_s)
+        call.timeout_s = min(float(timeout_s), MAX_TIMEOUT_S)
 
 
 def check_id(ident: object) -> None:

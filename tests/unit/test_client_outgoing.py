@@ -29,6 +29,12 @@ def test_a_value_that_cannot_cross_the_wire_unchanged_is_refused(value: Any, rea
     assert caught.value.details["reason"] == reason
 
 
+@pytest.mark.parametrize("timeout_s", [float("inf"), float("nan")])
+def test_a_time_that_cannot_cross_the_wire_is_refused(timeout_s: float) -> None:
+    with pytest.raises(InvalidArgument, match="timeout_s of 'state:get'"):
+        encode(Call("state:get", {"key": "a"}, timeout_s=timeout_s))
+
+
 def test_a_value_nested_too_deeply_is_refused() -> None:
     value: Any = 0
     for _ in range(100):

@@ -54,6 +54,7 @@ def test_an_option_is_read_whatever_else_the_line_has(name: str, beside: dict[st
 def test_a_timeout_is_in_seconds() -> None:
     assert called(b'{"event":"a:b","timeout_s":3}').timeout_s == 3.0
     assert called(b'{"event":"a:b","timeout_s":null}').timeout_s is None
+    assert called(b'{"event":"a:b","timeout_s":1e308}').timeout_s == 1e9
 
 
 def test_unknown_fields_of_a_line_are_ignored() -> None:
