@@ -144,7 +144,7 @@ def _screen(data: Mapping[str, Any]) -> str:
     lines = [
         f"● running   pid {data['pid']}   up {duration(data['uptime_s'])}   v{data['version']}",
         *_where(data),
-        f"  events    {data['events']:,} stored",
+        f"  events    {_stored(data['events'])}",
         *_work_lines(data["work"]),
         f"  models    {data['models']}",
         f"  clients   {data['clients']} connected, {data['subscriptions']} subscriptions",
@@ -153,6 +153,10 @@ def _screen(data: Mapping[str, Any]) -> str:
         f"  alarms    {'; '.join(data['alarms']) or 'none'}",
     ]
     return "\n".join(lines)
+
+
+def _stored(events: int | None) -> str:
+    return "not known" if events is None else f"{events:,} stored"
 
 
 def _work_lines(work: Mapping[str, int] | None) -> list[str]:
