@@ -27,7 +27,10 @@ class Moment(Duration):
         if _MOMENT.match(str(value)):
             return str(value)
         ago_us = int(super().convert(value, param, ctx) * 1_000_000)
-        return format_time(SystemClock().time_us() - ago_us)
+        try:
+            return format_time(SystemClock().time_us() - ago_us)
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is a time that no calendar has", param, ctx)
 
 
 @click.command()

@@ -81,11 +81,11 @@ def parse(raw: bytes) -> Line:
 
 def parse_since(text: str) -> str:
     """Read ``10m`` (ago; s, m, h, d) or a time like ``2026-01-31T12:00``; give UTC as the log writes it."""
-    if ago := re.fullmatch(r"(\d+)([smhd])", text):
-        moment = datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-    else:
-        moment = datetime.fromisoformat(text)  # a time without an offset is meant as the clock on the wall
-    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    try:
+        moment = _moment(text).astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError(f"{text!r} is a time that no calendar has") from error
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def render(line: Line) -> str:
@@ -97,6 +97,12 @@ def render(line: Line) -> str:
     fields = [f"{name}={_value(value)}" for name, value in rest.items()]
     head = " ".join([f"{_local(when):23}", f"{level:8}", str(event), *fields]).strip()
     return head if traceback is None else f"{head}\n{traceback}"
+
+
+def _moment(text: str) -> datetime:
+    if ago := re.fullmatch(r"(\d+)([smhd])", text):
+        return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+    return datetime.fromisoformat(text)  # a time without an offset is meant as the clock on the wall
 
 
 def _value(value: object) -> str:

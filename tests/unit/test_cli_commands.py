@@ -284,6 +284,12 @@ def test_since_is_a_time_or_how_long_ago(daemon: FakeDaemon, capsys: Capture) ->
     assert len(ago) == len("2026-01-31T12:00:00.000000Z")
 
 
+def test_since_refuses_what_no_calendar_has(capsys: Capture) -> None:
+    code, _, err = ksi(capsys, "sub", "a:*", "--since", "99999999d")
+    assert code == 2
+    assert "no calendar has" in err
+
+
 def test_events_ls_lists_what_can_be_sent_and_what_is_told(daemon: FakeDaemon, capsys: Capture) -> None:
     assert ksi(capsys, "events", "ls")[1].splitlines() == [
         "state:get\trequest\tDo it.",

@@ -130,6 +130,12 @@ def test_a_moment_without_an_offset_is_local() -> None:
     assert parse_since("2026-01-31T12:00") == "2026-01-31T12:00:00.000000Z"
 
 
+@pytest.mark.parametrize("text", ["999999d", "99999999999d"])
+def test_since_refuses_what_no_calendar_has(text: str) -> None:
+    with pytest.raises(ValueError, match="no calendar"):
+        parse_since(text)
+
+
 def test_since_refuses_what_is_neither() -> None:
     with pytest.raises(ValueError, match="Invalid isoformat"):
         parse_since("recently")
