@@ -141,8 +141,13 @@ class Ledger:
         self.read_to = max(self.read_to, head)
 
     def restore(self, event: StoredEvent, failures: Failures) -> None:
-        """Take a dead letter that is to be given again; the position does not wait for it."""
+        """Take a dead letter that is to be given again; the position does not wait for it.
+
+        Once: who opens a consumer reads what is redriven at that moment, and hears of it, too.
+        """
         assert event.seq is not None
+        if event.seq in self.entries:
+            return
         self._beyond_add(event.seq)  # what is read of it in the log is not to be given besides
         self._take_in(Entry(event, event.seq, failures, saved=True))
 
