@@ -27,6 +27,8 @@ class AsyncLink(asyncio.Protocol):
         self._wanted = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
+        self._waiting = 0
+        """Who waits to write, or is about to go on."""
 
     async def open(self) -> None:
         """Connect now; raises where that fails for ``connect_timeout_s``."""
@@ -94,9 +96,16 @@ class AsyncLink(asyncio.Protocol):
         return entry
 
     async def wait_writable(self) -> None:
-        """Wait while more is unsent than the transport likes; does not suspend otherwise."""
-        if not self._writable.is_set():
+        """Wait while more is unsent than the transport likes; does not suspend otherwise. Keeps the order."""
+        if self._writable.is_set():
+            if not self._waiting:
+                return
+            await asyncio.sleep(0)  # who waited is about to go on, and comes first
+        self._waiting += 1
+        try:
             await self._writable.wait()
+        finally:
+            self._waiting -= 1
 
     def statistics(self) -> ClientStatistics:
         """Give figures."""

@@ -4,10 +4,12 @@ import asyncio
 import gc
 import logging
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from ksi_client import AsyncClient
+from ksi_client.async_link import AsyncLink
 from ksi_client.exchanges import MAX_BUFFERED_ITEMS
 from ksi_common.bus import Delivered
 from ksi_common.errors import (
@@ -93,6 +95,23 @@ async def test_no_more_than_128_calls_are_in_flight(client: AsyncClient, daemon:
         for call in calls:
             call.cancel()
     assert len(daemon.received) == 128
+
+
+async def test_who_waits_to_write_goes_on_before_those_who_come_later() -> None:
+    link, order = AsyncLink(Path("unused"), connect_timeout_s=0.0), []
+
+    async def write(number: int) -> None:
+        await link.wait_writable()
+        order.append(number)
+
+    async with asyncio.TaskGroup() as tasks:
+        link.pause_writing()
+        tasks.create_task(write(1))
+        tasks.create_task(write(2))
+        await asyncio.sleep(0)
+        tasks.create_task(write(3))  # begins in the turn in which the others are woken
+        link.resume_writing()
+    assert order == [1, 2, 3]
 
 
 async def test_cancelling_a_call_cancels_it_at_the_daemon(client: AsyncClient, daemon: FakeDaemon) -> None:
