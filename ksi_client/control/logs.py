@@ -4,7 +4,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -64,10 +64,30 @@ def follow(path: Path, wanted: Wanted, show: Callable[[Line], None]) -> None:
     for line in read(path, wanted, end=end):
         show(line)
     file.seek(end)
-    for raw in _appended(path, file):
+    for raw in appended(path, file):
         line = parse(raw)
         if wanted.shows(line):
             show(line)
+
+
+def appended(path: Path, file: IO[bytes]) -> Generator[bytes, None, None]:
+    """Yield each line that is added, for ever; from a file that is rotated, the last ones too."""
+    part = b""
+    try:
+        while True:
+            rotated = _is_rotated(path, file)  # asked first: what was written until then is in this file
+            block = file.read(BLOCK)
+            *lines, part = (part + block).split(b"\n")
+            yield from lines
+            if block:
+                continue
+            if rotated:
+                file.close()
+                file = path.open("rb")
+            else:
+                time.sleep(FOLLOW_S)  # a file cannot be waited for
+    finally:
+        file.close()
 
 
 def parse(raw: bytes) -> Line:
@@ -148,20 +168,6 @@ def _end_of_last_line(file: IO[bytes]) -> int:
     start = max(end - BLOCK, 0)
     file.seek(start)
     return start + file.read(end - start).rfind(b"\n") + 1
-
-
-def _appended(path: Path, file: IO[bytes]) -> Iterator[bytes]:
-    part = b""
-    while True:
-        *lines, part = (part + file.read(BLOCK)).split(b"\n")
-        yield from lines
-        if lines:
-            continue
-        if _is_rotated(path, file):
-            file.close()
-            file = path.open("rb")
-        else:
-            time.sleep(FOLLOW_S)  # a file cannot be waited for
 
 
 def _is_rotated(path: Path, file: IO[bytes]) -> bool:

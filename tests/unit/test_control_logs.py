@@ -1,5 +1,6 @@
 """The log is read from its end, filtered, and written for people."""
 
+import io
 import json
 import time
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ksi_client.control.logs import BLOCK, Wanted, last_lines, parse, parse_since, read, render
+from ksi_client.control.logs import BLOCK, Wanted, appended, last_lines, parse, parse_since, read, render
 
 NOON = "2026-01-31T12:00:00.123456Z"
 
@@ -139,3 +140,28 @@ def test_since_refuses_what_no_calendar_has(text: str) -> None:
 def test_since_refuses_what_is_neither() -> None:
     with pytest.raises(ValueError, match="Invalid isoformat"):
         parse_since("recently")
+
+
+class Rotated(io.FileIO):
+    """A log that is found at its end, and gets one more line and a successor before anybody looks again."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        found = super().read(size)
+        log = Path(str(self.name))
+        if not found and not log.with_suffix(".1").exists():
+            with log.open("ab") as daemon:
+                daemon.write(b'{"event":"last.of_the_old"}\n')
+            log.rename(log.with_suffix(".1"))
+            log.write_bytes(b'{"event":"first.of_the_new"}\n')
+        return found
+
+
+def test_the_last_lines_of_a_log_that_is_rotated_are_followed_too(path: Path) -> None:
+    path.write_bytes(b'{"event":"here.already"}\n')
+    lines = appended(path, Rotated(path))
+    assert [parse(next(lines))["event"] for _ in range(3)] == [
+        "here.already",
+        "last.of_the_old",
+        "first.of_the_new",
+    ]
+    lines.close()
