@@ -114,6 +114,8 @@ class Supervisor:
             self._child = os.posix_spawnp(
                 self._command[0], self._command, self._environment(), setpgroup=0, setsigmask=()
             )
+            if self._stopping:  # since we last looked, when there was no child to pass it on to
+                os.kill(self._child, signal.SIGTERM)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
         return self._child

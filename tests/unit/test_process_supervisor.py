@@ -225,6 +225,25 @@ def test_sigterm_of_the_daemon_before_it_listens_for_it_is_no_crash(supervised: 
     assert supervised.log() == []
 
 
+ASKED_TO_STOP_AT_THE_LAST_MOMENT = """\
+import os, signal, sys
+from ksi_daemon.process_supervisor import main
+
+def ask(frame, kind, _):
+    if kind == "call" and frame.f_code.co_name == "_spawn":
+        sys.setprofile(None)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+sys.setprofile(ask)
+sys.exit(main([sys.argv[1], "--", sys.executable, "-c", "import signal; signal.pause()"]))
+"""
+
+
+def test_sigterm_just_before_the_daemon_is_started_stops_it(tmp_path: Path) -> None:
+    command = (sys.executable, "-c", ASKED_TO_STOP_AT_THE_LAST_MOMENT, str(tmp_path))
+    assert subprocess.run(command, timeout=PATIENCE_S, check=False).returncode == 0
+
+
 def test_sighup_is_passed_on_and_stops_nothing(supervised: Supervised) -> None:
     supervised.start("serve")
     serving_pid(supervised.line())
