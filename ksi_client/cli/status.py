@@ -10,6 +10,7 @@ from ksi_client.cli.invocation import Invocation
 from ksi_client.cli.options import common_options
 from ksi_client.cli.safety import one_line
 from ksi_client.cli.writing import text_of, write, write_fields
+from ksi_client.control.wording import duration
 
 TIMEOUT_S: Final = 5.0
 _COLORS: Final = {"healthy": "green", "degraded": "yellow", "unhealthy": "red"}
@@ -38,7 +39,7 @@ def status(invocation: Invocation) -> int:
 
 def _draw(invocation: Invocation, health: Mapping[str, Any]) -> None:
     dot = click.style("●", fg=_COLORS.get(health["status"]))
-    up = elapsed(health["uptime_s"])
+    up = duration(health["uptime_s"])
     write(
         invocation,
         f"{dot} {health['status']}   pid {health.get('pid', '?')}   up {up}   v{health['version']}"
@@ -48,12 +49,3 @@ def _draw(invocation: Invocation, health: Mapping[str, Any]) -> None:
         condition = click.style(f"{check['status']:<9}", fg=_COLORS.get(check["status"]))
         figures = [f"{what} {text_of(value)}" for what, value in check.get("detail", {}).items()]
         write(invocation, f"  {name:<14} {condition}  {one_line('  '.join(figures))}".rstrip())
-
-
-def elapsed(seconds: float) -> str:
-    """Give a time in its two largest units: 12 s, 3 m 20 s, 2 h 14 m, 5 d 1 h."""
-    total = int(seconds)
-    parts = [(total // 86400, "d"), (total // 3600 % 24, "h"), (total // 60 % 60, "m"), (total % 60, "s")]
-    while len(parts) > 1 and parts[0][0] == 0:
-        parts.pop(0)
-    return " ".join(f"{count} {unit}" for count, unit in parts[:2])

@@ -13,7 +13,6 @@ import pytest
 from ksi_client.cli.failures import exit_code, four_lines
 from ksi_client.cli.main import COMMANDS, run
 from ksi_client.cli.options import Duration
-from ksi_client.cli.status import elapsed
 from ksi_common.errors import (
     DeadlineExceeded,
     FailedPrecondition,
@@ -377,21 +376,6 @@ def test_durations_have_units(text: str, seconds: float) -> None:
 @pytest.mark.parametrize("text", ["", "0", "-1", "5w", "m", "1e3"])
 def test_what_is_no_duration_is_refused(text: str, capsys: Capture) -> None:
     assert ksi(capsys, "status", f"--timeout={text}")[0] == 2
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.4, "0 s"),
-        (59, "59 s"),
-        (200, "3 m 20 s"),
-        (8040, "2 h 14 m"),
-        (435600, "5 d 1 h"),
-        (86400, "1 d 0 h"),
-    ],
-)
-def test_a_time_is_told_in_its_two_largest_units(seconds: float, text: str) -> None:
-    assert elapsed(seconds) == text
 
 
 @pytest.mark.parametrize("command", COMMANDS)

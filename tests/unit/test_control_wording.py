@@ -10,8 +10,11 @@ from ksi_client.control.wording import duration, size
     [
         (0.57, "0.6 s"),
         (12.9, "12 s"),
+        (59, "59 s"),
         (61, "1 m 1 s"),
+        (200, "3 m 20 s"),
         (8040, "2 h 14 m"),
+        (86400, "1 d 0 h"),
         (90000, "1 d 1 h"),
     ],
 )
