@@ -14,7 +14,6 @@ from ksi_common.strict_json import dumps
 FrameId = str | int
 
 MarkKind = Literal["caught_up", "heartbeat", "gap"]
-MARKS: frozenset[str] = frozenset(("caught_up", "heartbeat", "gap"))
 
 
 @dataclass(slots=True, eq=False)

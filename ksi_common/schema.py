@@ -7,7 +7,6 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from ksi_common.errors import KSIError
 from ksi_common.events.system import EventHelp, Parameter
 from ksi_common.messages import Message, public_name, spec_of
 
@@ -30,7 +29,7 @@ def describe(cls: type[Message], plugin: str, *, remote: bool = False) -> EventH
         parameters=parameters(cls, schema),
         reply=spec.reply.model_json_schema(mode="serialization") if spec.reply else None,
         schema_=schema,
-        errors=[error.code for error in _errors(cls)],
+        errors=[error.code for error in spec.raises],
         examples=[_line(cls, schema)],
         answers=spec.answers,
         deprecated=spec.deprecated,
@@ -100,10 +99,6 @@ def _line(cls: type[Message], schema: Mapping[str, Any]) -> dict[str, Any]:
     if spec.kind == "notification":  # it cannot be sent, but followed
         return {"event": "event:subscribe", "data": {"patterns": [spec.name]}}
     return {"event": spec.name, "data": _example_of(cls, schema)}
-
-
-def _errors(cls: type[Message]) -> Sequence[type[KSIError]]:
-    return spec_of(cls).raises
 
 
 def _default(info: FieldInfo) -> Any:

@@ -61,10 +61,10 @@ class Catalog:
     routes: dict[str, Route] = field(default_factory=dict)
     notifications: dict[str, type[Notification]] = field(default_factory=dict)
     """Declared events by name: only the plugins that declare them tell them."""
-    gone: dict[str, str] = field(default_factory=dict)
-    """Events that clients served, with the plugin that they were, while none does."""
     former: dict[str, type[Notification]] = field(default_factory=dict)
     """The same by the names that they once had."""
+    gone: dict[str, str] = field(default_factory=dict)
+    """Events that clients served, with the plugin that they were, while none does."""
 
     def message_class(self, event: str) -> type[Message] | None:
         """Find the class of a declared event."""

@@ -40,11 +40,6 @@ class KeyRow:
     reply: str | None
     error: str | None
 
-    @property
-    def answered(self) -> bool:
-        """Tell whether its answer is known."""
-        return self.reply is not None or self.error is not None
-
 
 class Readable(Protocol):
     """Where one row can be read at once."""

@@ -47,11 +47,6 @@ class Idempotency:
         self._max_running = max_running
         self._running: dict[KeyName, Execution] = {}
 
-    @property
-    def running(self) -> int:
-        """How many keys are at work."""
-        return len(self._running)
-
     def __call__(self, envelope: EventEnvelope, send: Send, call_next: Endpoint) -> Awaitable[None]:
         """Pass on what has no key, and what changes nothing."""
         if envelope.idempotency_key is None or (envelope.spec is not None and envelope.spec.safe):

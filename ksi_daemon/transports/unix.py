@@ -49,7 +49,6 @@ class UnixServer:
         self.limits = limits
         self.closing = False
         self.connections: set[Connection] = set()
-        self.accepted = 0
         self._max_connections = max_connections
         self._crashed = crashed
         self._progress = asyncio.Event()
@@ -118,13 +117,10 @@ class UnixServer:
 
     def gate(self) -> Connection:
         """Make a connection that comes by another way than the socket, as its protocol."""
-        self.accepted += 1
         return _Let(self, self._max_connections)
 
     def _connected(self) -> Connection:
-        connection = _Admitted(self, self._max_connections)
-        self.accepted += 1
-        return connection
+        return _Admitted(self, self._max_connections)
 
     def _stop_listening(self) -> None:
         server, self._server = self._server, None

@@ -1,12 +1,11 @@
 """Frames are rendered as the wire has them, and read back as they were."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from ksi_common.errors import Cancelled, KSIError, NotFound, ResourceExhausted
 from ksi_common.frames import (
-    MARKS,
     Answer,
     Call,
     Cancel,
@@ -14,6 +13,7 @@ from ksi_common.frames import (
     Failure,
     Item,
     Mark,
+    MarkKind,
     Reply,
     answer_from_wire,
     end_line,
@@ -69,7 +69,7 @@ def test_an_item_and_the_end_are_read_back() -> None:
     assert end.id == 7
 
 
-@pytest.mark.parametrize("kind", sorted(MARKS))
+@pytest.mark.parametrize("kind", get_args(MarkKind))
 def test_a_mark_is_read_back_with_its_fields(kind: Any) -> None:
     mark = read(mark_line(b'"s"', kind, "log-5", {"reason": "overflow", "dropped": 3}))
     assert isinstance(mark, Mark)
