@@ -7,6 +7,7 @@ Schema = Mapping[str, Any]
 
 _DEEPEST: Final = 12
 """Fields within fields: some schemas hold themselves."""
+_WIDER: Final = {"integer": "number"}
 _AT_MOST: Final = ("maximum", "exclusiveMaximum", "maxLength", "maxItems")
 _AT_LEAST: Final = ("minimum", "exclusiveMinimum", "minLength", "minItems")
 
@@ -21,11 +22,14 @@ def broken_for_writers(old: Schema, new: Schema, path: str = "") -> Iterator[str
             yield f"{where} is gone"
             continue
         now = new["properties"][name]
-        taken = _values(_resolve(now, new))
-        for kind, value in sorted(_values(_resolve(field, old))):
-            if taken.isdisjoint({(kind, value), (kind, ""), ("any", "")}):
+        before, after = _resolve(field, old), _resolve(now, new)
+        taken = _values(after)
+        for kind, value in sorted(_values(before)):
+            if taken.isdisjoint({(kind, value), (kind, ""), (_WIDER.get(kind, "any"), ""), ("any", "")}):
                 yield f"{where} no longer takes {value or kind}"
-        yield from _tightened(where, field, now)
+        lenient, strict = _single(before), _single(after)
+        for kind in sorted(lenient.keys() & strict.keys()):
+            yield from _tightened(where, lenient[kind], strict[kind])
         yield from broken_for_writers(_inside(field, old), _inside(now, new), where)
     for name in sorted({*new.get("required", ())} - {*old.get("required", ())}):
         yield f"{path}.{name} is required now".lstrip(".")
@@ -41,8 +45,9 @@ def broken_for_readers(old: Schema, new: Schema, path: str = "") -> Iterator[str
             yield f"{where} is gone"
             continue
         now = new["properties"][name]
-        kinds = _kinds(_resolve(now, new)) - _kinds(_resolve(field, old))
-        if kinds and "any" not in _kinds(_resolve(field, old)):
+        known = _kinds(_resolve(field, old))
+        kinds = {kind for kind in _kinds(_resolve(now, new)) if known.isdisjoint({kind, _WIDER.get(kind)})}
+        if kinds and "any" not in known:
             yield f"{where} may be {', '.join(sorted(kinds))} now"
         yield from broken_for_readers(_inside(field, old), _inside(now, new), where)
     for name in sorted({*old.get("required", ())} - {*new.get("required", ())}):
@@ -71,6 +76,12 @@ def _inside(field: Schema, root: Schema) -> Schema:
 
 def _kinds(alternatives: list[Schema]) -> set[str]:
     return {str(one.get("type", "any")) for one in alternatives}
+
+
+def _single(alternatives: list[Schema]) -> dict[str, Schema]:
+    """Give the alternative of each type; of several of one type, which may share what it takes, none."""
+    kinds = [str(one.get("type", "any")) for one in alternatives]
+    return {kind: one for kind, one in zip(kinds, alternatives, strict=True) if kinds.count(kind) == 1}
 
 
 def _values(alternatives: list[Schema]) -> set[tuple[str, str]]:
