@@ -60,7 +60,7 @@ class Connection(asyncio.Protocol):
         self._server = server
         self._frames = ServerConnection()
         self._loop = asyncio.get_running_loop()
-        self._out: list[bytes] = []
+        self._out: list[bytes | memoryview] = []
         self._receiving = False
         self._exchanges: dict[FrameId, Exchange] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -211,7 +211,7 @@ class Connection(asyncio.Protocol):
             self._last_reply = value
         return self._last_text
 
-    def write(self, line: bytes) -> None:
+    def write(self, line: bytes | memoryview) -> None:
         """Send a frame, with whatever else this turn of the loop brings."""
         if not self._out and not self._receiving:
             self._server.flush_later(self)
@@ -225,8 +225,11 @@ class Connection(asyncio.Protocol):
             if transport is None or transport.is_closing():
                 return  # its socket may be another client's by now
             if not transport.get_write_buffer_size():  # all that was written before is on its way
-                lines = lines[shared.send(lines, self.plain_socket) :]
-                if not lines:
+                sent = shared.send(lines, self.plain_socket)
+                if sent == len(lines):
+                    return
+                if sent:
+                    self.write(memoryview(lines)[sent:])  # a copy would be one for each that reads slowly
                     return
         self.write(lines)
 
