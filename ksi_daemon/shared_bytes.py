@@ -10,15 +10,21 @@ from typing import Final
 
 WORTHWHILE: Final = 16 * 1024
 """Bytes from which on a copy costs more than what is done instead of it; ``write`` is quicker below."""
+MAX_FILES: Final = 16
+"""Runs of bytes that are shared at a time: subscribers may all have ids, and so bytes, of their own."""
 
 
 class SharedBytes:
-    """Files in memory, one for each run of bytes. To be closed."""
+    """Files in memory, one for each run of bytes that several get. To be closed.
 
-    __slots__ = ("_files",)
+    What only one gets would be copied all the same, and what exceeds ``MAX_FILES`` is written.
+    """
+
+    __slots__ = ("_files", "_seen")
 
     def __init__(self) -> None:
         self._files: dict[bytes, int | None] = {}
+        self._seen: set[bytes] = set()
 
     def close(self) -> None:
         """Close the files; what was sent is not affected."""
@@ -34,15 +40,24 @@ class SharedBytes:
         """
         if len(data) < WORTHWHILE:
             return 0
-        if data not in self._files:
-            self._files[data] = _file_of(data)
-        file = self._files[data]
+        file = self._file(data)
         if file is None:
             return 0
         try:
             return os.sendfile(socket, file, 0, len(data))
         except OSError:
             return 0
+
+    def _file(self, data: bytes) -> int | None:
+        if data in self._files:
+            return self._files[data]
+        if data not in self._seen:
+            self._seen.add(data)
+            return None
+        if len(self._files) >= MAX_FILES:
+            return None
+        file = self._files[data] = _file_of(data)
+        return file
 
 
 def _file_of(data: bytes) -> int | None:
