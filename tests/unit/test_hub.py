@@ -198,6 +198,22 @@ def test_a_tap_may_leave_while_it_is_served(hub: Hub, turn: Turn) -> None:
     assert (leaving.ids, other.ids) == ([["1"]], [["1"], ["2"]])
 
 
+def test_a_tap_that_raises_keeps_nothing_from_the_others(hub: Hub, turn: Turn) -> None:
+    class Broken(Tap):
+        def deliver(self, batch: Batch) -> None:
+            raise ValueError(batch.head)
+
+    same, other = Tap(), Tap()
+    hub.attach(Broken(), ["a:*"], None)
+    hub.attach(same, ["a:*"], None)
+    hub.attach(other, ["a:b"], None)
+    for seq in (1, 2):
+        hub.publish([durable(seq)], seq)
+        with pytest.raises(ValueError, match=f"^{seq}$"):
+            turn.end()
+    assert same.ids == other.ids == [["1"], ["2"]]
+
+
 def test_deliveries_are_counted(hub: Hub, turn: Turn) -> None:
     for _ in range(3):
         hub.attach(Tap(), ["a:*"], None)
