@@ -122,6 +122,18 @@ def render(answer: Answer, ident: RpcId) -> bytes:
     return _response(ident, "result", None)
 
 
+def render_item(line: bytes, ident: RpcId) -> bytes:
+    """Give the same of an item that has a cursor, from its frame.
+
+    The data are passed on as they are: what the log holds may be nested deeper than orjson writes.
+    """
+    _, _, rest = line.partition(b',"type":"item","cursor":')
+    cursor, _, data = rest.partition(b',"data":')
+    return b'{"jsonrpc":"2.0","method":"$/item","params":{"id":%b,"data":%b,"cursor":%b}}' % (
+        dumps(ident), data[:-1], cursor
+    )  # fmt: skip
+
+
 def render_error(
     ident: RpcId, error: KSIError, *, code: int | None = None, correlation_id: str | None = None
 ) -> bytes:

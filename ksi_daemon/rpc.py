@@ -9,7 +9,7 @@ import orjson
 from ksi_common.errors import AlreadyExists, InvalidArgument, KSIError, ResourceExhausted
 from ksi_common.frames import Answer, Call, Failure, FrameId, answer_from_wire
 from ksi_common.ids import new_id
-from ksi_common.jsonrpc import Rpc, RpcCall, RpcCancel, RpcId, RpcPart, render, render_error
+from ksi_common.jsonrpc import Rpc, RpcCall, RpcCancel, RpcId, RpcPart, render, render_error, render_item
 from ksi_common.protocol import MAX_ANSWER
 from ksi_daemon.channel import Channel
 from ksi_daemon.outcomes import Reply
@@ -159,7 +159,8 @@ class RpcChannel:
     def push(self, lines: bytes, shared: SharedBytes | None) -> None:
         """Send items of a subscription, each as a notification of its own."""
         del shared  # they are this client's only
-        self._connection.write(b"".join([self._render(_read(line)) for line in lines.splitlines()]))
+        ident = self._part.id
+        self._connection.write(b"".join([render_item(line, ident) + b"\n" for line in lines.splitlines()]))
 
     def answer(self, exchange: "Exchange", line: bytes) -> None:
         """Send the response, unless there is to be none."""

@@ -6,8 +6,19 @@ from typing import Any
 import pytest
 
 from ksi_common.errors import ERRORS, InvalidArgument, KSIError, NotFound
-from ksi_common.frames import Answer, Call, Cancel, End, Failure, Item, Mark, Reply
-from ksi_common.jsonrpc import CODES, MAX_BATCH, Rpc, RpcCall, RpcCancel, RpcRefusal, is_rpc, render
+from ksi_common.frames import Answer, Call, Cancel, End, Failure, Item, Mark, Reply, answer_from_wire
+from ksi_common.jsonrpc import (
+    CODES,
+    MAX_BATCH,
+    Rpc,
+    RpcCall,
+    RpcCancel,
+    RpcId,
+    RpcRefusal,
+    is_rpc,
+    render,
+    render_item,
+)
 from ksi_common.protocol import Malformed, decode_call
 from ksi_common.strict_json import dumps
 
@@ -187,3 +198,17 @@ def test_each_code_has_one_of_its_own(error: type[KSIError]) -> None:
 def test_an_unknown_event_is_a_method_that_is_not_found() -> None:
     error = NotFound("no plugin handles it", reason="unknown_event")
     assert json.loads(render(Failure("x", error), 1))["error"]["code"] == -32601
+
+
+@pytest.mark.parametrize("ident", [1, 'a "b"', 1.5, None])
+def test_an_item_of_the_log_is_passed_on_as_it_is(ident: RpcId) -> None:
+    frame = {"id": "f", "type": "item", "cursor": "log-7", "data": {"event": "a:b", "data": {"data": "é"}}}
+    answer = answer_from_wire(frame)
+    assert answer is not None
+    assert render_item(dumps(frame), ident) == render(answer, ident)
+
+
+def test_data_of_an_item_may_be_nested_deeper_than_orjson_writes() -> None:
+    deep = b'{"a":%b%b}' % (b"[" * 300, b"]" * 300)
+    line = render_item(b'{"id":"f","type":"item","cursor":"log-7","data":%b}' % deep, 1)
+    assert line == b'{"jsonrpc":"2.0","method":"$/item","params":{"id":1,"data":%b,"cursor":"log-7"}}' % deep
