@@ -87,20 +87,22 @@ class LogWriter:
 
     def append(self, event: StoredEvent, *, named: bool = False) -> None:
         """Give ``event`` its number and keep its row; ``named``: its id came from outside."""
-        digest = digest_of(event)  # first: what cannot be digested is to leave no trace
+        # First: what cannot be digested, or is no text, is to leave no trace.
+        digest = digest_of(event)
+        told = event.kind == "notification"
+        claimed = told and len(event.data) > CLAIM_CHECKED and self.home is not None
+        text = event.data.decode() if told and not claimed else ""
         if named:
             self._ids[event.event_id] = event
         self.seq = event.seq = seq = self.seq + 1
         self.chain = chain = sha256(self.chain + seq.to_bytes(8) + digest).digest()
-        told = event.kind == "notification"
-        if len(event.data) > CLAIM_CHECKED and told and self.home is not None:
+        if claimed:
             self._references.append((reference_to(event.data), seq))
-            told = False
         self._rows.append(
             (
                 seq,
                 event.event_id,
-                0 if event.kind == "notification" else 1,
+                0 if told else 1,
                 event.event,
                 event.stream or "",
                 event.version or 0,
@@ -109,7 +111,7 @@ class LogWriter:
                 event.actor,
                 event.hop,
                 event.time_us,
-                event.data.decode() if told else "",
+                text,
                 bytearray(digest),
                 bytearray(chain),
             )

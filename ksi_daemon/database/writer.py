@@ -246,6 +246,7 @@ class Writer(threading.Thread):
         if told is None:
             return False
         mark = self._log.mark()
+        set_current(job.envelope)  # for what the reply logs
         try:
             self._log.append(told)
             job.value = unit.reply(told, False)  # noqa: FBT003 -- its id is new, so it was not there

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ksi_common.envelope import event_context
+from ksi_common.envelope import current_envelope, event_context
 from ksi_common.errors import AlreadyExists
 from ksi_daemon.database import Database, Telling, Transaction, Unit, writer
 from ksi_daemon.database.log_writer import CLAIM_CHECKED
@@ -91,6 +91,19 @@ async def test_where_its_reply_cannot_be_made_it_leaves_no_trace(database: Datab
     assert await write(database, telling(), "r2") == (1, False)
     assert rows(database.path, "SELECT seq, event_id FROM log") == [(1, "r2")]
     assert [told.event_id for told in heard.events] == ["r2"]
+
+
+async def test_what_its_reply_logs_is_of_its_own_request(database: Database) -> None:
+    def reply(*_: object) -> Given:
+        current = current_envelope()
+        assert current is not None
+        worked_for.append(current.event_id)
+        return None, False
+
+    worked_for: list[str] = []
+    await write(database, any_unit(), "r1")
+    await write(database, Telling("demo:told", b"{}", reply), "r2")
+    assert worked_for == ["r2"]
 
 
 async def test_what_nobody_asked_for_is_told_too(database: Database) -> None:
