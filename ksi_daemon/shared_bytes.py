@@ -23,8 +23,9 @@ class SharedBytes:
     __slots__ = ("_files", "_seen")
 
     def __init__(self) -> None:
-        self._files: dict[bytes, int | None] = {}
-        self._seen: set[bytes] = set()
+        # By identity: subscribers share the object, and to hash it would cost more than to copy it.
+        self._files: dict[int, int | None] = {}
+        self._seen: dict[int, bytes] = {}
 
     def close(self) -> None:
         """Close the files; what was sent is not affected."""
@@ -49,14 +50,15 @@ class SharedBytes:
             return 0
 
     def _file(self, data: bytes) -> int | None:
-        if data in self._files:
-            return self._files[data]
-        if data not in self._seen:
-            self._seen.add(data)
+        run = id(data)
+        if run in self._files:
+            return self._files[run]
+        if run not in self._seen:
+            self._seen[run] = data
             return None
         if len(self._files) >= MAX_FILES:
             return None
-        file = self._files[data] = _file_of(data)
+        file = self._files[run] = _file_of(data)
         return file
 
 

@@ -459,7 +459,7 @@ async def test_what_many_get_is_shared_and_in_its_place(
         await burst(ksi, range(65, 129), ephemeral=True)
         for wire in wires:
             assert await frames(wire, 128) == list(range(129))
-    assert sum(taken == size for size, taken in shared) >= 2 * MANY
+    assert sum(taken == size for size, taken in shared) >= 2 * (MANY - 1)  # what the first gets is written
 
 
 async def test_many_that_read_late_get_everything_once_and_in_order(
