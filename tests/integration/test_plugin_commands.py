@@ -174,7 +174,7 @@ async def test_disabling_makes_the_file_and_enabling_leaves_no_table(ksi: Ksi, t
         (("new", "My-Plugin"), "ksi plugin new my_plugin"),
         (("new", "class"), "the word is taken"),
         (("new", "state"), "there is a plugin 'state' in this environment already: it is of ksi"),
-        (("check", "nowhere"), "there is no plugin in"),
+        (("check", "nowhere"), "nowhere\n  why: no plugin"),
         (("test", "empty"), "names no plugin: KSI finds packages by their entry points only"),
         (("test", "broken"), "is no TOML"),
         (("test", "untested"), "there are no tests in"),

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, JsonValue, ValidationError
 
 import ksi_common.events
 from ksi_common.events.completion import Asked
+from ksi_common.frame_fields import MAX_TIMEOUT_S
 from ksi_common.frames import Answer, Call, Cancel, FrameId, Item, answer_from_wire, item_line
 from ksi_common.messages import Message, spec_of
 from ksi_common.protocol import ClientConnection, Malformed, ServerConnection, decode_call
@@ -190,7 +191,7 @@ calls = st.builds(
     ids,
     optional_texts,
     optional_texts,
-    st.none() | st.floats(min_value=0, exclude_min=True, allow_infinity=False),
+    st.none() | st.floats(0, MAX_TIMEOUT_S, exclude_min=True),
     optional_texts,
     optional_texts,
 ).map(Call.encode)
