@@ -73,8 +73,16 @@ class Database:
         self._loop = asyncio.get_running_loop()
         self._exit = AsyncExitStack()
         blob_files.prepare(self.home)
-        connection = self._open()
-        self._migrating = connection
+        self._migrating = self._open()
+        try:
+            await self._begin(self._migrating)
+        except BaseException:
+            await self._exit.aclose()
+            self._migrating.close()
+            raise
+        return self
+
+    async def _begin(self, connection: sqlite3.Connection) -> None:
         head = self.home / "run" / "head"
         head.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.facts = read_facts(connection, head)
@@ -92,7 +100,6 @@ class Database:
             self._readers.put_nowait(reader)
         self._peeking = Peeking(self.path)
         self._exit.callback(self._peeking.close)
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         self._hand_over()

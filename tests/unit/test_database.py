@@ -1,6 +1,7 @@
 """The database as handlers have it: what was awaited is on disk, and was told before."""
 
 import asyncio
+import os
 import sqlite3  # noqa: TID251 -- readers raise its errors
 import stat
 from asyncio import TaskGroup
@@ -459,3 +460,21 @@ async def test_the_row_of_a_request_goes_with_its_unit(database: Database) -> No
     with event_context(envelope()), pytest.raises(sqlite3.IntegrityError):
         await database.write(twice)
     assert rows(database.path, "SELECT count(*) FROM log") == [(0,)]
+
+
+async def test_what_cannot_be_opened_to_the_end_leaves_no_file_open(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()  # where a folder is to be
+    with pytest.raises(FileExistsError):
+        async with opened(tmp_path, Heard()):
+            pass
+    assert [
+        name for name in map(shown, await asyncio.to_thread(os.listdir, "/proc/self/fd")) if "ksi.db" in name
+    ] == []
+
+
+def shown(descriptor: str) -> str:
+    """Name the file of a descriptor, which may be closed by now."""
+    try:
+        return str(Path(f"/proc/self/fd/{descriptor}").readlink())
+    except FileNotFoundError:
+        return ""
