@@ -16,13 +16,12 @@ def notify(*assignments: str, environ: Mapping[str, str] = os.environ) -> bool:
         return False
     if address.startswith("@"):  # an abstract socket, as systemd writes it
         address = "\0" + address[1:]
-    with socket.socket(
-        socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-    ) as sock:
-        try:
+    kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    try:
+        with socket.socket(socket.AF_UNIX, kind) as sock:
             sock.sendto("\n".join(assignments).encode(), address)
-        except OSError:
-            return False
+    except OSError:  # nobody is there, or there is no descriptor left to say it by
+        return False
     return True
 
 

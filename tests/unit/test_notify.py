@@ -1,6 +1,7 @@
 """What a manager hears of the daemon, over the real datagram sockets."""
 
 import os
+import resource
 import socket
 import tempfile
 import time
@@ -83,3 +84,13 @@ def test_the_watchdog_is_fed_at_half_of_its_patience(
     environ: dict[str, str], interval_s: float | None
 ) -> None:
     assert watchdog_interval_s(environ) == interval_s
+
+
+def test_that_no_descriptor_is_left_is_no_error(managed: socket.socket) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        assert not watchdog()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert watchdog()
