@@ -243,14 +243,16 @@ class Processes:
             raise InvalidArgument("a name in env is empty or holds '='", reason="bad_env")
 
     async def _wait_started(self, link: RunnerLink) -> None:
+        started = False
         try:
             async with asyncio.timeout(self._start_timeout_s):
-                await link.started.wait()
+                started = await link.started.wait()
         except TimeoutError:
             message = f"child not started within {self._start_timeout_s:g} s"
             raise Unavailable(message, reason="not_started") from None
         finally:
-            if not link.started.is_set():
+            # Also where it was started in that very moment: nobody is given a Process to stop it by.
+            if not started:
                 link.kill_runner()
         if link.failure:
             raise link.failure

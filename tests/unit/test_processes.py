@@ -408,3 +408,22 @@ async def test_twenty_children_at_once_keep_apart(run_dir: Path) -> None:
         async with asyncio.TaskGroup() as tasks:
             echoes = [tasks.create_task(echo(number)) for number in range(20)]
         assert [int(task.result()) for task in echoes] == list(range(20))
+
+
+async def test_a_start_cancelled_in_the_moment_of_success_leaves_nothing(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Processes(run_dir) as processes, asyncio.TaskGroup() as group:
+        task = group.create_task(processes.start(["sleep", "60"], env=ENV))
+        await asyncio.sleep(0)
+        (link,) = processes._links
+        started = link.started.set
+
+        def start_and_cancel() -> None:
+            started()
+            task.cancel()
+
+        monkeypatch.setattr(link.started, "set", start_and_cancel)
+        async with asyncio.timeout(30):
+            await link.ended.wait()
+    assert task.cancelled()
