@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
+from pydantic import field_validator
 
 from ksi_common.envelope import EventEnvelope, StoredEvent, current_envelope, event_context
 from ksi_common.errors import (
@@ -716,3 +717,23 @@ async def test_a_loop_is_the_default_alarm(tmp_path: Path, clock: FakeClock) -> 
             await timers.schedule("t", Rang(n=1), after_s=0)
             assert (await w.next_told())[1]["n"] == 1
             serve.cancel()
+
+
+async def test_a_class_that_raises_anything_is_a_failure_of_its_timer_alone(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    class Broken(Request[Done], event="demo:broken"):
+        n: int = 0
+
+        @field_validator("n")
+        @classmethod
+        def look_up(cls, n: int) -> int:
+            return {7: 7}[n]
+
+    async with world(tmp_path, clock, serving=False) as before:
+        await before.timers.schedule("t", Ring(n=1), after_s=0)
+    async with world(tmp_path, clock, classes={"demo:ring": Broken, "demo:rang": Rang}) as after:
+        await after.timers.schedule("u", Rang(n=2), after_s=0)
+        assert (await after.next_told())[1]["n"] == 2
+        await clock.wait_armed(1)
+        assert await after.names() == ["t"]
