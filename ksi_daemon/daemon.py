@@ -32,7 +32,7 @@ from ksi_daemon.consumers import Consumers
 from ksi_daemon.contributions import Commands, HttpRoutes
 from ksi_daemon.database import Database
 from ksi_daemon.dead_letters import REFERRED, DatabaseDeadLetters, DeadLetters
-from ksi_daemon.draining import drain
+from ksi_daemon.draining import drain, tell
 from ksi_daemon.durable_listener import DurableListener
 from ksi_daemon.eventlog import EventLog
 from ksi_daemon.gates import Gates
@@ -102,6 +102,7 @@ class Daemon:
     ) -> None:
         self.paths = paths
         self.sandbox = sandbox
+        self._given = settings
         self._disabled = [name for name, table in settings.plugins.items() if not is_enabled(table)]
         tables = {name: own_table(table) for name, table in settings.plugins.items()}
         self.settings = settings.model_copy(update={"plugins": tables})
@@ -259,7 +260,7 @@ class Daemon:
         offer(Timers, self.timers)  # type: ignore[type-abstract]  # an interface is its own key
         offer(Leases, DatabaseLeases(self.database, self.clock))  # type: ignore[type-abstract]
         offer(Blobs, blobs)  # type: ignore[type-abstract]
-        self.sandboxes = Sandboxes(self.database, processes, self.paths, self.settings)
+        self.sandboxes = Sandboxes(self.database, processes, self.paths, self._given)
         await self.sandboxes.clear()
         referrers = Referrers(self.database)
         referrers.add("dead_letters", REFERRED)
@@ -361,7 +362,7 @@ class Daemon:
     def _switch_off(self, name: str, reason: str) -> None:
         """Let nothing of a plugin be called any more, and tell."""
         self.assembly.switch_off(name, reason)
-        self.tasks.create_task(self.bus.notify(Quarantined(plugin=name, reason=reason)))
+        self.tasks.create_task(tell(self.bus, Quarantined(plugin=name, reason=reason)))
 
     def _server(self) -> UnixServer:
         limits = self.settings.limits
@@ -389,7 +390,7 @@ class Daemon:
     async def _drain(self, server: UnixServer, stop: Stop) -> None:
         log.info("daemon.stopping", reason=stop.reason, grace_s=stop.grace_s)
         if not self.sandbox:
-            await self.bus.notify(Stopping(reason=stop.reason, grace_s=stop.grace_s))
+            await tell(self.bus, Stopping(reason=stop.reason, grace_s=stop.grace_s))
         await drain(server, self.assembly.loaded, self.relay, self.services, stop.grace_s)
         self.tasks.cancel()
 

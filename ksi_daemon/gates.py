@@ -3,12 +3,20 @@
 import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
+from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
+
+import structlog
 
 from ksi_daemon.catalog import Plugin
 from ksi_daemon.hooks import Relay
 from ksi_daemon.supervisor import attempt_async
+
+log = structlog.get_logger()
+
+CLOSE_S: Final = 5.0
+"""What those of each plugin have for closing."""
 
 
 class Gates:
@@ -17,7 +25,7 @@ class Gates:
     def __init__(self, relay: Relay, gate: Callable[[], asyncio.Protocol]) -> None:
         self._relay = relay
         self._gate = gate
-        self._open = AsyncExitStack()
+        self._open: dict[str, AsyncExitStack] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -37,9 +45,20 @@ class Gates:
         return errors
 
     async def close(self) -> None:
-        """Close all, the last one first. To do so again does nothing."""
-        await self._open.aclose()
+        """Close all, the last one first; what fails is logged. To do so again does nothing."""
+        while self._open:
+            plugin, opened = self._open.popitem()
+            error = await attempt_async(partial(_close, opened))
+            if error is not None:
+                log.error("transport.not_closed", plugin=plugin, error=repr(error))
 
     async def _open_those_of(self, plugin: str) -> None:
-        for transport in self._relay.transports(plugin):
-            await self._open.enter_async_context(transport(self._gate))
+        async with AsyncExitStack() as opened:
+            for transport in self._relay.transports(plugin):
+                await opened.enter_async_context(transport(self._gate))
+            self._open[plugin] = opened.pop_all()
+
+
+async def _close(opened: AsyncExitStack) -> None:
+    async with asyncio.timeout(CLOSE_S):
+        await opened.aclose()

@@ -12,6 +12,7 @@ import pytest
 
 from ksi_client import AsyncClient
 from ksi_daemon import hookspecs
+from ksi_daemon.database.errors import StoreUnavailable
 from ksi_daemon.testing import RunningDaemon, running_daemon
 from tests.support.waiting import eventually
 
@@ -554,3 +555,49 @@ async def test_hooks_are_listed_with_those_who_implement_them(ksi: RunningDaemon
     by_name = {hook["name"]: hook for hook in hooks}
     assert by_name["ksi_handle_event"]["parameters"] == ["event", "data", "context"]
     assert {"state", "completion"} <= set(by_name["ksi_migrations"]["plugins"])
+
+
+async def test_a_transport_that_cannot_be_closed_keeps_nobody_from_the_end(
+    write_plugin: WritePlugin, tmp_path: Path
+) -> None:
+    source = f"""
+    from contextlib import asynccontextmanager
+    from pathlib import Path
+    from ksi_daemon.plugin import hookimpl
+
+    @asynccontextmanager
+    async def broken(gate):
+        yield
+        raise ValueError("no")
+
+    @hookimpl
+    def ksi_transports():
+        return [broken]
+
+    @hookimpl
+    async def ksi_shutdown():
+        Path({str(tmp_path / "ended")!r}).touch()
+    """
+    async with running_daemon(plugins=[write_plugin(source)]) as ksi:
+        await ksi.call_raw("system:health")
+    assert (tmp_path / "ended").exists()
+
+
+async def test_a_full_disk_keeps_nobody_from_the_end(
+    write_plugin: WritePlugin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = f"""
+    from pathlib import Path
+    from ksi_daemon.plugin import hookimpl
+
+    @hookimpl
+    async def ksi_shutdown():
+        Path({str(tmp_path / "ended")!r}).touch()
+    """
+
+    async def full(notification: object) -> None:
+        raise StoreUnavailable("the disk is full", reason="disk_full")
+
+    async with running_daemon(plugins=[write_plugin(source)]) as ksi:
+        monkeypatch.setattr(ksi.daemon.bus, "notify", full)
+    assert (tmp_path / "ended").exists()
