@@ -8,6 +8,7 @@ JSON lines on stdout. It ends when it has said so; or, where it is to be kept, w
 import asyncio
 import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from typing import Any
 
@@ -34,7 +35,8 @@ def main() -> int:
     settings = Settings(**order.settings)
     raise_file_limit()
     try:
-        with home_lock(sandbox), logging_to(sandbox.log, settings.log):
+        # What plugins print is none of our words.
+        with home_lock(sandbox), logging_to(sandbox.log, settings.log), redirect_stdout(sys.stderr):
             daemon = Daemon(sandbox, settings, sandbox=True)
             daemon.load()
             plan = _plan(order, daemon)
@@ -98,8 +100,9 @@ def _progress(work: Rebuilding, end: int) -> None:
 
 
 def _say(words: Mapping[str, Any]) -> None:
-    sys.stdout.buffer.write(orjson.dumps(words, option=orjson.OPT_APPEND_NEWLINE))
-    sys.stdout.buffer.flush()
+    assert sys.__stdout__ is not None
+    sys.__stdout__.buffer.write(orjson.dumps(words, option=orjson.OPT_APPEND_NEWLINE))
+    sys.__stdout__.buffer.flush()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,13 +68,15 @@ class Replays:
 
         ``keep``: it answers what is safe until this generator is closed; otherwise it is gone at the end.
         """
-        async with self._sandboxes.start(keep_running=keep) as said:
-            end = 0
-            async with self._sandboxes.turn:
-                async for words in said:
-                    end = words.get("end", words["position"])
-                    if not words.get("done"):
-                        yield Step(words["applied"], words["position"], end, words["missing"])
+        async with AsyncExitStack() as made, AsyncExitStack() as making:
+            # Before it is started: it is told of the snapshot that there is then.
+            await making.enter_async_context(self._sandboxes.turn)
+            said = await made.enter_async_context(self._sandboxes.start(keep_running=keep))
+            async for words in said:
+                end = words.get("end", words["position"])
+                if not words.get("done"):
+                    yield Step(words["applied"], words["position"], end, words["missing"])
+            await making.aclose()
             yield Step(
                 words["applied"],
                 words["position"],

@@ -242,3 +242,33 @@ async def test_a_part_of_the_log_is_replayed(ksi: RunningDaemon) -> None:
 async def test_what_is_asked_wrongly_is_refused(ksi: RunningDaemon, data: Any, code: str) -> None:
     (frame,) = await replay(ksi, data)
     assert frame["error"]["code"] == code, frame
+
+
+async def test_what_a_plugin_prints_is_none_of_what_a_sandbox_says(write_plugin: WritePlugin) -> None:
+    async with running_daemon(plugins=[write_plugin("print('hello')", "loud")]) as ksi:
+        *_, last = await replay(ksi, {})
+        assert last["done"]
+
+
+async def test_a_plugin_that_is_switched_off_is_so_in_a_sandbox() -> None:
+    async with running_daemon(settings={"plugins": {"state": {"enabled": False}}}) as ksi:
+        *_, last = await replay(ksi, {})
+        assert [table["plugin"] for table in last["tables"] if table["plugin"] == "state"] == []
+
+
+async def test_a_sandbox_is_not_started_while_retention_is_at_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The snapshot that it is told of may be gone in the next moment."""
+    async with running_daemon() as ksi:
+        sandboxes = ksi.daemon.sandboxes
+        began: list[bool] = []
+        snapshot = sandboxes.snapshot
+
+        async def noted() -> Any:
+            began.append(sandboxes.turn.locked())
+            return await snapshot()
+
+        monkeypatch.setattr(sandboxes, "snapshot", noted)
+        await replay(ksi, {})
+        assert began == [True]
