@@ -95,7 +95,10 @@ class Declaration:
 
     def key_of(self, event: object) -> str:
         """Name the document that an event is about."""
-        return "" if self.key is None else self.key(event)
+        key: object = "" if self.key is None else self.key(event)
+        if not isinstance(key, str):  # another kind would be stored, and never be found again
+            raise TypeError(f"key gave {type(key).__name__}, not str")
+        return key
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,7 +159,8 @@ class _Documents:
         }
         changed: dict[str, Message] = {}
         for index, (key, event) in enumerate(given):
-            state = changed.get(key) or states.get(key) or self.document()
+            state = changed.get(key, states.get(key))
+            state = self.document() if state is None else state  # one that is false is one, too
             made = attempt(partial(self._next, state, event))
             if isinstance(made, BaseException):
                 return index, _rendered(changed), ApplyError(page.events[index], made)

@@ -57,6 +57,11 @@ def _select(
     limit: int,
 ) -> Sequence[Entry]:
     table, own, parameters = generation.table, "", [*equal.values(), *after]
+    for value in parameters:
+        if not isinstance(value, str | int | float | None):
+            raise InvalidArgument(
+                f"projection {generation.name} has no column with such values: {value!r:.80}"
+            )
     if generation.columns is None:
         table, own = "projection_documents", "name = ? AND generation = ?"
         parameters = [generation.name, generation.number, *parameters]

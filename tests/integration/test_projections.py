@@ -243,3 +243,43 @@ async def test_what_is_declared_wrongly_refuses_the_plugin(
         found = await ksi.call_raw("plugin:inspect", {"plugin_name": "probe"})
         assert (found["status"], reason in found["error"]) == ("refused", True), found["error"]
         assert (await ksi.call_raw("projection:list"))["count"] == 0
+
+
+ODD = """
+from ksi_daemon.plugin import Delivered, Message, projection
+
+class Cart(Message):
+    items: list[int] = []
+    seen: int = 0
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+@projection(patterns=["cart:*"])
+def cart(state: Cart, event: Delivered) -> Cart:
+    n = int(event.data["n"])
+    return Cart(items=[n] if n else [], seen=state.seen + 1)
+
+@projection(patterns=["cart:*"], key=lambda event: event.data["n"])
+def numbered(state: Cart, event: Delivered) -> Cart:
+    return Cart(seen=state.seen + 1)
+"""
+
+
+async def test_a_state_that_is_false_and_a_key_that_is_no_text(write_plugin: WritePlugin) -> None:
+    async with running_daemon(plugins=[write_plugin(ODD, "odd")]) as ksi:
+        told = [{"event": "cart:changed", "data": {"n": n}} for n in (1, 0, 0)]
+        await ksi.call_raw("event:append", {"stream": "cart/1", "events": told})
+        cursor = (await ksi.call_raw("system:info"))["log"]["cursor"]
+        got = {"name": "cart", "key": "", "cursor": cursor}
+        assert (await ksi.call_raw("projection:get", got))["value"] == {"items": [], "seen": 3}
+        async with ksi.connect() as wire:
+            stopped = await wire.call("projection:get", {**got, "name": "numbered"})
+        assert "key gave int, not str" in stopped["error"]["message"]
+
+
+@pytest.mark.parametrize("value", [[1], {"a": 1}])
+async def test_what_no_column_can_be_is_refused(value: Any) -> None:
+    async with running_daemon(plugins=[STATE_VALUES]) as ksi, ksi.connect() as wire:
+        answer = await wire.call("projection:query", {"name": "state_values", "where": {"key": value}})
+        assert answer["error"]["code"] == "INVALID_ARGUMENT"
