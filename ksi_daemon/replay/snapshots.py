@@ -45,7 +45,8 @@ def keep(
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
     draft.rename(target)
-    _sync(target.parent)
+    for folder in (target.parent, live.home):  # the first one may be new
+        _sync(folder)
     return Snapshot(seq, path, target.stat().st_size, digest)
 
 
