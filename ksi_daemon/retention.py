@@ -43,16 +43,16 @@ _DAY_US: Final = 86_400_000_000
 
 _WEIGH: Final = (
     "SELECT name, max(time), sum(coalesce(length(CAST(data AS BLOB)), json_extract(reference, '$.length'))) "
-    "FROM log WHERE seq > ? AND seq <= ? AND kind = 0 AND (data IS NOT NULL OR reference LIKE '%\"path\"%') "
-    "GROUP BY name"
+    "FROM log WHERE seq > ? AND seq <= ? AND kind = 0 "
+    'AND (data IS NOT NULL OR reference LIKE \'%"path":"%\') GROUP BY name'
 )
 _FULL: Final = (
     "SELECT seq, name, time, data, reference FROM log WHERE seq > ? AND seq <= ? AND kind = 0 "
-    "AND (data IS NOT NULL OR reference LIKE '%\"path\"%') ORDER BY seq"
+    'AND (data IS NOT NULL OR reference LIKE \'%"path":"%\') ORDER BY seq'
 )
 _FIRST_FULL: Final = (
     "SELECT min(seq) FROM log WHERE seq > ? AND seq <= ? AND kind = 0 "
-    "AND (data IS NOT NULL OR reference LIKE '%\"path\"%')"
+    'AND (data IS NOT NULL OR reference LIKE \'%"path":"%\')'
 )
 
 

@@ -87,7 +87,9 @@ class Verifier:
             return EMPTY_CHAIN
         rows = await self._database.read("SELECT chain FROM log WHERE seq = ?", (position,))
         if rows:
-            return bytes(rows[0][0])
+            return rows[0][0] if isinstance(rows[0][0], bytes) else None
+        if position != self._database.facts.horizon:
+            return None
         rows = await self._database.read("SELECT value FROM meta WHERE name = 'horizon_chain'")
         return bytes.fromhex(rows[0][0]) if rows else None
 

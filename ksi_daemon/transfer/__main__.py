@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def _export(file: Path) -> dict[str, object]:
 
 def _import(file: Path) -> dict[str, object]:
     paths = Paths(default_home())
-    with home_lock(paths):
+    with home_lock(paths), redirect_stdout(sys.stderr):  # what plugins print is none of our words
         daemon = Daemon(paths, load_settings(paths))
         daemon.load()
         made = asyncio.run(import_(paths, daemon, file, clock=SystemClock(), progress=_progress()))
@@ -78,8 +79,9 @@ def _progress() -> Callable[[int, int], None]:
 
 
 def _say(words: dict[str, object]) -> None:
-    sys.stdout.buffer.write(orjson.dumps(words, option=orjson.OPT_APPEND_NEWLINE))
-    sys.stdout.buffer.flush()
+    assert sys.__stdout__ is not None
+    sys.__stdout__.buffer.write(orjson.dumps(words, option=orjson.OPT_APPEND_NEWLINE))
+    sys.__stdout__.buffer.flush()
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Write the log into a file: in pages, beside a daemon that runs, and on from where a file ends."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 import orjson
 
@@ -19,11 +19,13 @@ from ksi_daemon.database.log_rows import DIGEST, Damage, RemovedEvent, event_of,
 from ksi_daemon.database.log_writer import EMPTY_CHAIN
 from ksi_daemon.replay.snapshots import Snapshot, check
 from ksi_daemon.transfer.kept import kept_lines, rows_of, streams_of
-from ksi_daemon.transfer.lines import FINISHED, STARTED, line_of, mark, parse_line
+from ksi_daemon.transfer.lines import FINISHED, STARTED, BadLine, line_of, mark, parse_line
 
 PAGE: Final = 1000
 _TAIL: Final = 4 * 1024 * 1024
 """Bytes at the end of a file in which its last whole line is looked for: longer than any line."""
+_BEGINS: Final = b'{"specversion":"1.0","id":"'
+"""How every line of an export does, also a torn one as far as it goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ async def export(paths: Paths, file: Path, *, clock: Clock, progress: Callable[[
         snapshot = Snapshot(**orjson.loads(facts["snapshot"])) if "snapshot" in facts else None
         with file.open("ab+") as out:
             position = _resumed(out, log_id)
-            if position is None or (snapshot is not None and position < snapshot.seq):
+            if position is None or position < max(horizon, snapshot.seq if snapshot is not None else 0):
                 out.truncate(0)
                 position = horizon
                 begins = bytes.fromhex(facts.get("horizon_chain", EMPTY_CHAIN.hex()))
@@ -111,15 +113,24 @@ def _resumed(out: BinaryIO, log_id: str) -> int | None:
     out.seek(start)
     tail = out.read()
     whole = tail.rfind(b"\n") + 1
-    out.truncate(start + whole)
-    out.seek(0, os.SEEK_END)
     if not whole:
-        if start:
+        if start or not _BEGINS.startswith(tail[: len(_BEGINS)]):
             raise FailedPrecondition("the file is no export: it has no lines", reason="no_export")
         return None
-    last = parse_line(tail[tail.rfind(b"\n", 0, whole - 1) + 1 : whole], number=0)
-    if last["source"] != f"/ksi/{log_id}":
+    last = _last_line(tail[tail.rfind(b"\n", 0, whole - 1) + 1 : whole])
+    if last.get("source") != f"/ksi/{log_id}":
         raise FailedPrecondition("the file is of another log", reason="other_log")
-    if last["type"] == FINISHED:
+    if last.get("type") == FINISHED:
         raise AlreadyExists("the file is a finished export", reason="finished")
+    out.truncate(start + whole)  # not before it is known to be an export: it may be anybody's
+    out.seek(0, os.SEEK_END)
     return int(last["ksiseq"]) if "ksikind" in last else None  # what comes before events is soon written anew
+
+
+def _last_line(text: bytes) -> Mapping[str, Any]:
+    try:
+        return parse_line(text, number=0)
+    except BadLine as error:
+        raise FailedPrecondition(
+            "the file is no export: its last line is none", reason="no_export"
+        ) from error

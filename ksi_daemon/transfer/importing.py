@@ -21,7 +21,7 @@ from ksi_daemon.database.log_writer import KINDS
 from ksi_daemon.projections.rebuilders import declared_by
 from ksi_daemon.replay.rebuilding import Rebuilding
 from ksi_daemon.transfer.kept import SEQUENCE, Kept, KeptReader
-from ksi_daemon.transfer.lines import FINISHED, STARTED, BadLine, Line, event_in, parse_line
+from ksi_daemon.transfer.lines import FINISHED, STARTED, BadLine, Line, event_in, mark_in, parse_line
 
 FOLDER: Final = "importing"
 """Of the home: what is not finished yet, and gone on with."""
@@ -76,6 +76,7 @@ async def import_(paths: Paths, daemon: Daemon, file: Path, *, clock: Clock, pro
         raise AlreadyExists(f"{paths.home} has a database already", reason="not_empty", hint="set KSI_HOME")
     export = check(file)
     folder = paths.home / FOLDER
+    _begin(folder, export)
     migrations = {plugin.name: daemon.relay.migrations(plugin.name) for plugin in daemon.assembly.loaded}
     async with _database(folder, clock) as database:
         for plugin, scripts in migrations.items():
@@ -89,6 +90,16 @@ async def import_(paths: Paths, daemon: Daemon, file: Path, *, clock: Clock, pro
     (folder / "db").rename(paths.home / "db")
     shutil.rmtree(folder, ignore_errors=True)
     return Imported(export, work.missing)
+
+
+def _begin(folder: Path, export: Export) -> None:
+    """Go on only with what a run has left of the same export: rows of another one are none of this log."""
+    named = folder / "export"
+    name = f"{export.log_id} {export.after} {export.head}"
+    if folder.exists() and not (named.exists() and named.read_text() == name):
+        shutil.rmtree(folder)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    named.write_text(name)
 
 
 def _database(folder: Path, clock: Clock) -> Database:
@@ -169,8 +180,8 @@ def _lines(file: Path) -> Iterator[tuple[Line | None, Export | None]]:
         first = parse_line(next(lines, b""), number)
         if first["type"] != STARTED:
             raise BadLine(number, f"an export begins with {STARTED}")
-        seq = after = int(first["ksiseq"])
-        chain = start = bytes.fromhex(first["ksichain"])
+        after, start = mark_in(first, number)
+        seq, chain = after, start
         kept = KeptReader()
         for text in lines:
             number += 1
@@ -178,11 +189,12 @@ def _lines(file: Path) -> Iterator[tuple[Line | None, Export | None]]:
             if seq == after and kept.take(attributes, number):
                 continue
             if attributes["type"] == FINISHED:
-                if int(attributes["ksiseq"]) != seq or attributes["ksichain"] != chain.hex():
-                    raise BadLine(number, f"the export ends at {attributes['ksiseq']}, the lines at {seq}")
+                ends = mark_in(attributes, number)
+                if ends != (seq, chain):
+                    raise BadLine(number, f"the export ends at {ends[0]}, the lines at {seq}")
                 if next(lines, None) is not None:
                     raise BadLine(number + 1, "there is something after the end")
-                log_id = str(attributes["source"]).rpartition("/")[2]
+                log_id = str(attributes.get("source")).rpartition("/")[2]
                 yield None, Export(log_id, after, start, seq, kept.kept)
                 return
             line = event_in(attributes, text, number)

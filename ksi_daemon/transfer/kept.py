@@ -79,7 +79,7 @@ class KeptReader:
             return False
         try:
             self._take(kind, attributes["subject"], attributes, number)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BadLine(number, f"it is no line of {kind}: {error}") from error
         return True
 

@@ -14,7 +14,7 @@ import orjson
 from ksi_common.clock import parse_time
 from ksi_common.envelope import StoredEvent
 from ksi_common.errors import InvalidArgument
-from ksi_daemon.database.log_writer import digest_of
+from ksi_daemon.database.log_writer import KINDS, digest_of
 
 STARTED: Final = "ksi:export:started"
 FINISHED: Final = "ksi:export:finished"
@@ -84,9 +84,17 @@ def parse_line(text: bytes, number: int) -> Mapping[str, Any]:
         attributes = orjson.loads(text)
     except ValueError as error:
         raise BadLine(number, f"it is no JSON: {error}") from error
-    if not isinstance(attributes, dict) or attributes.get("specversion") != "1.0":
+    if not isinstance(attributes, dict) or attributes.get("specversion") != "1.0" or "type" not in attributes:
         raise BadLine(number, "it is no CloudEvent 1.0")
     return attributes
+
+
+def mark_in(attributes: Mapping[str, Any], number: int) -> tuple[int, bytes]:
+    """Read the seq and the chain of the first or the last line; raise BadLine."""
+    try:
+        return int(attributes["ksiseq"]), bytes.fromhex(attributes["ksichain"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadLine(number, f"it is no {attributes['type']}: {error}") from error
 
 
 def event_in(attributes: Mapping[str, Any], text: bytes, number: int) -> Line:
@@ -108,6 +116,7 @@ def event_in(attributes: Mapping[str, Any], text: bytes, number: int) -> Line:
             kind=attributes["ksikind"],
         )
         digest = bytes.fromhex(attributes["ksidigest"])
+        KINDS.index(event.kind)  # ValueError: there is no such kind
     except KeyError as error:
         raise BadLine(number, f"it has no {error.args[0]}") from error
     except (TypeError, ValueError) as error:

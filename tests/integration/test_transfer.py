@@ -252,3 +252,87 @@ async def tables_of(ksi: RunningDaemon) -> dict[str, Rows]:
         rows = await ksi.daemon.database.read(f"SELECT * FROM {table} ORDER BY 1, 2")
         made[table] = [tuple(row) for row in rows if table != "sqlite_sequence" or row[0] in tables]
     return made
+
+
+@pytest.mark.parametrize("text", [b"one line of somebody's", b"a line\nand the last", b"x" * 5_000_000])
+async def test_a_file_that_is_no_export_is_refused_and_left_as_it_is(
+    home: Path, tmp_path: Path, text: bytes
+) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_bytes(text)
+    (said,) = transfer("export", file, home)
+    assert said["error"]["details"]["reason"] == "no_export"
+    assert file.read_bytes() == text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"specversion":"1.0"}',
+        b'{"specversion":"1.0","type":"ksi:export:started"}',
+        b'{"specversion":"1.0","type":"ksi:export:started","ksiseq":"x","ksichain":""}',
+    ],
+)
+async def test_a_first_line_that_is_none_is_refused_by_its_number(tmp_path: Path, line: bytes) -> None:
+    file = tmp_path / "log.jsonl"
+    file.write_bytes(line + b"\n")
+    (said,) = transfer("import", file, tmp_path / "new")
+    assert said["error"]["details"]["line"] == 1
+
+
+async def test_an_event_of_an_unknown_kind_is_refused_by_its_number(home: Path, tmp_path: Path) -> None:
+    file = tmp_path / "log.jsonl"
+    transfer("export", file, home)
+    lines = file.read_bytes().splitlines(keepends=True)
+    number = next(n for n, line in enumerate(lines) if b'"request"' in line)
+    lines[number] = json.dumps(json.loads(lines[number]) | {"ksikind": "other"}).encode() + b"\n"
+    file.write_bytes(b"".join(lines))
+    (said,) = transfer("import", file, tmp_path / "new")
+    assert said["error"]["details"]["line"] == number + 1
+
+
+async def test_an_import_does_not_go_on_with_what_one_of_another_log_has_left(
+    home: Path, tmp_path: Path
+) -> None:
+    other, file, new = tmp_path / "other.jsonl", tmp_path / "log.jsonl", tmp_path / "new"
+    async with running_daemon(home=tmp_path / "another") as ksi:
+        told = [{"event": "demo:told", "data": {"n": n}} for n in range(1000)]
+        for number in range(3):
+            await ksi.call_raw("event:append", {"stream": f"demo/{number}", "events": told})
+    transfer("export", other, tmp_path / "another")
+    transfer("export", file, home)
+    kill_import(other, new, 1)
+    transfer("import", file, new)
+    assert await facts_of_home(new) == facts_of_file(
+        [json.loads(line) for line in file.read_bytes().splitlines()]
+    )
+
+
+async def test_retention_sweeps_a_log_that_was_imported_without_some_of_its_data(tmp_path: Path) -> None:
+    home, file, new = tmp_path / "old", tmp_path / "log.jsonl", tmp_path / "new"
+    clock = FakeClock()
+    settings = {"retention": {"max_age_days": 2, "stubs_max_age_days": 10}}
+    async with running_daemon(home=home, clock=clock, settings=settings) as ksi:
+        await ksi.call_raw("event:publish", {"event": "demo:told", "data": {"n": 1}})
+        clock.advance(3 * 86_400)
+        await ksi.call_raw("event:publish", {"event": "demo:told", "data": {"n": 2}})
+        assert (await ksi.call_raw("event:sweep"))["removed"] > 0
+    transfer("export", file, home)
+    transfer("import", file, new)
+    clock.advance(4 * 86_400)
+    async with running_daemon(home=new, clock=clock, settings=settings) as ksi:
+        assert (await ksi.call_raw("event:sweep"))["removed"] > 0
+        clock.advance(8 * 86_400)
+        assert (await ksi.call_raw("event:sweep"))["compacted"] > 0
+
+
+async def test_a_chain_that_is_none_is_no_end_of_verifying_from_there(home: Path) -> None:
+    async with running_daemon(home=home) as ksi:
+        await ksi.daemon.database.write_apart(
+            lambda tx: tx.execute("UPDATE log SET chain = 'text' WHERE seq = 3").rowcount
+        )
+        async with ksi.connect() as wire:
+            wire.send({"event": "event:verify", "data": {"from_seq": 4}, "id": "v"})
+            while (frame := await wire.receive())["type"] == "item":
+                assert frame["data"]["damaged"] == []
+            assert frame["type"] == "end"
