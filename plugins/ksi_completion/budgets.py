@@ -57,6 +57,8 @@ class Budgets:
         self._limits: dict[str, Limit] = dict(self._settings)
         self._holds: Holds | None = None
         self._spent: dict[Account, Spent] = {}
+        self._reservations: dict[str, Reservation] = {}
+        """By request, of calls that the ledger does not have yet."""
 
     async def load(self) -> None:
         """Read what was set by request: it goes before the settings."""
@@ -85,16 +87,20 @@ class Budgets:
         ]
         reservation = Reservation(row, held)
         reservation.take(-(-prompt_characters // CHARACTERS_PER_TOKEN), phase="before")
+        self._reservations[row.request_id] = reservation
         return reservation
 
-    def give_back(self, reservation: Reservation) -> None:
-        """Reserve nothing for a call any more: it has ended, and the ledger has what it used."""
-        for _, spent in reservation.held:
-            spent.reserved -= reservation.tokens
-        reservation.held = ()
+    def give_back(self, request_id: str) -> None:
+        """Reserve nothing for a call any more: the ledger has what it used, or it used nothing."""
+        reservation = self._reservations.pop(request_id, None)
+        if reservation is not None:
+            for _, spent in reservation.held:
+                spent.reserved -= reservation.tokens
+            reservation.held = ()
 
     def accounted(self, row: Row, usage: Usage, day: str) -> None:
-        """Hear of a call that is in the ledger."""
+        """Hear of a call that is in the ledger: what was reserved for it is used by now."""
+        self.give_back(row.request_id)
         if not self._spent:
             return
         tokens = usage.prompt_tokens + usage.completion_tokens

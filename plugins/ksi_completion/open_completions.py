@@ -118,6 +118,8 @@ class OpenCompletions:
 
     def note_over(self, one: Open) -> None:
         """Nobody works on one any more, for now."""
+        if one.attempt is not None:
+            one.attempt.close()
         self.ending -= one.is_ending
         one.attempt, one.is_ending = None, False
 

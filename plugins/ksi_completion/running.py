@@ -126,7 +126,6 @@ class Attempt:
         finally:
             # Not where the work is: there its time, or a wish, would break it off.
             stopped = await self._stop()
-            self._budgets.give_back(self._reservation)
         if isinstance(stopped, Failure):
             # Something may be at work yet: the session stays its own until that cannot be any more.
             self._lease = None
@@ -141,6 +140,10 @@ class Attempt:
         if isinstance(came, OverBudget):
             return await self._after_budget(came.told)
         return await self._after_failure(came)
+
+    def close(self) -> None:
+        """Give back what is reserved for it yet: what came of it is on disk, and the ledger lacks nothing."""
+        self._budgets.give_back(self.row.request_id)
 
     async def tell_progress(self) -> None:
         """Tell that it is at work, where nothing came since this was called before."""

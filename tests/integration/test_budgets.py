@@ -151,3 +151,17 @@ async def test_calls_beside_each_other_do_not_both_take_the_last_of_a_budget() -
         async with asyncio.TaskGroup() as tasks:
             ends = [tasks.create_task(until(wire, "paused", "result")) for wire in (one, two)]
         assert sorted(end.result()["type"] for end in ends) == ["paused", "result"]
+
+
+async def test_what_a_call_used_is_not_given_away_before_the_ledger_has_it() -> None:
+    mock = {"answer": "y"}
+    budgets = [{"scope": "all", "tokens": 60}]
+    running = running_daemon(settings=table(mock=mock, concurrency=1, budgets=budgets))
+    async with running as ksi, ksi.connect() as one, ksi.connect() as two:
+        # The second begins as soon as the first has its answer, which is yet to be stored.
+        for wire in (one, two):
+            wire.send({"event": "completion:stream", "data": {"prompt": FORTY}, "id": "ask"})
+        assert (await until(one, "paused", "result"))["type"] == "result"
+        assert (await until(two, "paused", "result"))["type"] == "paused"
+        listed = (await ksi.call_raw("budget:list", {}))["budgets"]
+        assert (listed[0]["used_tokens"], listed[0]["reserved_tokens"]) == (41, 0)
