@@ -75,6 +75,7 @@ class Budgets:
         tx.tell(over, stream=f"budget/{over.name.partition('/')[0]}")
         if self._holds is not None:
             self._holds.hold_in(tx, over.session_id, over.name)
+            tx.on_commit(lambda: self._let_go_again(over))
 
     async def reserve(self, row: Row, prompt_characters: int) -> Reservation:
         """Take what a call will use at least; raise OverBudget where it does not fit."""
@@ -166,6 +167,12 @@ class Budgets:
             return [await self._described(limit) for limit in self._limits.values()]
         limits = self._holding(session_id, agent_id)
         return [await self._described(limit, session_id, agent_id) for limit in limits]
+
+    def _let_go_again(self, over: BudgetExceeded) -> None:
+        """Release what was held for a budget that became another before anyone knew of the hold."""
+        limit = self._limits.get(over.name)
+        if limit is None or (limit.tokens, limit.cost_usd) != (over.tokens, over.cost_usd):
+            self._release()
 
     def _release(self) -> None:
         if self._holds is not None:

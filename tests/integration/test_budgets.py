@@ -5,6 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from ksi_completion.next_tries import NextTries, Setback
+from ksi_completion.rows import Row
 from ksi_daemon.testing import FakeClock, RunningDaemon, Wire, running_daemon
 
 DAY_S = 86_400
@@ -165,3 +169,20 @@ async def test_what_a_call_used_is_not_given_away_before_the_ledger_has_it() -> 
         assert (await until(two, "paused", "result"))["type"] == "paused"
         listed = (await ksi.call_raw("budget:list", {}))["budgets"]
         assert (listed[0]["used_tokens"], listed[0]["reserved_tokens"]) == (41, 0)
+
+
+async def test_a_budget_that_is_set_while_a_session_is_being_held_lets_it_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    running = running_daemon(settings=table(budgets=[{"scope": "all", "tokens": 30}]))
+    async with running as ksi, ksi.connect() as wire:
+        note = NextTries.note
+
+        async def late(tries: NextTries, row: Row, setback: Setback) -> Row:
+            if setback.over is not None and setback.over.tokens == 30:
+                await ksi.call_raw("budget:set", {"scope": "all", "tokens": 300})
+            return await note(tries, row, setback)
+
+        monkeypatch.setattr(NextTries, "note", late)
+        wire.send({"event": "completion:stream", "data": {"prompt": FORTY}, "id": "ask"})
+        assert (await until(wire, "result"))["attempt"] == 1
