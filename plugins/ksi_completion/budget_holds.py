@@ -4,12 +4,18 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+import structlog
+
 from ksi_common.clock import Clock
 from ksi_completion.pauses import Pauses
-from ksi_daemon.plugin import Database, Transaction
+from ksi_daemon.plugin import Database, OperationalError, Transaction
+
+log = structlog.get_logger()
 
 PREFIX: Final = "budget:"
 """Of the reason of such a pause; the budget's name follows."""
+AGAIN_S: Final = 1.0
+"""Between tries where the disk does not take that they are let go."""
 
 
 class BudgetHolds:
@@ -40,7 +46,11 @@ class BudgetHolds:
             except TimeoutError:
                 pass  # a day has begun
             self._is_due.clear()
-            await self._let_go()
+            try:
+                await self._let_go()
+            except OperationalError as error:
+                log.warning("budget.not_released", error=error.message)
+                asyncio.get_running_loop().call_later(AGAIN_S, self.release)
 
     async def _let_go(self) -> None:
         held = [pause for pause in self._pauses.listed() if pause.reason.startswith(PREFIX)]

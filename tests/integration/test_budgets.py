@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from ksi_completion.budget_holds import BudgetHolds
 from ksi_completion.next_tries import NextTries, Setback
 from ksi_completion.rows import Row
+from ksi_daemon.plugin import Unavailable
 from ksi_daemon.testing import FakeClock, RunningDaemon, Wire, running_daemon
 
 DAY_S = 86_400
@@ -186,3 +188,31 @@ async def test_a_budget_that_is_set_while_a_session_is_being_held_lets_it_go(
         monkeypatch.setattr(NextTries, "note", late)
         wire.send({"event": "completion:stream", "data": {"prompt": FORTY}, "id": "ask"})
         assert (await until(wire, "result"))["attempt"] == 1
+
+
+async def test_a_disk_that_takes_no_release_ends_nothing_and_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "var"
+    async with (
+        running_daemon(home=home, settings=table(budgets=[{"tokens": 30}])) as ksi,
+        ksi.connect() as wire,
+    ):
+        wire.send({"event": "completion:stream", "data": {"prompt": FORTY, "request_id": "r1"}, "id": "ask"})
+        assert (await until(wire, "paused", "result"))["type"] == "paused"
+    let_go, refused = BudgetHolds._let_go, 0
+
+    async def refuse(holds: BudgetHolds) -> None:
+        nonlocal refused
+        refused += 1
+        if refused == 1:
+            raise Unavailable("cannot store: disk full", reason="store_unavailable")
+        await let_go(holds)
+
+    monkeypatch.setattr(BudgetHolds, "_let_go", refuse)
+    async with (
+        running_daemon(home=home, settings=table(budgets=[{"tokens": 300}])) as ksi,
+        ksi.connect() as wire,
+    ):
+        wire.send({"event": "completion:stream", "data": {"prompt": FORTY, "request_id": "r1"}, "id": "ask"})
+        assert (await until(wire, "result", "failed"))["type"] == "result"
