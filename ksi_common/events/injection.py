@@ -13,7 +13,8 @@ Mode = Literal["next", "direct"]
 """It joins the session's next prompt; it is a prompt of its own, at once."""
 Position = Literal["before_prompt", "after_prompt"]
 Style = Literal["system_reminder", "plain"]
-Content = Annotated[str, StringConstraints(min_length=1, max_length=64 * 1024)]
+MAX_CONTENT = 64 * 1024
+Content = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CONTENT)]
 
 MAX_BATCH = 100
 
@@ -48,7 +49,9 @@ class Injected(Message):
     """Of the completion that it has become; None while it waits."""
 
 
-class Inject(_How, Request[Injected], event="injection:inject", raises=(ResourceExhausted,)):
+class Inject(
+    _How, Request[Injected], event="injection:inject", raises=(FailedPrecondition, ResourceExhausted)
+):
     """Put text into what a session is asked. Refused where it is too deep, too much or too often."""
 
     session_id: Name = Field(description="Into which session.", examples=["s1"])

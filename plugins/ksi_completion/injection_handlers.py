@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import structlog
 
 from ksi_common.events.injection import (
+    MAX_CONTENT,
     Batch,
     Batched,
     Clear,
@@ -78,6 +79,12 @@ async def process_result(
             f"completion {request.request_id} has no answer to inject", reason="no_answer"
         )
     content = "\n\n".join(part for part in (request.guidance, found.response) if part)
+    if len(content) > MAX_CONTENT:
+        raise FailedPrecondition(
+            f"the answer to {request.request_id} is too long to inject: {len(content)} characters",
+            reason="answer_too_long",
+            limit=MAX_CONTENT,
+        )
     how = request.model_dump(include=_ITEM) | {"after_request": request.request_id}
     items = [Item(session_id=name, content=content, **how) for name in request.target_sessions]
     return await _inject_all(items, injections, database, bus)

@@ -27,13 +27,22 @@ from ksi_common.events.injection import (
 )
 from ksi_completion.reservations import CHARACTERS_PER_TOKEN
 from ksi_completion.rows import PRIORITIES, PRIORITY_NAMES, StoredMessage
-from ksi_daemon.plugin import Database, ResourceExhausted, Transaction, format_time, new_id
+from ksi_daemon.plugin import (
+    Database,
+    FailedPrecondition,
+    ResourceExhausted,
+    Transaction,
+    format_time,
+    new_id,
+)
 
 MINUTE_US: Final = 60_000_000
 HOUR_US: Final = 60 * MINUTE_US
 KEPT_US: Final = 30 * 24 * HOUR_US
 """How long what was taken is remembered."""
 MAX_LISTED: Final = 1000
+JOINED_BYTES: Final = 512 * 1024
+"""JSON of what joins one prompt: an event has the double, for the prompt too. One injection always fits."""
 DIRECT: Final = "injection-"
 """What the request of a direct injection is named by, before its id."""
 
@@ -132,19 +141,26 @@ class Injections:
     ) -> Sequence[StoredMessage]:
         """Give a prompt with what waits for it, which waits no more; in the unit that accepts it.
 
-        A prompt that is a blob is left as it is, and what waits waits for the next.
+        A prompt that is a blob is left as it is, and what waits waits for the next. So does what one event
+        has no room for.
         """
         if session_id not in self._waiting or prompt[-1].text is None:
             return prompt
         found = tx.execute(_NEXT, (session_id, self._clock.time_us())).fetchall()
         before: list[str] = []
         after: list[str] = []
+        size = 0
         for injection_id, content, position, style in found:
-            (before if position == "before_prompt" else after).append(_styled(content, style))
+            joining = _styled(content, style)
+            size += len(orjson.dumps(joining))
+            if size > JOINED_BYTES:
+                break
+            (before if position == "before_prompt" else after).append(joining)
             tx.execute(_TAKE, (request_id, injection_id))
             taken = InjectionTaken(injection_id=injection_id, session_id=session_id, request_id=request_id)
             tx.tell(taken, stream=f"injection/{session_id}")
-        tx.on_commit(lambda: self._waiting.discard(session_id))
+        if len(before) + len(after) == len(found):
+            tx.on_commit(lambda: self._waiting.discard(session_id))
         text = "\n\n".join([*before, prompt[-1].text, *after])
         return [*prompt[:-1], replace(prompt[-1], text=text)]
 
@@ -153,10 +169,13 @@ class Injections:
         return [row[0] for row in await self._database.read(_DIRECT)]
 
     async def request_of(self, injection_id: str) -> Async:
-        """Give what a direct one asks, the same however often."""
-        ((session_id, content, style, priority, agent_id, model, provider),) = await self._database.read(
-            _FIND, (injection_id,)
-        )
+        """Give what a direct one asks, the same however often. Raises FailedPrecondition (``cleared``)."""
+        found = await self._database.read(_FIND, (injection_id,))
+        if not found:
+            raise FailedPrecondition(
+                f"injection {injection_id} was cleared before it was sent", reason="cleared"
+            )
+        session_id, content, style, priority, agent_id, model, provider = found[0]
         return Async(
             prompt=_styled(content, style),
             session_id=session_id,

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from ksi_common.events.completion import Async
+from ksi_completion.injections import Injections
 from ksi_daemon.testing import FakeClock, RunningDaemon, Wire, running_daemon
 from tests.support.asking import ask, table
 
@@ -157,3 +159,38 @@ async def test_an_answer_that_there_is_not_cannot_be_injected() -> None:
             asked = {"request_id": "r1", "target_sessions": ["s1"]}
             refused = await wire.call("injection:process_result", asked)
         assert refused["error"]["details"]["reason"] == "no_answer"
+
+
+async def test_what_one_prompt_has_no_room_for_joins_the_next() -> None:
+    async with running_daemon(settings=table()) as ksi:
+        # Six bytes each in JSON: three of them are more than an event may have.
+        texts = [sign * 64_000 for sign in "\x01\x02\x03"]
+        for text in texts:
+            await inject(ksi, text)
+        for text in texts:
+            assert (await ask(ksi, "prompt", session_id="s1"))["text"] == f"{text}\n\nprompt"
+        assert (await ask(ksi, "last", session_id="s1"))["text"] == "last"
+
+
+async def test_a_direct_one_that_is_cleared_before_it_is_sent_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running_daemon(settings=table()) as ksi, ksi.connect() as wire:
+        request_of = Injections.request_of
+
+        async def late(injections: Injections, injection_id: str) -> Async:
+            await ksi.call_raw("injection:clear", {})
+            return await request_of(injections, injection_id)
+
+        monkeypatch.setattr(Injections, "request_of", late)
+        data = {"session_id": "s1", "content": "x", "mode": "direct"}
+        error = (await wire.call("injection:inject", data, id="i"))["error"]
+        assert (error["code"], error["details"]["reason"]) == ("FAILED_PRECONDITION", "cleared")
+
+
+async def test_an_answer_that_is_too_long_to_inject_is_said() -> None:
+    async with running_daemon(settings=table()) as ksi, ksi.connect() as wire:
+        await ask(ksi, "x" * 70_000, request_id="r1")
+        data = {"request_id": "r1", "target_sessions": ["s2"]}
+        error = (await wire.call("injection:process_result", data, id="p"))["error"]
+        assert (error["code"], error["details"]["reason"]) == ("FAILED_PRECONDITION", "answer_too_long")
