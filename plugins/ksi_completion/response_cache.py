@@ -3,19 +3,23 @@
 Answers of providers that keep sessions, or use tools, are not: they did more than to answer.
 """
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any, Final
 
 import orjson
+import structlog
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from ksi_common.clock import Clock
 from ksi_common.events.completion import Usage
 from ksi_completion.providers.cassette import key_of, request_of
 from ksi_completion.providers.interface import Answer, Job
-from ksi_daemon.plugin import Database, Transaction
+from ksi_daemon.plugin import Database, OperationalError, Transaction
+
+log = structlog.get_logger()
 
 CACHED: Final = "cached"
 """The field of an answer's ``response`` that says that it was given before."""
@@ -65,14 +69,18 @@ class ResponseCache:
             return None
         now = self._clock.time_us()
         since = now - round(self._settings.ttl_s * 1e6)
-        rows = await self._database.read(_GET, (_key(provider, job), since, now))
+        try:
+            rows = await self._database.read(_GET, (_key(provider, job), since, now))
+        except OperationalError as error:
+            log.warning("cache.not_read", error=error.message)
+            return None
         if not rows:
             return None
         answer = _adapter().validate_json(rows[0]["answer"])
         return replace(answer, usage=Usage(), response={**answer.response, CACHED: True})
 
-    async def put(self, provider: str, job: Job, answer: Answer) -> None:
-        """Keep an answer that is whole and short enough."""
+    def put(self, provider: str, job: Job, answer: Answer) -> None:
+        """Keep an answer that is whole and short enough. Nobody waits for it, or fails by it."""
         settings = self._settings
         if settings is None or not _may_be_kept(job) or answer.finish_reason != "stop":
             return
@@ -91,7 +99,17 @@ class ResponseCache:
                 tx.execute(_EXPIRE, (now - round(settings.ttl_s * 1e6), now))
                 tx.execute(_CROP, (settings.max_answers,))
 
-        await self._database.write(put)
+        try:
+            stored = self._database.write(put)
+        except OperationalError as error:
+            log.warning("cache.not_stored", error=error.message)
+        else:
+            stored.add_done_callback(_note)
+
+
+def _note(stored: asyncio.Future[None]) -> None:
+    if not stored.cancelled() and (error := stored.exception()) is not None:
+        log.warning("cache.not_stored", error=str(error))
 
 
 def is_cached(response: Mapping[str, Any] | None) -> bool:

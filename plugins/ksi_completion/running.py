@@ -33,7 +33,7 @@ from ksi_completion.rows import Row
 from ksi_completion.session_manager import Session, SessionManager
 from ksi_completion.stall import Stall
 from ksi_completion.storing import Storing
-from ksi_daemon.plugin import Bus, Database, KSIError, Lease, LeaseHeld, Transaction
+from ksi_daemon.plugin import Bus, Database, KSIError, Lease, LeaseHeld, OperationalError, Transaction
 
 T = TypeVar("T")
 
@@ -179,6 +179,8 @@ class Attempt:
         except (ProviderFailure, OverBudget) as error:
             return error
         except KSIError as error:
+            if self._lease is None and isinstance(error, OperationalError) and error.retryable:
+                raise  # nothing has begun, and the disk may give tomorrow what it does not today
             reason = str(error.details.get("reason", error.code.lower()))
             return Failure(reason=reason, message=error.message, retryable=error.retryable)
         except Exception as error:
@@ -237,7 +239,7 @@ class Attempt:
             index = await self._tell_text(index, text)
             self._reservation.grow(len(text))
         answer = await self._fitted(job, generation.answer)
-        await self._cache.put(self.row.provider, job, answer)
+        self._cache.put(self.row.provider, job, answer)
         return answer
 
     async def _fitted(self, job: Job, answer: Answer) -> Answer:
@@ -358,16 +360,7 @@ class Attempt:
     async def _tell_delta(self, index: int, text: str) -> None:
         self._is_silent = False
         self._live.said(text)
-        row = self.row
-        await self._bus.notify(
-            CompletionDelta(
-                request_id=row.request_id,
-                session_id=row.session_id,
-                attempt=self._attempt,
-                index=index,
-                text=text,
-            )
-        )
+        await self._bus.notify(CompletionDelta(**self._named(), index=index, text=text))
 
     def _named(self) -> dict[str, Any]:
         return {

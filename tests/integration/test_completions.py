@@ -24,7 +24,7 @@ from ksi_completion.providers.embedded import EmbeddedProvider
 from ksi_completion.providers.worker_generation import WorkerGeneration
 from ksi_completion.rows import Row
 from ksi_completion.running import Attempt
-from ksi_completion.session_manager import SessionManager
+from ksi_completion.session_manager import Session, SessionManager
 from ksi_daemon.database import Database
 from ksi_daemon.testing import PATIENCE_S, RunningDaemon, Wire, running_daemon
 from tests.support.asking import until
@@ -692,3 +692,22 @@ async def test_a_large_prompt_is_hashed_beside_the_loop(monkeypatch: pytest.Monk
             answer = await wire.call("completion:async", {"prompt": "x" * size})
             assert answer["type"] == "reply", answer
     assert beside == [False, True]
+
+
+async def test_what_the_disk_does_not_give_before_an_attempt_begins_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    find, refused = SessionManager.find, 0
+
+    async def refuse(sessions: SessionManager, session_id: str) -> Session:
+        nonlocal refused
+        refused += 1
+        if refused == 1:
+            raise Unavailable("cannot read: input/output error", reason="store_unavailable")
+        return await find(sessions, session_id)
+
+    monkeypatch.setattr(SessionManager, "find", refuse)
+    async with running_daemon(settings={"plugins": {"completion": {"provider": "mock"}}}) as ksi:
+        async with ksi.connect() as wire:
+            last = (await ask(wire, "hello"))[-1]
+        assert (last["type"], last["attempt"]) == ("result", 1)

@@ -1,8 +1,14 @@
 """Answers that fit a schema, with one try to mend them; and answers that are given again."""
 
+import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from ksi_daemon.database import Database
+from ksi_daemon.plugin import Transaction, Unavailable
 from ksi_daemon.testing import FakeClock, RunningDaemon, running_daemon
 from tests.support.asking import table
 
@@ -90,3 +96,21 @@ async def test_the_oldest_answers_make_room(tmp_path: Path) -> None:
             True,
             False,
         ]
+
+
+async def test_an_answer_that_cannot_be_kept_is_given_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Database.write
+
+    def refuse(database: Database, unit: Callable[[Transaction], Any]) -> "asyncio.Future[Any]":
+        if getattr(unit, "__qualname__", "").startswith("ResponseCache."):
+            refused: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            refused.set_exception(Unavailable("cannot store: disk full", reason="store_unavailable"))
+            return refused
+        return write(database, unit)
+
+    async with running_daemon(settings=table(cache={})) as ksi:
+        monkeypatch.setattr(Database, "write", refuse)
+        first = (await ask(ksi, "hello"))[-1]
+        assert (first["type"], first["text"]) == ("result", "hello")
+        monkeypatch.undo()
+        assert [(await ask(ksi, "hello"))[-1]["cached"] for _ in range(2)] == [False, True]
