@@ -113,7 +113,7 @@ def _within(entries: Sequence[Entry], limit: int) -> list[Entry]:
     kept: list[Entry] = []
     size = 0
     for entry in entries:
-        size += len(entry.model_dump_json())
+        size += len(entry.model_dump_json().encode())
         if kept and size > limit:
             break
         kept.append(entry)

@@ -283,3 +283,25 @@ async def test_what_no_column_can_be_is_refused(value: Any) -> None:
     async with running_daemon(plugins=[STATE_VALUES]) as ksi, ksi.connect() as wire:
         answer = await wire.call("projection:query", {"name": "state_values", "where": {"key": value}})
         assert answer["error"]["code"] == "INVALID_ARGUMENT"
+
+
+NOTES = """
+from ksi_daemon.plugin import Delivered, Message, projection
+
+class Note(Message):
+    text: str = ""
+
+@projection(version=1, name="notes", patterns=["note:*"], key=lambda event: str(event.data["key"]))
+def notes(state: Note, event: Delivered) -> Note:
+    return Note(text=event.data["text"])
+"""
+
+
+async def test_a_page_ends_by_its_bytes_in_any_script(write_plugin: WritePlugin) -> None:
+    async with running_daemon(plugins=[write_plugin(NOTES)]) as ksi:
+        for key in "abcde":
+            note = {"event": "note:made", "data": {"key": key, "text": "語" * 170_000}}
+            await ksi.call_raw("event:publish", note)
+        await get(ksi, "notes", cursor=await head(ksi), key="e")
+        page = await ksi.call_raw("projection:query", {"name": "notes"})
+        assert ([entry["key"] for entry in page["entries"]], page["next"]) == (["a", "b"], "b")
