@@ -1,7 +1,6 @@
 """Find what was said in the sessions, and write a session into a file."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -11,7 +10,7 @@ import orjson
 from ksi_common.events.conversation import List, Said
 from ksi_common.events.conversation_reading import Export, Exported, Found, Hit, Search
 from ksi_completion.conversations import Conversations
-from ksi_daemon.plugin import Unavailable
+from ksi_daemon.plugin import Unavailable, new_id
 
 FOLDER: Final = "exports"
 PAGE: Final = 200
@@ -87,7 +86,7 @@ class ConversationReading:
             content = said.content.casefold()
             if said.role not in asked.roles or wanted not in content:
                 continue
-            at = content.index(wanted)
+            at = _place(said.content, content.index(wanted))
             yield Hit(
                 session_id=session_id,
                 request_id=said.request_id,
@@ -106,6 +105,16 @@ class ConversationReading:
             offset += len(page.messages)
             if not page.messages or offset >= page.total:
                 return
+
+
+def _place(text: str, folded: int) -> int:
+    """Give the place in a text of one in its casefold, which may be longer."""
+    passed = 0
+    for place, sign in enumerate(text):
+        passed += len(sign.casefold())
+        if passed > folded:
+            return place
+    return len(text)
 
 
 def _markdown(session_id: str, said: Sequence[Said]) -> bytes:
@@ -128,7 +137,11 @@ def _json(said: Sequence[Said]) -> bytes:
 def _write(path: Path, data: bytes) -> None:
     """Put a file in the place of another, whole or not at all."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.{new_id()}")  # several may write the same session at once
     beside.touch(mode=0o600)
-    beside.write_bytes(data)
-    beside.replace(path)
+    try:
+        beside.write_bytes(data)
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise

@@ -1,9 +1,13 @@
 """What was said is found again, and written into files."""
 
+import asyncio
 import json
 import stat
+import time
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from ksi_daemon.testing import RunningDaemon, running_daemon
 
@@ -81,3 +85,29 @@ async def test_a_folder_that_cannot_be_written_is_said() -> None:
         (ksi.paths.home / "exports").write_text("in the way")
         refused = await wire.call("conversation:export", {"session_id": "s1"})
         assert refused["error"]["code"] == "UNAVAILABLE"
+
+
+async def test_a_hit_is_shown_behind_letters_that_fold_into_more() -> None:
+    async with running_daemon(settings=SETTINGS) as ksi:
+        await said(ksi, "ß" * 300 + " needle", "s1")
+        reply = await ksi.call_raw("conversation:search", {"query": "NEEDLE"})
+        assert "needle" in reply["results"][0]["excerpt"]
+
+
+async def test_a_session_is_written_by_several_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Path.write_bytes
+
+    def slowly(path: Path, data: bytes) -> int:
+        size = write(path, data)
+        time.sleep(0.05)  # the others are at it by now
+        return size
+
+    monkeypatch.setattr(Path, "write_bytes", slowly)
+    async with running_daemon(settings=SETTINGS) as ksi:
+        await said(ksi, "hello " * 10_000, "s1")
+        async with asyncio.TaskGroup() as tasks:
+            asked = {"session_id": "s1", "format": "json"}
+            writing = [tasks.create_task(ksi.call_raw("conversation:export", asked)) for _ in range(20)]
+        text, mode = content(writing[0].result()["export_path"])
+        assert (len(json.loads(text)), mode) == (2, 0o600)
+        assert [path.name for path in (ksi.paths.home / "exports").iterdir()] == ["s1.json"]
