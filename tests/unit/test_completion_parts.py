@@ -30,6 +30,14 @@ def failed(kind: FailureClass = "transient", retry_after_s: float | None = None)
     return ProviderFailure("no", reason="test", kind=kind, retry_after_s=retry_after_s)
 
 
+@pytest.mark.parametrize(
+    ("said", "taken"),
+    [(None, None), (2.5, 2.5), (-1, 0), (1e300, 86_400), (float("inf"), None), (float("nan"), None)],
+)
+def test_a_time_to_come_back_is_one_that_can_be_waited_for(said: float | None, taken: float | None) -> None:
+    assert failed(retry_after_s=said).retry_after_s == taken
+
+
 @pytest.mark.parametrize("kind", ["invalid", "auth", "unknown_outcome", "not_deployed"])
 def test_what_another_try_would_not_mend_is_not_tried_again(kind: FailureClass) -> None:
     assert RetryManager(attempts=3).decide(failed(kind), failures=1) is None

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Final, Literal, Protocol
 
 from pydantic import JsonValue
@@ -12,6 +13,9 @@ FailureClass = Literal[
     "transient", "rate_limited", "stalled", "invalid", "auth", "unknown_outcome", "not_deployed"
 ]
 """What a failure means for another try: the first three may be tried again, the others may not."""
+
+MAX_RETRY_AFTER_S: Final = 86_400.0
+"""A service that says to come back later than that is asked again then all the same."""
 
 ANY_MODEL: Final = "*"
 """Among a provider's models: it takes any other name, too."""
@@ -77,7 +81,8 @@ class Answer:
 class ProviderFailure(Exception):
     """An attempt that gave no answer. ``reason``: the machine's word for the case.
 
-    ``usage``: what it cost all the same. Reason ``session_lost``: the provider no longer knows the session.
+    ``usage``: what it cost all the same; ``retry_after_s``: a day at most. Reason ``session_lost``: the
+    provider no longer knows the session.
     """
 
     def __init__(
@@ -93,8 +98,14 @@ class ProviderFailure(Exception):
         self.message = message
         self.reason = reason
         self.kind = kind
-        self.retry_after_s = retry_after_s
+        self.retry_after_s = _bounded(retry_after_s)
         self.usage = usage
+
+
+def _bounded(seconds: float | None) -> float | None:
+    if seconds is None or not isfinite(seconds):
+        return None
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)
 
 
 def cancelled(usage: Usage | None = None) -> ProviderFailure:

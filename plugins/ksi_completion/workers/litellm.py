@@ -10,6 +10,7 @@ and ``output_usd_per_million``. No try is made twice: that is the daemon's to do
 
 import asyncio
 import json
+import math
 import os
 import sys
 import threading
@@ -225,7 +226,8 @@ def retry_after_s(error: Exception) -> float | None:
     if said is None:
         return None
     try:
-        return max(0.0, float(said))
+        seconds = float(said)
+        return max(0.0, seconds) if math.isfinite(seconds) else None
     except ValueError:
         pass
     try:
