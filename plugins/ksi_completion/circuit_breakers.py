@@ -79,17 +79,18 @@ class CircuitBreakers:
         self._failures = failures
         self._open_s = open_s
         self._breakers: dict[Candidate, Breaker] = {}
-        self._probing: set[Candidate] = set()
+        self._probing: dict[Candidate, object] = {}
+        """The calls that decide."""
 
     async def load(self) -> None:
         """Read what an earlier daemon knew."""
         for provider, model, *known in await self._database.read(_LOAD):
             self._breakers[Candidate(provider, model)] = Breaker(*known)
 
-    def enter(self, candidate: Candidate) -> float:
+    def enter(self, candidate: Candidate, call: object) -> float:
         """Ask for a call: 0 lets it pass, and ``succeeded``, ``failed`` or ``left`` must follow.
 
-        Otherwise gives the seconds after which to ask again.
+        Otherwise gives the seconds after which to ask again. ``call``: what it is known by, by identity.
         """
         breaker = self._breakers.get(candidate)
         if breaker is None or not breaker.opened_us:
@@ -98,12 +99,12 @@ class CircuitBreakers:
             return wait_s
         if candidate in self._probing:
             return PROBE_S
-        self._probing.add(candidate)
+        self._probing[candidate] = call
         return 0.0
 
     async def succeeded(self, candidate: Candidate) -> None:
         """Hear that a call was answered: the breaker closes, and is forgotten."""
-        self._probing.discard(candidate)
+        self._probing.pop(candidate, None)
         before = self._breakers.pop(candidate, None)
         if before is None:
             return
@@ -115,13 +116,13 @@ class CircuitBreakers:
 
         await self._keep(candidate, forget)
 
-    async def failed(self, candidate: Candidate, failure: ProviderFailure) -> None:
+    async def failed(self, candidate: Candidate, call: object, failure: ProviderFailure) -> None:
         """Hear that a call failed: the breaker opens with the last of so many, or with a failed probe."""
         if failure.kind not in COUNTED:
             await self.succeeded(candidate)
             return
-        was_probe = candidate in self._probing
-        self._probing.discard(candidate)
+        was_probe = self._probing.get(candidate) is call
+        self.left(candidate, call)
         before = self._breakers.get(candidate, Breaker())
         breaker = self._after(before, failure, was_probe=was_probe)
         self._breakers[candidate] = breaker
@@ -134,9 +135,10 @@ class CircuitBreakers:
 
         await self._keep(candidate, save)
 
-    def left(self, candidate: Candidate) -> None:
-        """Hear that a call ended without saying anything of its provider: another may probe."""
-        self._probing.discard(candidate)
+    def left(self, candidate: Candidate, call: object) -> None:
+        """Hear that a call ended without saying anything of its provider: where it was to, another may."""
+        if self._probing.get(candidate) is call:
+            del self._probing[candidate]
 
     def wait_s(self, candidate: Candidate) -> float:
         """Tell for how long no call of it may pass, in seconds."""

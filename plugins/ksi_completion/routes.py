@@ -41,7 +41,8 @@ class Routes:
 
         What came of it is heard here, where it says something of the provider.
         """
-        wait_s = self._breakers.enter(current)
+        call = object()
+        wait_s = self._breakers.enter(current, call)
         if wait_s:
             return ProviderFailure(
                 f"{current} has failed too often and is left alone for {wait_s:.1f} s",
@@ -57,9 +58,9 @@ class Routes:
                 said_something = came.kind not in NO_FAULT and came.reason != SESSION_BUSY
         finally:
             if not said_something:
-                self._breakers.left(current)
+                self._breakers.left(current, call)
         if said_something and isinstance(came, ProviderFailure):
-            await self._breakers.failed(current, came)
+            await self._breakers.failed(current, call, came)
         elif said_something:
             await self._breakers.succeeded(current)
         return came
