@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Final
 
+import orjson
+
 from ksi_common.events.properties import Value
 
 MAX_BYTES: Final = 512 * 1024
@@ -38,4 +40,4 @@ def size(properties: Mapping[str, Value]) -> int:
 
 def _sizes(properties: Mapping[str, Value]) -> Iterator[int]:
     for name, value in properties.items():
-        yield len(name) + _OVERHEAD + (len(value.encode()) if isinstance(value, str) else 0)
+        yield len(name) + _OVERHEAD + (len(orjson.dumps(value)) if isinstance(value, str) else 0)

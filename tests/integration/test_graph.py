@@ -339,3 +339,11 @@ async def test_the_tables_can_be_made_again_from_what_was_told(wire: Wire, ksi: 
     assert replayed(told) == live
     assert replayed(told[:-1]) != live  # the twin: what lacks a change is found out
     assert {graph.told(event.event, json.loads(event.data)) is None for event in told} == {False}
+
+
+async def test_a_page_ends_by_the_bytes_of_its_json(ksi: RunningDaemon) -> None:
+    for _ in range(6):
+        text = {"text": "\x01" * 65_000}  # six bytes each in JSON
+        await ksi.call_raw("state:entity:create", {"type": "note", "properties": text})
+    found = await ksi.call_raw("state:entity:query", {"type": "note"})
+    assert (found["count"], found["next"] is not None) == (2, True)
