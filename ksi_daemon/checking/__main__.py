@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 import faulthandler
-import sys
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -130,17 +130,15 @@ def _loaded(plugin: Plugin, took_ms: float) -> Iterator[Finding]:
 
 @contextmanager
 def _own_output() -> Iterator[Callable[[object], None]]:
-    """Keep stdout for findings: what the plugin prints goes to stderr."""
-    stdout, sys.stdout = sys.stdout, sys.stderr
+    """Keep stdout for findings: what the plugin prints goes to stderr, its children's and last words too."""
+    with os.fdopen(os.dup(1), "wb") as findings:
+        os.dup2(2, 1)
 
-    def tell(value: object) -> None:
-        stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE))
-        stdout.flush()
+        def tell(value: object) -> None:
+            findings.write(orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE))
+            findings.flush()
 
-    try:
         yield tell
-    finally:
-        sys.stdout = stdout
 
 
 if __name__ == "__main__":

@@ -236,3 +236,8 @@ def test_one_that_ends_the_process_is_told_so(check: Check) -> None:
 
 def test_what_a_plugin_prints_is_not_taken_for_findings(check: Check) -> None:
     assert check("print('{}')\n" + HEAD + GOOD)[0]["level"] == "ok"
+
+
+def test_what_its_children_print_and_its_last_words_are_not_taken_for_findings(check: Check) -> None:
+    noisy = "import atexit, os\nos.system('echo {')\natexit.register(print, '{')\n"
+    assert check(noisy + HEAD + GOOD)[0]["level"] == "ok"
