@@ -33,6 +33,11 @@ class Process:
         """Wait for its end; False where it goes on."""
         return bool(select.select([self._handle], [], [], max(timeout_s, 0.0))[0])
 
+    def reap(self) -> None:
+        """Leave no zombie of it, once it has ended; nothing happens where it is not our child."""
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PIDFD, self._handle, os.WEXITED)
+
 
 def is_alive(pid: int) -> bool:
     """Tell whether a process of that number runs; it may be anybody's."""

@@ -37,8 +37,10 @@ def stop(paths: Paths, *, now: bool = False, tell: Tell = tell_nobody) -> Outcom
             killed = not _ends_in_time(daemon, grace_s, NOW_S if now else MARGIN_S, tell)
             if killed:
                 _kill(daemon, supervisor)
-        if supervisor is not None and not _ends(supervisor, after_s=SUPERVISOR_S if daemon else 0.0):
-            return _left_behind(supervisor)
+        if supervisor is not None:
+            if not _ends(supervisor, after_s=SUPERVISOR_S if daemon else 0.0):
+                return _left_behind(supervisor)
+            supervisor.reap()  # it is a child of start --reload
     return _stopped(standing, killed=killed)
 
 

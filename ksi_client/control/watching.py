@@ -99,10 +99,12 @@ def _reload(paths: Paths, files: Sequence[Path], timeout_s: float, tell: Tell) -
         tell("".join(f"✗ {problem}\n" for problem in broken) + "  The daemon goes on with what it had.\n")
         return
     begun = time.monotonic()
-    for step in (stop(paths), start(paths, timeout_s=timeout_s)):
-        if step.code != Exit.OK:
-            tell(f"✗ {names}: {step.text}\n")
-            return
+    step = stop(paths)
+    if step.code == Exit.OK:
+        step = start(paths, timeout_s=timeout_s)
+    if step.code != Exit.OK:
+        tell(f"✗ {names}: {step.text}\n")
+        return
     tell(f"✓ {names}: reloaded in {duration(time.monotonic() - begun)}\n{_refused(paths)}")
 
 

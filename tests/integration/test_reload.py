@@ -117,6 +117,9 @@ async def test_a_change_is_run_and_followers_miss_nothing(reloading: Reloading) 
         reloading.write(SOURCE)
         await reloading.line("✓ ")
         assert (await ksi.call_raw("probe:ask"))["word"] == "one"
+    pid = reloading.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    assert len(children) == 1, "the supervisors before were not reaped"
     await reloading.end()
     assert not reloading.paths.socket.exists()
 
