@@ -45,13 +45,13 @@ def read(path: Path, wanted: Wanted, *, end: int | None = None) -> list[Line]:
     """
     found: list[Line] = []
     for raw in _backwards(path, end):
+        if wanted.lines is not None and len(found) >= wanted.lines:
+            break
         line = parse(raw)
         if wanted.since and str(line.get("timestamp", wanted.since)) < wanted.since:
             break
         if wanted.shows(line):
             found.append(line)
-        if wanted.lines is not None and len(found) >= wanted.lines:
-            break
     return found[::-1]
 
 

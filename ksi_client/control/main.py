@@ -18,6 +18,8 @@ from ksi_common.errors import KSIError, PermissionDenied
 from ksi_common.paths import Paths, default_home
 
 LINES: Final = 50
+LONGEST_S: Final = 86_400.0
+"""To wait for a start; what select() takes is not endless."""
 EPILOG: Final = """\
 examples:
   PROGRAM start
@@ -44,6 +46,11 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "daemon_contr
     except BrokenPipeError:  # the reader, head perhaps, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.OK
+    except OSError as error:  # a file that may not be opened, a disk that is full
+        complain(
+            f"daemon_control: {error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+        )
+        return Exit.FAILED
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -176,7 +183,7 @@ def _add_safe_mode(parser: argparse.ArgumentParser) -> None:
 def _add_timeout(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=_positive,
         default=START_S,
         metavar="SECONDS",
         help="for the start; default: %(default)g",
@@ -189,9 +196,25 @@ def _add_stop(parser: argparse.ArgumentParser) -> None:
 
 def _add_logs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--follow", action="store_true", help="go on with new lines, until Ctrl-C")
-    parser.add_argument("-n", "--lines", type=int, metavar="N", help=f"the last N; default: {LINES}")
+    parser.add_argument("-n", "--lines", type=_count, metavar="N", help=f"the last N; default: {LINES}")
     parser.add_argument("--since", type=_since, metavar="10m", help="as far back as this, or this time")
     parser.add_argument("--level", choices=LEVELS, default="debug", help="this level and graver ones")
+
+
+def _positive(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= LONGEST_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds between 0 and {LONGEST_S:g}")
+    return seconds
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of lines")
+    return int(text)
 
 
 def _since(text: str) -> str:

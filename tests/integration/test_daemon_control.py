@@ -659,6 +659,24 @@ def test_help_begins_with_what_it_is_for(control: Control) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "words", [("start", "--timeout", "-1"), ("start", "--timeout", "nan"), ("logs", "-n-3")]
+)
+def test_a_number_that_makes_no_sense_is_wrong_usage(control: Control, words: tuple[str, ...]) -> None:
+    done = control(*words)
+    assert done.returncode == 2
+    assert "is no number of" in done.stderr
+
+
+def test_a_disk_that_is_full_is_said_in_a_line(control: Control) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, ROOT / "daemon_control.py", "status"],
+            env=control.environ, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "daemon_control: No space left on device\n")
+
+
 def test_a_changed_level_of_the_log_is_in_force_at_once_and_the_rest_is_named(control: Control) -> None:
     control("start")
     assert control("reload").stdout == "No setting has changed.\n"

@@ -75,6 +75,11 @@ class Reloading:
                     return line
         raise AssertionError(f"it ended without {beginning!r}")
 
+    def children(self) -> list[str]:
+        """List its children, zombies too."""
+        pid = self.process.pid
+        return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
     async def end(self) -> None:
         """Press Ctrl-C, and wait for the end."""
         if self.process.returncode is None:
@@ -117,9 +122,7 @@ async def test_a_change_is_run_and_followers_miss_nothing(reloading: Reloading) 
         reloading.write(SOURCE)
         await reloading.line("✓ ")
         assert (await ksi.call_raw("probe:ask"))["word"] == "one"
-    pid = reloading.process.pid
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    assert len(children) == 1, "the supervisors before were not reaped"
+    assert len(reloading.children()) == 1, "the supervisors before were not reaped"
     await reloading.end()
     assert not reloading.paths.socket.exists()
 

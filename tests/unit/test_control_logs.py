@@ -47,6 +47,7 @@ def test_the_last_lines_come_oldest_first(path: Path) -> None:
     write(path, "a", "b", "c")
     assert events(path, Wanted(lines=2)) == ["b", "c"]
     assert events(path, Wanted()) == ["a", "b", "c"]
+    assert events(path, Wanted(lines=0)) == []
 
 
 @pytest.mark.parametrize("length", [BLOCK - 30, BLOCK, BLOCK + 1, 3 * BLOCK])
