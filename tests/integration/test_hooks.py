@@ -374,16 +374,28 @@ async def test_a_transport_that_cannot_be_opened_switches_its_plugin_off(tmp_pat
 
 
 async def test_hook_ksi_routes(unused_port: int) -> None:
-    settings = {"plugins": {"web": {"port": unused_port}}}
+    settings = {"plugins": {"web": {"port": unused_port, "token": "s3cret"}}}
     async with running_daemon(plugins=[EXAMPLES / "web.py"], settings=settings) as ksi:
         await ksi.call_raw("state:set", {"key": "a", "value": 7})
-        assert json.loads(await fetched(unused_port, "/state?key=a"))["value"] == 7
-        assert json.loads(await fetched(unused_port, "/health"))["pid"] == os.getpid()
-        assert json.loads(await fetched(unused_port, "/none"))["code"] == "NOT_FOUND"
-        assert json.loads(await fetched(unused_port, "/state"))["code"] == "INVALID_ARGUMENT"
+        assert (await fetched(unused_port, "/state?key=a"))[1]["value"] == 7
+        assert (await fetched(unused_port, "/health"))[1]["pid"] == os.getpid()
+        assert (await fetched(unused_port, "/none"))[0] == 404
+        status, error = await fetched(unused_port, "/state")
+        assert (status, error["code"]) == (400, "INVALID_ARGUMENT")
 
 
-async def fetched(port: int, path: str) -> bytes:
+@pytest.mark.parametrize("header", ["", "Origin: http://evil.example\r\n", "Authorization: Bearer \r\n"])
+async def test_who_does_not_say_the_token_gets_nothing_over_http(unused_port: int, header: str) -> None:
+    settings = {"plugins": {"web": {"port": unused_port, "token": "s3cret"}}}
+    async with running_daemon(plugins=[EXAMPLES / "web.py"], settings=settings) as ksi:
+        await ksi.call_raw("state:set", {"key": "a", "value": 7})
+        status, body = await fetched(unused_port, "/state?key=a", header)
+        assert (status, list(body)) == (401, ["message"])
+
+
+async def fetched(
+    port: int, path: str, header: str = "authorization: Bearer s3cret\r\n"
+) -> tuple[int, dict[str, Any]]:
     async def is_there() -> bool:  # it begins to serve beside the daemon
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -396,11 +408,11 @@ async def fetched(port: int, path: str) -> bytes:
     await eventually(is_there)
     async with asyncio.timeout(10):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(f"GET {path} HTTP/1.0\r\n\r\n".encode())
-        answer = await reader.read()
+        writer.write(f"GET {path} HTTP/1.0\r\n{header}\r\n".encode())
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
         writer.close()
         await writer.wait_closed()
-    return answer.partition(b"\r\n\r\n")[2]
+    return int(head.split()[1]), json.loads(body)
 
 
 @pytest.fixture
@@ -419,7 +431,7 @@ async def test_hook_ksi_cli(write_plugin: WritePlugin) -> None:
     def ksi_cli():
         return [Command("look-up", "state:get")]
     """
-    files = [EXAMPLES / "web.py", write_plugin(clash, "zclash")]
+    files = [EXAMPLES / "look_up.py", write_plugin(clash, "zclash")]
     async with running_daemon(plugins=files) as ksi:
         assert (await ksi.call_raw("plugin:commands"))["commands"] == [
             {
@@ -427,11 +439,11 @@ async def test_hook_ksi_cli(write_plugin: WritePlugin) -> None:
                 "event": "state:get",
                 "arguments": ["key"],
                 "summary": "Show what is stored under a key.",
-                "plugin": "web",
+                "plugin": "look_up",
             }
         ]
         refused = await ksi.call_raw("plugin:inspect", {"plugin_name": "zclash"})
-        assert refused["error"] == "the command look-up is given by plugin web already"
+        assert refused["error"] == "the command look-up is given by plugin look_up already"
         await ksi.call_raw("state:set", {"key": "a", "value": 7})
         shown = await run_ksi(ksi, "look-up", "a", "--json")
         assert json.loads(shown)["value"] == 7
