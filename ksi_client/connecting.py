@@ -18,6 +18,8 @@ MAX_DELAY_S: Final = 2.0
 BUSY_PATIENCE_S: Final = 2.0
 """How long a daemon whose backlog is full is tried at least: it is there, it is only busy."""
 
+_ELSEWHERE: Final = "set KSI_SOCKET or KSI_HOME to your own daemon"
+
 Address = str | os.PathLike[str]
 
 
@@ -53,7 +55,7 @@ def check_owner(sock: socket.socket, path: Path, owner: int) -> None:
         raise PermissionDenied(
             f"the socket {path} belongs to uid {uid}, not to {owner}: not connecting",
             reason="foreign_server",
-            hint="set KSI_SOCKET or KSI_HOME to your own daemon",
+            hint=_ELSEWHERE,
         )
 
 
@@ -138,16 +140,19 @@ class Attempts:
 def _refusal(path: Path, error: OSError) -> KSIError:
     match error.errno:
         case errno.ENOENT | errno.ECONNREFUSED:
+            is_other = path.exists() and not path.is_socket()
             return Unavailable(
-                f"KSI is not running: nothing listens at {path}",
+                f"KSI is not running: {f'{path} is no socket' if is_other else f'nothing listens at {path}'}",
                 reason="daemon_not_running",
                 socket=str(path),
-                hint=f"start it: {control('start')}",
+                hint=_ELSEWHERE if is_other else f"start it: {control('start')}",
             )
         case errno.EAGAIN:
             return Unavailable(f"KSI is busy: the backlog of {path} is full", reason="busy", socket=str(path))
         case errno.EACCES | errno.EPERM:
-            return PermissionDenied(f"you may not open the socket {path}", reason="foreign_server")
+            return PermissionDenied(
+                f"you may not open the socket {path}", reason="foreign_server", hint=_ELSEWHERE
+            )
         case None:
             size = len(os.fsencode(path))
             return FailedPrecondition(
@@ -155,4 +160,6 @@ def _refusal(path: Path, error: OSError) -> KSIError:
                 reason="socket_path_too_long",
                 hint="set KSI_SOCKET to a shorter one",
             )
-    return Unavailable(f"cannot open {path}: {error.strerror}", reason="no_socket", retryable=False)
+    return Unavailable(
+        f"cannot open {path}: {error.strerror}", reason="no_socket", retryable=False, hint=_ELSEWHERE
+    )

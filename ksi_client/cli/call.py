@@ -35,7 +35,11 @@ def call(invocation: Invocation, event: str, words: tuple[str, ...]) -> None:
     try:
         ask(invocation, event, fields)
     except InvalidArgument as error:
-        error.add_note(f"ksi events show {event}")
+        explained = f"ksi events show {event}"
+        if error.hint is None or error.hint.startswith("system:help "):  # it says the same, as an event
+            error.hint = explained
+        else:
+            error.add_note(explained)
         raise
 
 

@@ -34,8 +34,10 @@ _BY_CODE: Final[Mapping[str, int]] = {
     "DEADLINE_EXCEEDED": TIMED_OUT,
     "RESOURCE_EXHAUSTED": OVERLOADED,
 }
-_REPEATED: Final = ("nearest", "problems")
+_REPEATED: Final = ("nearest", "problems", "socket")
 """Details that the hint and the message say in words."""
+_SAID: Final = {"daemon_not_running": "KSI is not running"}
+"""Reasons that the message may say in words."""
 _HINTS: Final[Mapping[str, str]] = {
     "DEADLINE_EXCEEDED": "give it longer: --timeout 60s",
     "UNAVAILABLE": "try again",
@@ -86,6 +88,8 @@ def report_usage(invocation: Invocation, error: click.ClickException) -> int:
 def _why(error: KSIError) -> str:
     details = {name: value for name, value in error.details.items() if name not in _REPEATED}
     reason = details.pop("reason", "")
+    if error.message.startswith(_SAID.get(reason, "\0")):
+        reason = ""
     rest = ", ".join(
         f"{name} {text_of(value)}" for name, value in details.items() if value not in (None, [], "")
     )

@@ -143,7 +143,6 @@ def test_without_a_daemon_every_command_says_so_and_exits_3(
         assert (code, out) == (3, "")
         assert err.splitlines() == [
             "KSI is not running: nothing listens at /nonexistent/d.sock",
-            "  why: daemon not running (socket /nonexistent/d.sock)",
             "  try: start it: python3 daemon_control.py start",
             "  UNAVAILABLE",
         ]
@@ -310,7 +309,30 @@ def test_a_namespace_without_events_is_not_found(daemon: FakeDaemon, capsys: Cap
 def test_data_that_is_refused_leads_to_the_explanation(daemon: FakeDaemon, capsys: Capture) -> None:
     code, _, err = ksi(capsys, "call", "state:set", "key=a", "value:=1", "other=\udc80")
     assert code == 1
-    assert err.splitlines()[-1] == "  INVALID_ARGUMENT  ksi events show state:set"
+    assert err.splitlines()[-2:] == ["  try: ksi events show state:set", "  INVALID_ARGUMENT"]
+
+
+@pytest.mark.parametrize(
+    ("hint", "lines"),
+    [
+        (
+            "system:help {event: state:set} shows its fields",
+            ["  try: ksi events show state:set", "  INVALID_ARGUMENT  correlation id c1"],
+        ),
+        (
+            "did you mean b?",
+            ["  try: did you mean b?", "  INVALID_ARGUMENT  correlation id c1  ksi events show state:set"],
+        ),
+    ],
+)
+def test_what_is_to_be_done_can_be_typed(
+    daemon: FakeDaemon, capsys: Capture, hint: str, lines: list[str]
+) -> None:
+    def refuse(_: object) -> dict[str, object]:
+        raise InvalidArgument("m", hint=hint)
+
+    daemon.handlers["state:set"] = refuse
+    assert ksi(capsys, "call", "state:set")[2].splitlines()[1:] == lines
 
 
 def test_a_format_that_the_environment_gets_wrong_is_wrong_usage(

@@ -93,6 +93,13 @@ def test_a_file_that_is_no_socket_is_not_tried_again(folder: Path) -> None:
     assert not caught.value.retryable
     assert caught.value.__cause__ is not None
     assert getattr(caught.value.__cause__, "errno", None) == errno.ENOTDIR
+    assert caught.value.hint == "set KSI_SOCKET or KSI_HOME to your own daemon"
+
+
+def test_a_folder_in_the_place_of_a_socket_is_said_to_be_none(folder: Path) -> None:
+    with pytest.raises(Unavailable, match=f"KSI is not running: {folder} is no socket") as caught:
+        connect(folder)
+    assert caught.value.hint == "set KSI_SOCKET or KSI_HOME to your own daemon"
 
 
 def test_a_path_that_is_too_long_is_measured(folder: Path) -> None:
