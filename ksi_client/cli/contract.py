@@ -7,6 +7,7 @@ from typing import Any, Final
 import click
 import orjson
 
+from ksi_client.cli.events import discovered
 from ksi_client.cli.failures import FAILED
 from ksi_client.cli.invocation import Invocation
 from ksi_client.cli.options import common_options
@@ -84,7 +85,7 @@ def _verdict(broken: int, count: int) -> str:
 
 def _discovered(invocation: Invocation, namespace: str | None) -> dict[str, Any]:
     with invocation.client() as client:
-        return client.call_raw("system:discover", {"namespace": namespace} if namespace else {}, safe=True)
+        return discovered(client, namespace)
 
 
 def _narrowed(found: dict[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:

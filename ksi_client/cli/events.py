@@ -18,7 +18,9 @@ from ksi_client.cli.writing import (
     write_json_line,
     write_rows,
 )
+from ksi_client.raw import RawClient
 from ksi_common.errors import NotFound
+from ksi_common.guessing import guess, nearest
 
 Described = Mapping[str, Any]
 
@@ -50,9 +52,7 @@ def ls(invocation: Invocation, namespace: str | None) -> None:
     ksi events ls -o jsonl | jq -r .event
     """  # noqa: D301
     with invocation.client() as client:
-        found = client.call_raw("system:discover", {"namespace": namespace} if namespace else {}, safe=True)
-    if namespace and not any(_all(found)):
-        raise NotFound(f"there are no events in {namespace!r}", hint="ksi events ls", reason="no_events")
+        found = discovered(client, namespace)
     if invocation.format == "json":
         write_json(invocation, found)
     elif invocation.format == "jsonl":
@@ -80,6 +80,21 @@ def show(invocation: Invocation, event: str) -> None:
         write_json(invocation, described)
     else:
         _explain(invocation, described)
+
+
+def discovered(client: RawClient, namespace: str | None) -> dict[str, Any]:
+    """Give what there is, or what of it is in a namespace; raise NotFound that names the nearest."""
+    found = client.call_raw("system:discover", {"namespace": namespace} if namespace else {}, safe=True)
+    if namespace and not any(_all(found)):
+        known = client.call_raw("system:discover", safe=True)
+        near = nearest(namespace, sorted({*known["events"], *known["notifications"]}))
+        raise NotFound(
+            f"there are no events in {namespace!r}",
+            hint=guess(near, "ksi events ls"),
+            reason="no_events",
+            nearest=near,
+        )
+    return found
 
 
 def command_line(example: Mapping[str, Any]) -> str:

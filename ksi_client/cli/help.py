@@ -9,7 +9,8 @@ from ksi_client.cli.events import ls, show
 from ksi_client.cli.invocation import Invocation
 from ksi_client.cli.options import common_options
 from ksi_client.cli.writing import write
-from ksi_common.errors import Unavailable
+from ksi_common.errors import NotFound, Unavailable
+from ksi_common.guessing import guess, nearest
 
 
 @click.command()
@@ -38,7 +39,21 @@ def help_(ctx: click.Context, words: Sequence[str]) -> None:
     elif ":" in words[0]:
         ctx.invoke(show, event=words[0])
     else:
-        ctx.invoke(ls, namespace=words[0])
+        _list_namespace(ctx, words[0])
+
+
+def _list_namespace(ctx: click.Context, word: str) -> None:
+    try:
+        ctx.invoke(ls, namespace=word)
+    except NotFound as error:
+        root = ctx.find_root()
+        commands = root.command.list_commands(root) if isinstance(root.command, click.Group) else []
+        near = nearest(word, [*commands, *error.details["nearest"]], limit=2)
+        raise NotFound(
+            f"there is no command, event or namespace {word!r}",
+            hint=guess(near, "ksi help lists them"),
+            reason="no_events",
+        ) from error
 
 
 def _list_events(ctx: click.Context) -> None:
@@ -55,10 +70,10 @@ def _explained(root: click.Context, words: Sequence[str]) -> str | None:
     context = root
     for word in words:
         if not isinstance(command, click.Group):
-            return None
+            raise click.NoSuchCommand(word, ctx=context)
         group, command = command, command.get_command(context, word)
         if command is None and group is not root.command:
-            raise click.NoSuchCommand(word, ctx=context)
+            raise click.NoSuchCommand(word, possibilities=group.list_commands(context), ctx=context)
         if command is None and ":" not in word:
             command = contributed(word)
         if command is None:

@@ -299,11 +299,33 @@ def test_events_ls_lists_what_can_be_sent_and_what_is_told(daemon: FakeDaemon, c
     assert daemon.received[-1].data == {"namespace": "state"}
 
 
-def test_a_namespace_without_events_is_not_found(daemon: FakeDaemon, capsys: Capture) -> None:
-    daemon.handlers["system:discover"] = lambda data: {"events": {}, "notifications": {}}
-    code, _, err = ksi(capsys, "events", "ls", "stat")
-    assert code == 1
-    assert err.startswith("there are no events in 'stat'\n")
+@pytest.fixture
+def found_by_namespace(daemon: FakeDaemon) -> None:
+    everything = daemon.handlers["system:discover"](None)
+    daemon.handlers["system:discover"] = lambda data: {
+        group: {name: events for name, events in named.items() if data.get("namespace", name) == name}
+        for group, named in everything.items()
+    }
+
+
+@pytest.mark.usefixtures("found_by_namespace")
+def test_a_namespace_without_events_is_not_found_and_guessed(capsys: Capture, tmp_path: Path) -> None:
+    file = tmp_path / "contract.json"
+    for argv in (["events", "ls", "stat"], ["contract", "save", str(file), "--namespace", "stat"]):
+        code, _, err = ksi(capsys, *argv)
+        assert code == 1
+        assert err.startswith("there are no events in 'stat'\n  why: no events\n  try: did you mean state?\n")
+    assert not file.exists()
+    assert "  try: ksi events ls\n" in ksi(capsys, "events", "ls", "zzz")[2]
+
+
+@pytest.mark.usefixtures("found_by_namespace")
+def test_help_guesses_commands_and_namespaces(capsys: Capture) -> None:
+    assert "did you mean state or status?" in ksi(capsys, "help", "stat")[2]
+    assert "Did you mean 'ls'?" in ksi(capsys, "help", "plugin", "list")[2]
+    code, out, err = ksi(capsys, "help", "plugin", "ls", "x")
+    assert (code, out) == (2, "")
+    assert "No such command 'x'" in err
 
 
 def test_data_that_is_refused_leads_to_the_explanation(daemon: FakeDaemon, capsys: Capture) -> None:
