@@ -15,7 +15,7 @@ from ksi_client.chat.prompt import joined, read_piped
 from ksi_client.chat.screen import Screen
 from ksi_client.chat.showing import show
 from ksi_client.chat.talking import talk
-from ksi_client.cli.failures import INTERRUPTED, USAGE
+from ksi_client.cli.failures import INTERRUPTED, USAGE, report_file
 from ksi_client.cli.main import BROKEN_PIPE
 from ksi_client.cli.safety import json_visible
 from ksi_common.errors import KSIError
@@ -41,6 +41,8 @@ def run(argv: Sequence[str]) -> int:
         # The interpreter must not try to flush what is left, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    except OSError as error:  # a full disk
+        return report_file(error, program="chat")
 
 
 def _run(argv: Sequence[str], screen: Screen) -> int:

@@ -75,6 +75,13 @@ def four_lines(error: KSIError) -> list[str]:
     return [one_line(line) for line in lines if line]
 
 
+def report_file(error: OSError, *, program: str = "ksi") -> int:
+    """Say what the system says of a file, or of stdout, which may be the one that is full; give the code."""
+    file = f"{error.filename}: " if error.filename else ""
+    click.echo(one_line(f"{program}: {file}{error.strerror or error}"), err=True)
+    return FAILED
+
+
 def report_usage(invocation: Invocation, error: click.ClickException) -> int:
     """Say how the command is used."""
     if "--json" in invocation.argv or invocation.is_json:

@@ -8,7 +8,7 @@ from typing import Final
 
 import click
 
-from ksi_client.cli.failures import EXIT_CODES, INTERRUPTED, report, report_usage
+from ksi_client.cli.failures import EXIT_CODES, INTERRUPTED, report, report_file, report_usage
 from ksi_client.cli.invocation import FORMATS, Invocation, begin
 from ksi_client.cli.lazy import LazyGroup
 from ksi_client.cli.options import common_options
@@ -97,4 +97,6 @@ def _run(invocation: Invocation) -> int:
         return report_usage(invocation, error)
     except KSIError as error:
         return report(invocation, error)
+    except OSError as error:  # a file or folder that somebody named, or a full disk
+        return report_file(error)
     return code if isinstance(code, int) else 0

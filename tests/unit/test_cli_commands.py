@@ -299,9 +299,27 @@ def test_events_ls_lists_what_can_be_sent_and_what_is_told(daemon: FakeDaemon, c
     assert daemon.received[-1].data == {"namespace": "state"}
 
 
+def test_a_file_that_cannot_be_written_is_said_in_a_line(
+    daemon: FakeDaemon, capsys: Capture, tmp_path: Path
+) -> None:
+    daemon.handlers["system:discover"] = lambda data: {"events": {}, "notifications": {}, "total_events": 0}
+    file = tmp_path / "nowhere" / "contract.json"
+    code, out, err = ksi(capsys, "contract", "save", str(file))
+    assert (code, out, err) == (1, "", f"ksi: {file}: No such file or directory\n")
+
+
+def test_a_disk_that_is_full_is_said_in_a_line(daemon: FakeDaemon) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, ROOT / "ksi", "status"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "ksi: No space left on device\n")
+
+
 @pytest.fixture
 def found_by_namespace(daemon: FakeDaemon) -> None:
-    everything = daemon.handlers["system:discover"](None)
+    everything = daemon.handlers["system:discover"]({})
     daemon.handlers["system:discover"] = lambda data: {
         group: {name: events for name, events in named.items() if data.get("namespace", name) == name}
         for group, named in everything.items()
