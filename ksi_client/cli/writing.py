@@ -1,7 +1,7 @@
 """Write replies and rows: as tables, plain lines or JSON."""
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -35,11 +35,14 @@ def write_json_line(invocation: Invocation, value: Any) -> None:
 
 
 def write_fields(invocation: Invocation, data: Mapping[str, Any]) -> None:
-    """Write an object: a document, or a line a field; on a terminal, lists of rows are tables below them."""
+    """Write an object: a document, or a line a field; on a terminal, lists of rows are tables below them.
+
+    In a pipe, each object of a list, or of an object of objects, has a line of its own.
+    """
     if invocation.is_json:
         write_json(invocation, data)
     elif invocation.format == "plain":
-        for name, value in data.items():
+        for name, value in _lines(data):
             write(invocation, f"{one_line(name)}\t{one_line(text_of(value))}")
     else:
         tables = {name: value for name, value in data.items() if _is_table(value)}
@@ -85,9 +88,23 @@ def text_of(value: Any) -> str:
     return value if isinstance(value, str) else orjson.dumps(value).decode()
 
 
+def _lines(data: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in data.items():
+        if _are_objects(value):
+            yield from ((name, each) for each in value)
+        elif isinstance(value, dict) and _are_objects(list(value.values())):
+            yield from ((f"{name}.{key}", each) for key, each in value.items())
+        else:
+            yield name, value
+
+
+def _are_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, dict) for each in value)
+
+
 def _is_table(value: Any) -> bool:
     """Tell whether a value is a list of objects of the same fields, none of which holds others."""
-    if not isinstance(value, list) or not value or not all(isinstance(row, dict) for row in value):
+    if not _are_objects(value):
         return False
     flat = not any(isinstance(cell, dict | list) for row in value for cell in row.values())
     return flat and all(row.keys() == value[0].keys() for row in value)

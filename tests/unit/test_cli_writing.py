@@ -39,6 +39,27 @@ def test_plain_fields_are_separated_by_a_tab(capsys: pytest.CaptureFixture[str])
     assert output(capsys) == ["text\ta\\nb", "n\t1", "none\tnull"]
 
 
+def test_each_of_many_objects_has_a_plain_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    checks = {"disk": {"status": "healthy"}, "database": {"status": "degraded"}}
+    reply = {
+        "rows": [{"a": 1}, {"b": []}],
+        "checks": checks,
+        "none": [],
+        "words": ["x", "y"],
+        "one": {"k": 1},
+    }
+    write_fields(Invocation(format="plain"), reply)
+    assert output(capsys) == [
+        'rows\t{"a":1}',
+        'rows\t{"b":[]}',
+        'checks.disk\t{"status":"healthy"}',
+        'checks.database\t{"status":"degraded"}',
+        "none\t[]",
+        'words\t["x","y"]',
+        'one\t{"k":1}',
+    ]
+
+
 def test_fields_in_a_table_are_aligned_and_keep_their_lines(capsys: pytest.CaptureFixture[str]) -> None:
     write_fields(Invocation(format="table"), {"text": "a\nb", "longer": HOSTILE[:6]})
     assert output(capsys) == ["text    a", "        b", "longer  \\x1b]52;c"]
