@@ -18,10 +18,12 @@ ASK_S: Final = 1.0
 
 def contributed(name: str) -> click.Command | None:
     """Give the command of a plugin; None: no plugin has it, or there is no daemon to ask."""
+    invocation = click.get_current_context().ensure_object(Invocation)
     try:
-        commands: Sequence[Mapping[str, Any]] = call_raw("plugin:commands", timeout_s=ASK_S)["commands"]
+        reply = call_raw("plugin:commands", socket=invocation.socket, timeout_s=ASK_S)
     except KSIError:
         return None
+    commands: Sequence[Mapping[str, Any]] = reply["commands"]
     found = next((command for command in commands if command["name"] == name), None)
     return None if found is None else _made(found)
 

@@ -449,12 +449,16 @@ async def test_hook_ksi_cli(write_plugin: WritePlugin) -> None:
         assert json.loads(shown)["value"] == 7
         assert "Show what is stored under a key" in await run_ksi(ksi, "look-up", "--help")
         assert "No such command" in await run_ksi(ksi, "look-upp")
+        shown = await run_ksi(
+            ksi, "--socket", str(ksi.paths.socket), "look-up", "a", "--json", KSI_SOCKET="/x"
+        )
+        assert json.loads(shown)["value"] == 7
 
 
-async def run_ksi(ksi: RunningDaemon, *words: str) -> str:
+async def run_ksi(ksi: RunningDaemon, *words: str, **environ: str) -> str:
     process = await asyncio.create_subprocess_exec(
         sys.executable, str(EXAMPLES.parents[1] / "ksi"), *words,
-        env={**os.environ, "KSI_SOCKET": str(ksi.paths.socket)},
+        env={**os.environ, "KSI_SOCKET": str(ksi.paths.socket), **environ},
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     async with asyncio.timeout(30):
