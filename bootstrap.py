@@ -59,8 +59,10 @@ def _refuse_what_is_not_fit() -> None:
     version = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info < (3, 11):
         sys.exit(f"KSI needs Python 3.11 or newer; this is {version}. Try: python3.11 {' '.join(sys.argv)}")
-    if os.name != "posix":
-        sys.exit("KSI runs on Linux and macOS; on Windows, it does in WSL.")
+    if not sys.platform.startswith("linux"):
+        sys.exit(
+            "KSI runs on Linux; on Windows, it does in WSL, elsewhere in a container or virtual machine."
+        )
 
 
 def _start_again_in(python: str) -> None:

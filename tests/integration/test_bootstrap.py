@@ -208,6 +208,16 @@ def test_a_python_that_is_too_old_says_so(checkout: TinyCheckout, version: tuple
     assert not checkout.venv.exists()
 
 
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_a_system_that_is_not_linux_is_told_so_before_anything_is_made(
+    checkout: TinyCheckout, platform: str
+) -> None:
+    refused = checkout.run(*pretending(f"sys.platform = {platform!r}"))
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("KSI runs on Linux;")
+    assert not checkout.venv.exists()
+
+
 def test_an_older_python_can_read_what_tells_it_so(checkout: TinyCheckout) -> None:
     older = next(filter(runs, OLDER), None)
     if not older:

@@ -62,8 +62,7 @@ class EmbeddedProvider:
             return None
         return (
             f"the embedded model is not installed (no {' and no '.join(missing)}); "
-            f"{advice(*INSTALL)} on Linux (x86_64, aarch64; glibc), macOS (arm64) and Windows (x86_64), "
-            "elsewhere choose another provider"
+            f"{advice(*INSTALL)} on x86_64 and aarch64 with glibc, elsewhere choose another provider"
         )
 
     async def start(self, job: Job) -> WorkerGeneration:
