@@ -5,7 +5,7 @@ from typing import Any
 
 import structlog
 
-from ksi_common.errors import InvalidArgument
+from ksi_common.errors import KSIError
 from ksi_common.events.config import Component, Reloaded
 from ksi_common.paths import Paths
 from ksi_daemon.logs import set_level
@@ -24,7 +24,7 @@ class Reloading:
         """What puts a setting in force, by its dotted name; the others need a start."""
 
     def reload(self, component: Component = "all") -> Reloaded:
-        """Put in force what can be; raise InvalidArgument, with nothing changed, where a file is wrong."""
+        """Put in force what can be; raise KSIError, with nothing changed, where a file is wrong."""
         wanted = dict(_flat(load_settings(self._paths).model_dump()))
         names = [name for name in wanted.keys() | self._in_force.keys() if component in {"all", _table(name)}]
         differing = sorted(name for name in names if wanted.get(name) != self._in_force.get(name))
@@ -45,7 +45,7 @@ class Reloading:
         """Do at SIGHUP what can be done: a terminal's end is one, too, and ends nothing here."""
         try:
             self.reload()
-        except InvalidArgument as error:
+        except KSIError as error:
             log.warning("settings.refused", error=error.message, hint=error.hint)
 
 
