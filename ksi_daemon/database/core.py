@@ -302,8 +302,10 @@ def _resolve(future: "asyncio.Future[T]", job: Job) -> None:
         return
     if job.error is None:
         future.set_result(job.value)
-    else:
-        future.set_exception(raisable(job.error))
+        return
+    if job.request_data is not None and job.envelope is not None:
+        job.envelope.recorded = False  # its row went with the unit: another try, or its end, writes it
+    future.set_exception(raisable(job.error))
 
 
 def raisable(error: BaseException) -> Exception:

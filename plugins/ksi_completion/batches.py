@@ -31,6 +31,8 @@ class Batches(Generic[T, R]):
         return future
 
     def _begin(self) -> None:
+        if not self._waiting:  # another batch ended meanwhile, and took them along
+            return
         batch, self._waiting = self._waiting, []
         self._is_busy = True
         self._do(batch)

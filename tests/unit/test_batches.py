@@ -53,3 +53,19 @@ async def test_a_bug_is_met_by_the_item_that_has_it_and_by_no_other() -> None:
         assert (await one, await three) == (1, 3)
         with pytest.raises(RuntimeError, match="a bug"):
             await two
+
+
+async def test_what_another_batch_s_end_took_along_is_begun_once() -> None:
+    pieces: list[list[int]] = []
+
+    def work(items: Sequence[int]) -> Sequence[int | Exception]:
+        pieces.append(list(items))
+        return list(items)
+
+    with ThreadPoolExecutor(1) as thread:
+        batches = Batches(thread, work)
+        one = batches.put(1)
+        batches._begin()  # as the end of a batch does, before the turn is over
+        assert await one == 1
+        assert await batches.put(2) == 2
+    assert pieces == [[1], [2]]

@@ -421,6 +421,16 @@ async def test_a_request_has_one_unit(database: Database) -> None:
             database.write(put(2))
 
 
+async def test_a_unit_that_failed_was_none(database: Database) -> None:
+    with event_context(envelope()) as request:
+        with pytest.raises(ZeroDivisionError):
+            await database.write(lambda _: 1 / 0)
+        assert not request.recorded
+        await database.write(tell("second"))
+    log = rows(database.path, "SELECT event_id FROM log ORDER BY seq")
+    assert log == [("request-1",), ("second",)]
+
+
 async def test_a_write_apart_is_no_part_of_the_request(database: Database) -> None:
     with event_context(envelope()) as request:
         await database.write_apart(tell("apart"))
