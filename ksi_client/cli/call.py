@@ -36,9 +36,8 @@ def call(invocation: Invocation, event: str, words: tuple[str, ...]) -> None:
         ask(invocation, event, fields)
     except InvalidArgument as error:
         explained = f"ksi events show {event}"
-        if error.hint is None or error.hint.startswith("system:help "):  # it says the same, as an event
-            error.hint = explained
-        else:
+        error.hint = error.hint or explained
+        if not error.hint.startswith((explained, "system:help ")):
             error.add_note(explained)
         raise
 

@@ -1,5 +1,6 @@
 """Say what went wrong: four lines for people, one object for programs, a number for the shell."""
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -38,6 +39,8 @@ _REPEATED: Final = ("nearest", "problems", "socket")
 """Details that the hint and the message say in words."""
 _SAID: Final = {"daemon_not_running": "KSI is not running"}
 """Reasons that the message may say in words."""
+_EXPLAINED: Final = re.compile(r"system:help {event: (\S+)} shows its fields")
+"""What the daemon hints at, and people type as a command."""
 _HINTS: Final[Mapping[str, str]] = {
     "DEADLINE_EXCEEDED": "give it longer: --timeout 60s",
     "UNAVAILABLE": "try again",
@@ -64,7 +67,7 @@ def report(invocation: Invocation, error: KSIError) -> int:
 
 def four_lines(error: KSIError) -> list[str]:
     """Give the lines: what, why, what to do, and the code."""
-    hint = error.hint or _HINTS.get(error.code)
+    hint = _EXPLAINED.sub(r"ksi events show \1", error.hint) if error.hint else _HINTS.get(error.code)
     notes = getattr(error, "__notes__", [])
     lines = [
         error.message,

@@ -1,6 +1,7 @@
 """`ksi sub`: follow events."""
 
 import re
+from datetime import datetime
 from typing import Any, Final
 
 import click
@@ -24,11 +25,11 @@ class Moment(Duration):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Give the time, RFC 3339."""
-        if _MOMENT.match(str(value)):
-            return str(value)
-        ago_us = int(super().convert(value, param, ctx) * 1_000_000)
+        now_us = SystemClock().time_us()
         try:
-            return format_time(SystemClock().time_us() - ago_us)
+            if _MOMENT.match(str(value)):  # without an offset it is meant as the clock on the wall
+                return format_time(round(datetime.fromisoformat(str(value)).timestamp() * 1_000_000))
+            return format_time(now_us - int(super().convert(value, param, ctx) * 1_000_000))
         except (ValueError, OverflowError):
             self.fail(f"{value!r} is a time that no calendar has", param, ctx)
 
