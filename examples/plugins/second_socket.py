@@ -42,9 +42,11 @@ async def second(protocol: Callable[[], asyncio.Protocol]) -> AsyncIterator[None
         server = await asyncio.get_running_loop().create_unix_server(protocol, path)
     finally:
         os.umask(before)
-    yield
-    server.close()
-    path.unlink(missing_ok=True)
+    try:
+        yield
+    finally:
+        server.close()
+        path.unlink(missing_ok=True)
 
 
 @hookimpl
