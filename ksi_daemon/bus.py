@@ -2,7 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
+
+import structlog
 
 from ksi_common.bus import Delivered
 from ksi_common.clock import Clock, parse_time
@@ -17,6 +20,9 @@ from ksi_daemon.hub import Hub
 from ksi_daemon.outcomes import Endpoint, Failed, Outcome, Replied, Send, Yielded
 from ksi_daemon.queue_sink import following
 from ksi_daemon.subscriptions import Interest, Subscriptions
+from ksi_daemon.supervisor import attempt_async
+
+log = structlog.get_logger()
 
 R = TypeVar("R", bound=Message)
 
@@ -170,6 +176,13 @@ class LocalBus:
             return reply.message.model_validate_json(reply.data) if isinstance(reply, Rendered) else reply
         how = "not answered" if outcome is None else "answered with a stream"
         raise InternalError(f"{event} was {how}")
+
+
+async def tell_or_log(bus: LocalBus, notification: Notification) -> None:
+    """Tell what is so whether it can be told or not: a full disk keeps nobody from going on, or ending."""
+    error = await attempt_async(partial(bus.notify, notification))
+    if error is not None:
+        log.error("notification.lost", told=spec_of(type(notification)).name, error=str(error))
 
 
 def envelope_of(message: Message, timeout_s: float | None = None) -> EventEnvelope:

@@ -114,21 +114,18 @@ class Catalog:
         return None if owner is None or owner.builtin else self.charge(owner.name)
 
     def owner_of(self, filename: str) -> Plugin | None:
-        """Give the plugin that a file of code belongs to."""
+        """Give the plugin that a file of code belongs to: its own, or one of the package that it is in."""
+        neighbour = None
         for plugin in self.plugins.values():
             file = getattr(plugin.module, "__file__", None)
             if file is None or plugin.name == "system":
                 continue
-            folder, _, name = file.rpartition("/")
-            if filename == file or (name == "__init__.py" and filename.startswith(f"{folder}/")):
+            if filename == file:
                 return plugin
-        return None
-
-    def is_of_plugin(self, module: str) -> bool:
-        """Tell whether a module is in the package, or the file, of a plugin."""
-        package = module.partition(".")[0]
-        names = (getattr(plugin.module, "__name__", None) for plugin in self.plugins.values())
-        return any(name is not None and name.partition(".")[0] == package for name in names)
+            folder = file.rpartition("/")[0]
+            if getattr(plugin.module, "__package__", None) and filename.startswith(f"{folder}/"):
+                neighbour = neighbour or plugin
+        return neighbour
 
     def charge(self, name: str) -> str:
         """Count a bug against a plugin; give its name."""

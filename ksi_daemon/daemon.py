@@ -24,7 +24,7 @@ from ksi_daemon.absence import absent_by
 from ksi_daemon.assembly import Assembly
 from ksi_daemon.blobs import Blobs, FileBlobs
 from ksi_daemon.breadcrumb import Breadcrumb
-from ksi_daemon.bus import LocalBus
+from ksi_daemon.bus import LocalBus, tell_or_log
 from ksi_daemon.catalog import Catalog
 from ksi_daemon.children import Children, Tasks
 from ksi_daemon.connection_limits import ConnectionLimits
@@ -32,7 +32,7 @@ from ksi_daemon.consumers import Consumers
 from ksi_daemon.contributions import Commands, HttpRoutes
 from ksi_daemon.database import Database
 from ksi_daemon.dead_letters import REFERRED, DatabaseDeadLetters, DeadLetters
-from ksi_daemon.draining import drain, tell
+from ksi_daemon.draining import drain
 from ksi_daemon.durable_listener import DurableListener
 from ksi_daemon.eventlog import EventLog
 from ksi_daemon.gates import Gates
@@ -281,8 +281,8 @@ class Daemon:
         self.catalog.declare(TimerFailed)
 
     def _compose(self) -> None:
-        of, strict = self.catalog, self.settings.strict
-        errors = Errors(of.blame, strict=strict, culprit=of.charge_file, is_of_plugin=of.is_of_plugin)
+        known, strict = self.catalog, self.settings.strict
+        errors = Errors(known.blame, strict=strict, culprit=known.charge_file, owner_of=known.owner_of)
         deadline = Deadline(self.settings.limits.handler_s, late=self.guard.late)
         self.assembly.table.complete(self.database, self._explain)
         self.assembly.table.arrange()
@@ -362,7 +362,7 @@ class Daemon:
     def _switch_off(self, name: str, reason: str) -> None:
         """Let nothing of a plugin be called any more, and tell."""
         self.assembly.switch_off(name, reason)
-        self.tasks.create_task(tell(self.bus, Quarantined(plugin=name, reason=reason)))
+        self.tasks.create_task(tell_or_log(self.bus, Quarantined(plugin=name, reason=reason)))
 
     def _server(self) -> UnixServer:
         limits = self.settings.limits
@@ -390,7 +390,7 @@ class Daemon:
     async def _drain(self, server: UnixServer, stop: Stop) -> None:
         log.info("daemon.stopping", reason=stop.reason, grace_s=stop.grace_s)
         if not self.sandbox:
-            await tell(self.bus, Stopping(reason=stop.reason, grace_s=stop.grace_s))
+            await tell_or_log(self.bus, Stopping(reason=stop.reason, grace_s=stop.grace_s))
         await drain(server, self.assembly.loaded, self.relay, self.services, stop.grace_s)
         self.tasks.cancel()
 

@@ -7,8 +7,6 @@ from typing import Final
 
 import structlog
 
-from ksi_common.bus import Bus
-from ksi_common.messages import Notification, spec_of
 from ksi_daemon.catalog import Plugin
 from ksi_daemon.hooks import Relay
 from ksi_daemon.plugins import explain
@@ -36,13 +34,6 @@ async def drain(
         error = await attempt_async(partial(_shut_down, plugin.name, relay))
         if error is not None:
             log.error("plugin.not_shut_down", plugin=plugin.name, error=explain(error))
-
-
-async def tell(bus: Bus, notification: Notification) -> None:
-    """Tell what is so whether it can be told or not: a full disk keeps nobody from going on, or ending."""
-    error = await attempt_async(partial(bus.notify, notification))
-    if error is not None:
-        log.error("notification.lost", told=spec_of(type(notification)).name, error=str(error))
 
 
 async def _finish(plugin: str, relay: Relay, services: Services, grace_s: float) -> None:

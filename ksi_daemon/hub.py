@@ -1,14 +1,13 @@
 """Who hears what, now: events of one turn of the loop are joined, rendered once, and pushed once."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol
 
 from ksi_common.envelope import StoredEvent
 from ksi_common.messages import matches
 from ksi_common.strict_json import dumps
 from ksi_daemon.shared_bytes import SharedBytes
-
-T = TypeVar("T")
+from ksi_daemon.supervisor import for_each
 
 MANY: Final = 16
 """Taps of a channel from which on their bytes are shared, where that can be."""
@@ -163,7 +162,7 @@ class Hub:
 
     def _flush(self) -> None:
         dirty, self._dirty = self._dirty, []
-        _for_each(dirty, self.settle)
+        for_each(dirty, self.settle)
 
     def _push(self, channel: Channel) -> None:
         batch = Batch(channel.pending, self.head, self.log_id)
@@ -172,20 +171,8 @@ class Hub:
         if len(channel.taps) >= MANY:
             batch.shared = SharedBytes()
         try:
-            _for_each(tuple(channel.taps), lambda tap: tap.deliver(batch))
+            for_each(tuple(channel.taps), lambda tap: tap.deliver(batch))
         finally:
             shared, batch.shared = batch.shared, None
             if shared is not None:
                 shared.close()
-
-
-def _for_each(ones: Iterable[T], do: Callable[[T], object]) -> None:
-    """Do it for all of them; then raise what came of the first that raised: it is a bug, and of one only."""
-    errors: list[BaseException] = []
-    for one in ones:
-        try:
-            do(one)
-        except BaseException as error:  # noqa: BLE001 -- the others get theirs, and then it is raised
-            errors.append(error)
-    if errors:
-        raise errors[0]

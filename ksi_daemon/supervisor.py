@@ -3,13 +3,14 @@
 import asyncio
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, TypeVar
 
 import structlog
 
 log = structlog.get_logger()
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 MAX_FAILURES: Final = 3
@@ -47,6 +48,18 @@ async def supervise(
         recent = sum(loop.time() - moment < WINDOW_S for moment in failures)
         delay = min(FIRST_DELAY_S * 2 ** (recent - 1), MAX_DELAY_S)
         await sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 -- jitter is no secret
+
+
+def for_each(ones: Iterable[A], do: Callable[[A], object]) -> None:
+    """Do it for all of them, in order; then raise what came of those that raised: they stop no other."""
+    errors: list[BaseException] = []
+    for one in ones:
+        try:
+            do(one)
+        except BaseException as error:
+            errors.append(error)
+    if errors:
+        raise errors[0] if len(errors) == 1 else BaseExceptionGroup("several raised", errors)
 
 
 def attempt(action: Callable[[], T]) -> T | BaseException:

@@ -8,11 +8,12 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from ksi_common.envelope import EventEnvelope
-from ksi_common.errors import FailedPrecondition, InvalidArgument, KSIError
+from ksi_common.errors import FailedPrecondition, InternalError, InvalidArgument, KSIError
 from ksi_common.messages import Message, Notification, Request, spec_of
 from ksi_common.validation import refusal
 from ksi_daemon.database import Database, Transaction
 from ksi_daemon.dead_letters import DeadLetter
+from ksi_daemon.supervisor import attempt
 
 MAX_NAME: Final = 256
 """Characters."""
@@ -62,11 +63,16 @@ class Timer:
         return EventEnvelope(self.event, {}, self.causation_id, self.correlation_id, actor=self.actor)
 
     def request(self, kind: type[Message]) -> Request[Any]:
-        """Make its request; raise InvalidArgument where the class has changed and does not take it."""
-        try:
-            request = kind.model_validate_json(self.data)
-        except ValidationError as error:
-            raise refusal(error, kind, self.event) from None
+        """Make its request; raise InvalidArgument where the class has changed and does not take it.
+
+        What else a plugin's class raises is its bug: InternalError.
+        """
+        request = attempt(lambda: kind.model_validate_json(self.data))
+        if isinstance(request, ValidationError):
+            raise refusal(request, kind, self.event) from None
+        if isinstance(request, BaseException):
+            bug = f"{self.event} cannot be made: {type(request).__name__}: {request}"
+            raise InternalError(bug) from request
         if not isinstance(request, Request):
             raise InvalidArgument(f"{self.event} is no request any more", reason="not_durable")
         return request

@@ -18,13 +18,12 @@ from pydantic_core import from_json
 from ksi_common.bus import Bus
 from ksi_common.clock import Clock
 from ksi_common.envelope import set_current
-from ksi_common.errors import Cancelled, InternalError, KSIError, OperationalError
+from ksi_common.errors import Cancelled, KSIError, OperationalError
 from ksi_common.events.timer import Failed
 from ksi_common.messages import Message, Notification, Request
 from ksi_daemon import timer_rows
 from ksi_daemon.database import Database, Transaction
 from ksi_daemon.dead_letters import DeadLetter, DeadLetters
-from ksi_daemon.supervisor import attempt
 from ksi_daemon.timer_rows import Timer
 
 log = structlog.get_logger()
@@ -302,14 +301,8 @@ class DatabaseTimers:
 
     async def _ask(self, timer: Timer, kind: type[Message]) -> float:
         """Ask, and take the timer away; give when to ask again where that failed."""
-        request = attempt(partial(timer.request, kind))
-        if isinstance(request, BaseException) and not isinstance(request, KSIError):
-            # A plugin's class raised what it should not: that is its bug, and stops no other timer.
-            request = InternalError(f"{timer.event} cannot be made: {type(request).__name__}: {request}")
         try:
-            if isinstance(request, BaseException):
-                raise request
-            await self._bus.call(request)
+            await self._bus.call(timer.request(kind))
         except KSIError as error:
             return await self._handle_failure(timer, error)
         await self._persist(lambda tx: timer_rows.remove(tx, timer))

@@ -1,14 +1,9 @@
-"""Serve the routes that plugins give over HTTP, for development, to who knows the token: every user of the
-machine, and every page in a browser, can connect to a port. `curl -H "Authorization: Bearer $TOKEN"`
-
-[plugins.web]
-port = 8090
-token = "a long secret of your own"
+"""Serve the routes of plugins over HTTP to who knows the token: any page in a browser can reach a port.
+In ksi.toml: plugins.web = {port = 8090, token = "a long secret"}. `curl -H "Authorization: Bearer $TOKEN"`
 """
 
 import asyncio
 import json
-from collections.abc import Sequence
 from contextlib import closing, suppress
 from email import message_from_bytes
 from hmac import compare_digest
@@ -16,9 +11,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import BaseModel, Field
 
-from ksi_daemon.plugin import HttpRoute, HttpRoutes, KSIError, LocalBus, Services, hookimpl
-
-STATUS = {"NOT_FOUND": "404 Not Found", "UNAVAILABLE": "503 Service Unavailable"}
+from ksi_daemon.plugin import HttpRoute, HttpRoutes, KSIError, LocalBus, NotFound, Services, hookimpl
 
 
 class Web(BaseModel):
@@ -32,7 +25,7 @@ def ksi_settings() -> type[BaseModel]:
 
 
 @hookimpl
-def ksi_routes() -> Sequence[HttpRoute]:
+def ksi_routes() -> list[HttpRoute]:
     return [HttpRoute("GET", "/health", "system:health"), HttpRoute("GET", "/state", "state:get")]
 
 
@@ -42,24 +35,25 @@ async def ksi_serve(services: Services) -> None:
 
     async def answer(request: bytes) -> tuple[str, object]:
         line, _, headers = request.partition(b"\r\n")
-        said = str(message_from_bytes(headers)["authorization"]).encode(errors="replace")
-        if not compare_digest(said, f"Bearer {settings.token}".encode()):
+        said = str(message_from_bytes(headers)["authorization"])
+        if not compare_digest(said.encode(errors="replace"), f"Bearer {settings.token}".encode()):
             return "401 Unauthorized", {"message": "say the token of [plugins.web]"}
         method, target, _ = line.decode().split()
         url = urlsplit(target)
-        for event in (each.event for each in routes.all if (each.method, each.path) == (method, url.path)):
-            try:
-                return "200 OK", await bus.ask(event, dict(parse_qsl(url.query)))
-            except KSIError as error:
-                return STATUS.get(error.code, "400 Bad Request"), error.to_wire()
-        return "404 Not Found", {"message": f"nothing is at {url.path}"}
+        try:
+            for route in routes.all:
+                if (route.method, route.path) == (method, url.path):
+                    return "200 OK", await bus.ask(route.event, dict(parse_qsl(url.query)))
+            raise NotFound(f"nothing is at {url.path}")
+        except KSIError as error:
+            return "404 Not Found" if error.code == "NOT_FOUND" else "400 Bad Request", error.to_wire()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with closing(writer), suppress(EOFError, OSError, ValueError, asyncio.LimitOverrunError):
             async with asyncio.timeout(30):
                 status, body = await answer(await reader.readuntil(b"\r\n\r\n"))
-            head = f"HTTP/1.0 {status}\r\ncontent-type: application/json\r\n\r\n"
-            writer.write(f"{head}{json.dumps(body)}\n".encode())
+            text = f"HTTP/1.0 {status}\r\ncontent-type: application/json\r\n\r\n{json.dumps(body)}\n"
+            writer.write(text.encode())
 
     if settings.port and settings.token:
         async with await asyncio.start_server(serve, "127.0.0.1", settings.port) as server:

@@ -3,10 +3,8 @@
 import argparse
 import asyncio
 import faulthandler
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -22,6 +20,7 @@ from ksi_daemon.checking import declarations, source
 from ksi_daemon.checking.advice import advised
 from ksi_daemon.checking.findings import Finding, unique
 from ksi_daemon.daemon import Daemon
+from ksi_daemon.own_output import own_output
 from ksi_daemon.settings import Settings
 from ksi_daemon.supervisor import attempt
 
@@ -58,10 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # A plugin that hangs or crashes the process leaves the line that it was at on stderr.
     faulthandler.enable()
     faulthandler.dump_traceback_later(options.limit_s, exit=True)
-    with _own_output() as tell, tempfile.TemporaryDirectory(prefix="ksi-check-") as folder:
+    with own_output() as say, tempfile.TemporaryDirectory(prefix="ksi-check-") as folder:
         for finding in asyncio.run(_check(options.name, options.file, Path(folder), options.settings)):
-            tell(asdict(finding))
-        tell({"done": True})
+            say(asdict(finding))
+        say({"done": True})
 
 
 async def _check(name: str, file: Path | None, folder: Path, table: Mapping[str, Any]) -> Sequence[Finding]:
@@ -126,19 +125,6 @@ def _loaded(plugin: Plugin, took_ms: float) -> Iterator[Finding]:
     for does, events in (("answers", plugin.handled), ("tells", plugin.told), ("hears", plugin.subscribed)):
         if events:
             yield Finding("ok", f"{does} {', '.join(events)}")
-
-
-@contextmanager
-def _own_output() -> Iterator[Callable[[object], None]]:
-    """Keep stdout for findings: what the plugin prints goes to stderr, its children's and last words too."""
-    with os.fdopen(os.dup(1), "wb") as findings:
-        os.dup2(2, 1)
-
-        def tell(value: object) -> None:
-            findings.write(orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE))
-            findings.flush()
-
-        yield tell
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from ksi_daemon.database.migrations import CORE, migrate, refuse_newer, scripts
 from ksi_daemon.database.peeking import Peeking
 from ksi_daemon.database.transaction import Transaction
 from ksi_daemon.database.writer import Job, Writer
+from ksi_daemon.supervisor import for_each
 
 T = TypeVar("T")
 
@@ -249,7 +250,7 @@ class Database:
         self._handed_over -= len(jobs)
         # A callback or a subscriber that raises is reported by the loop, and keeps back nobody's answer.
         try:
-            _call_back(jobs)
+            for_each((callback for job in jobs for callback in job.after_commit), lambda callback: callback())
         finally:
             try:
                 told: list[StoredEvent] = []
@@ -282,19 +283,6 @@ class Database:
 
 def _nothing(_: Transaction) -> None:
     """Stand in for a unit that does nothing: the request's row is all that is written."""
-
-
-def _call_back(jobs: Sequence[Job]) -> None:
-    """Call everything that units left to do, in order; raise what came of those that raised."""
-    errors: list[BaseException] = []
-    for job in jobs:
-        for callback in job.after_commit:
-            try:
-                callback()
-            except BaseException as error:  # noqa: BLE001 -- the others are called, and then it is raised
-                errors.append(error)
-    if errors:
-        raise errors[0] if len(errors) == 1 else BaseExceptionGroup("after a commit", errors)
 
 
 def _resolve(future: "asyncio.Future[T]", job: Job) -> None:

@@ -34,7 +34,7 @@ class Errors:
 
     ``blame`` is told of each bug: it gives the name of the plugin that handles an event, and counts.
     ``culprit`` is asked first: it knows the plugin that a file belongs to, for that may be another's layer.
-    ``is_of_plugin`` knows the modules of plugins: a bug is placed there, not in a library that was called.
+    ``owner_of`` tells what is a plugin's: a bug is placed there, not in a library that was called.
     """
 
     def __init__(
@@ -43,11 +43,11 @@ class Errors:
         *,
         strict: bool = False,
         culprit: Callable[[str], str | None] = lambda _: None,
-        is_of_plugin: Callable[[str], bool] = lambda _: False,
+        owner_of: Callable[[str], object | None] = lambda _: None,
     ) -> None:
         self._blame = blame
         self._culprit = culprit
-        self._is_of_plugin = is_of_plugin
+        self._owner_of = owner_of
         self._strict = strict
 
     async def __call__(self, envelope: EventEnvelope, send: Send, call_next: Endpoint) -> None:
@@ -66,7 +66,7 @@ class Errors:
         """Give the error to answer with; what was not expected is logged as a bug (``strict``: raised)."""
         if isinstance(error, OperationalError | ReportedError):
             return error
-        file, line = _origin(error, self._is_of_plugin)
+        file, line = _origin(error, self._owner_of)
         where = f"{Path(file).name}:{line}" if file else "unknown"
         plugin = self._culprit(file) or self._blame(envelope.event)
         log.error(
@@ -100,12 +100,12 @@ def _last_frames(error: BaseException) -> TracebackType | None:
     return last
 
 
-def _origin(error: BaseException, is_of_plugin: Callable[[str], bool]) -> tuple[str, int]:
+def _origin(error: BaseException, owner_of: Callable[[str], object | None]) -> tuple[str, int]:
     """Give the place nearest to the error in a plugin, or else not ours; its cause may say more than it."""
     place = ("", 0)
     seen: BaseException | None = error
     while seen is not None:
-        *places, ours = _places(seen, is_of_plugin)
+        *places, ours = _places(seen, owner_of)
         for found in places:
             if found[0]:
                 return found
@@ -114,23 +114,22 @@ def _origin(error: BaseException, is_of_plugin: Callable[[str], bool]) -> tuple[
     return place
 
 
-def _places(error: BaseException, is_of_plugin: Callable[[str], bool]) -> list[tuple[str, int]]:
+def _places(error: BaseException, owner_of: Callable[[str], object | None]) -> list[tuple[str, int]]:
     """Give the last place in a plugin, in a library and in ours; ("", 0) where there is none."""
     last = dict.fromkeys((_PLUGINS, _LIBRARIES, _KSI), ("", 0))
     kinds: dict[str, int] = {}
     # By hand: there may be a thousand, and the loop waits.
     step = error.__traceback__
     while step is not None:
-        frame = step.tb_frame
-        file = frame.f_code.co_filename
+        file = step.tb_frame.f_code.co_filename
         if file not in kinds:
-            kinds[file] = _kind(file, frame.f_globals.get("__name__", ""), is_of_plugin)
+            kinds[file] = _kind(file, owner_of)
         last[kinds[file]] = (file, step.tb_lineno)
         step = step.tb_next
     return list(last.values())
 
 
-def _kind(file: str, module: str, is_of_plugin: Callable[[str], bool]) -> int:
+def _kind(file: str, owner_of: Callable[[str], object | None]) -> int:
     if file.startswith(_OURS):
         return _KSI
-    return _PLUGINS if is_of_plugin(module) else _LIBRARIES
+    return _LIBRARIES if owner_of(file) is None else _PLUGINS

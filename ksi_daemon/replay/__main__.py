@@ -7,9 +7,9 @@ JSON lines on stdout. It ends when it has said so; or, where it is to be kept, w
 
 import asyncio
 import sys
-from collections.abc import Mapping
-from contextlib import redirect_stdout
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import orjson
@@ -21,6 +21,7 @@ from ksi_daemon.database.apart import tables_made_by
 from ksi_daemon.lock import home_lock
 from ksi_daemon.logs import logging_to
 from ksi_daemon.main import loop_factory, raise_file_limit
+from ksi_daemon.own_output import Say, own_output
 from ksi_daemon.projections.rebuilders import declared_by
 from ksi_daemon.replay.making import Made, Plan, make
 from ksi_daemon.replay.rebuilding import Rebuilding
@@ -34,23 +35,26 @@ def main() -> int:
     sandbox = Paths(order.sandbox_path)
     settings = Settings(**order.settings)
     raise_file_limit()
-    try:
-        # What plugins print is none of our words.
-        with home_lock(sandbox), logging_to(sandbox.log, settings.log), redirect_stdout(sys.stderr):
-            daemon = Daemon(sandbox, settings, sandbox=True)
-            daemon.load()
-            plan = _plan(order, daemon)
-            made = make(plan, _progress)
-            result = _result(plan, made)
-            if plan.keep:
-                _say(result)
-            else:
-                with asyncio.Runner(loop_factory=loop_factory()) as runner:
-                    runner.run(_serve(daemon, result, keep=order.keep_running))
-    except KSIError as error:
-        _say({"error": error.to_wire()})
-        return 1
+    with own_output() as say:
+        try:
+            with home_lock(sandbox), logging_to(sandbox.log, settings.log):
+                _work(order, Daemon(sandbox, settings, sandbox=True), say)
+        except KSIError as error:
+            say({"error": error.to_wire()})
+            return 1
     return 0
+
+
+def _work(order: Order, daemon: Daemon, say: Say) -> None:
+    daemon.load()
+    plan = _plan(order, daemon)
+    made = make(plan, partial(_progress, say))
+    result = _result(plan, made)
+    if plan.keep:
+        say(result)
+    else:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(_serve(daemon, partial(say, result), keep=order.keep_running))
 
 
 def _plan(order: Order, daemon: Daemon) -> Plan:
@@ -78,7 +82,8 @@ def _result(plan: Plan, made: Made) -> Mapping[str, Any]:
     return {**asdict(made), "left_out": left_out, "socket": str(plan.sandbox.socket), "done": True}
 
 
-async def _serve(daemon: Daemon, result: Mapping[str, Any], *, keep: bool) -> None:
+async def _serve(daemon: Daemon, made: Callable[[], None], *, keep: bool) -> None:
+    """Call ``made``, then answer until nobody asks any more."""
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -86,7 +91,7 @@ async def _serve(daemon: Daemon, result: Mapping[str, Any], *, keep: bool) -> No
         daemon.lifecycle.stop("sandbox_done", 0.0)
 
     def ready(_: Daemon) -> None:
-        _say(result)
+        made()
         if keep:
             loop.add_reader(sys.stdin.fileno(), stop)  # nothing comes but its end
         else:
@@ -95,14 +100,8 @@ async def _serve(daemon: Daemon, result: Mapping[str, Any], *, keep: bool) -> No
     await daemon.serve(ready=ready)
 
 
-def _progress(work: Rebuilding, end: int) -> None:
-    _say({"applied": work.applied, "position": work.position, "end": end, "missing": work.missing})
-
-
-def _say(words: Mapping[str, Any]) -> None:
-    assert sys.__stdout__ is not None
-    sys.__stdout__.buffer.write(orjson.dumps(words, option=orjson.OPT_APPEND_NEWLINE))
-    sys.__stdout__.buffer.flush()
+def _progress(say: Say, work: Rebuilding, end: int) -> None:
+    say({"applied": work.applied, "position": work.position, "end": end, "missing": work.missing})
 
 
 if __name__ == "__main__":

@@ -6,21 +6,19 @@ Each prints JSON lines: how far it is, and in the end what came of it. Exit code
 import argparse
 import asyncio
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-
-import orjson
 
 from ksi_common.clock import SystemClock
 from ksi_common.errors import KSIError
 from ksi_common.paths import Paths, default_home
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.lock import home_lock
+from ksi_daemon.own_output import Say, own_output
 from ksi_daemon.settings import load_settings
 from ksi_daemon.transfer.exporting import export
-from ksi_daemon.transfer.importing import import_
+from ksi_daemon.transfer.importing import Progress, import_
 
 EVERY = 1000
 """Positions between two words of how far it is."""
@@ -32,29 +30,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("action", choices=("export", "import"))
     parser.add_argument("file", type=Path)
     options = parser.parse_args(arguments)
-    try:
-        _say((_export if options.action == "export" else _import)(options.file))
-    except KSIError as error:
-        _say({"error": error.to_wire()})
-        return 1
-    except OSError as error:
-        _say({"error": {"code": "FAILED_PRECONDITION", "message": str(error)}})
-        return 1
+    with own_output() as say:
+        try:
+            say((_export if options.action == "export" else _import)(options.file, _progress(say)))
+        except KSIError as error:
+            say({"error": error.to_wire()})
+            return 1
+        except OSError as error:
+            say({"error": {"code": "FAILED_PRECONDITION", "message": str(error)}})
+            return 1
     return 0
 
 
-def _export(file: Path) -> dict[str, object]:
+def _export(file: Path, progress: Progress) -> dict[str, object]:
     paths = Paths(default_home())
-    done = asyncio.run(export(paths, file, clock=SystemClock(), progress=_progress()))
+    done = asyncio.run(export(paths, file, clock=SystemClock(), progress=progress))
     return {"done": asdict(done)}
 
 
-def _import(file: Path) -> dict[str, object]:
+def _import(file: Path, progress: Progress) -> dict[str, object]:
     paths = Paths(default_home())
-    with home_lock(paths), redirect_stdout(sys.stderr):  # what plugins print is none of our words
+    with home_lock(paths):
         daemon = Daemon(paths, load_settings(paths))
         daemon.load()
-        made = asyncio.run(import_(paths, daemon, file, clock=SystemClock(), progress=_progress()))
+        made = asyncio.run(import_(paths, daemon, file, clock=SystemClock(), progress=progress))
     export = made.export
     return {
         "done": {
@@ -66,22 +65,16 @@ def _import(file: Path) -> dict[str, object]:
     }
 
 
-def _progress() -> Callable[[int, int], None]:
+def _progress(say: Say) -> Progress:
     told = 0
 
     def progress(seq: int, head: int) -> None:
         nonlocal told
         if seq >= told + EVERY:
             told = seq
-            _say({"position": seq, "end": head})
+            say({"position": seq, "end": head})
 
     return progress
-
-
-def _say(words: dict[str, object]) -> None:
-    assert sys.__stdout__ is not None
-    sys.__stdout__.buffer.write(orjson.dumps(words, option=orjson.OPT_APPEND_NEWLINE))
-    sys.__stdout__.buffer.flush()
 
 
 if __name__ == "__main__":

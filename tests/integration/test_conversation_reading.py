@@ -3,7 +3,7 @@
 import asyncio
 import json
 import stat
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -95,19 +95,20 @@ async def test_a_hit_is_shown_behind_letters_that_fold_into_more() -> None:
 
 
 async def test_a_session_is_written_by_several_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    write = Path.write_bytes
+    write, written = Path.write_bytes, threading.Barrier(4, timeout=60)
 
-    def slowly(path: Path, data: bytes) -> int:
+    def together(path: Path, data: bytes) -> int:
         size = write(path, data)
-        time.sleep(0.05)  # the others are at it by now
+        if path.parent.name == "exports":
+            written.wait()
         return size
 
-    monkeypatch.setattr(Path, "write_bytes", slowly)
+    monkeypatch.setattr(Path, "write_bytes", together)
     async with running_daemon(settings=SETTINGS) as ksi:
         await said(ksi, "hello " * 10_000, "s1")
         async with asyncio.TaskGroup() as tasks:
             asked = {"session_id": "s1", "format": "json"}
-            writing = [tasks.create_task(ksi.call_raw("conversation:export", asked)) for _ in range(20)]
+            writing = [tasks.create_task(ksi.call_raw("conversation:export", asked)) for _ in range(4)]
         text, mode = content(writing[0].result()["export_path"])
         assert (len(json.loads(text)), mode) == (2, 0o600)
         assert [path.name for path in (ksi.paths.home / "exports").iterdir()] == ["s1.json"]

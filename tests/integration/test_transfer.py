@@ -202,18 +202,23 @@ async def test_an_import_that_is_killed_is_gone_on_with(tmp_path: Path) -> None:
 
 UNENDING = """
 import sys, threading
+from contextlib import contextmanager
 from ksi_daemon.transfer import __main__ as transfer
 
-say, words = transfer._say, int(sys.argv.pop(1))
+own_output, words = transfer.own_output, int(sys.argv.pop(1))
 
-def say_so_often(said):
-    global words
-    if not words:
-        threading.Event().wait()
-    words -= 1
-    say(said)
+@contextmanager
+def own_output_so_often():
+    with own_output() as say:
+        def say_so_often(said):
+            global words
+            if not words:
+                threading.Event().wait()
+            words -= 1
+            say(said)
+        yield say_so_often
 
-transfer._say = say_so_often
+transfer.own_output = own_output_so_often
 transfer.main()
 """
 """Goes on after so many words as far as to the next, and waits there."""

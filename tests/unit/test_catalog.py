@@ -61,11 +61,27 @@ def test_a_class_is_found_by_the_name_of_its_event(
 
 
 @pytest.mark.parametrize(
-    ("module", "is_of_plugin"), [("shop.store.rows", True), ("shop", True), ("shopping", False), ("", False)]
+    ("file", "owner"),
+    [
+        ("/site/shop/handlers.py", "shop"),
+        ("/site/shop/store/rows.py", "shop"),
+        ("/site/shop/rooms.py", "room"),
+        ("/site/shopping.py", None),
+        ("/site/single.py", "single"),
+        ("/site/fractions.py", None),
+    ],
 )
-def test_a_plugin_has_the_modules_of_its_package(catalog: Catalog, module: str, is_of_plugin: bool) -> None:
-    catalog.plugins["shop"].module = ModuleType("shop.handlers")
-    assert catalog.is_of_plugin(module) is is_of_plugin
+def test_a_plugin_has_the_files_of_its_package(catalog: Catalog, file: str, owner: str | None) -> None:
+    catalog.plugins["single"] = Plugin("single", "single.py")
+    for plugin, module, package in (
+        ("shop", "shop/handlers", "shop"),
+        ("room", "shop/rooms", "shop"),
+        ("single", "single", ""),
+    ):
+        made = catalog.plugins[plugin].module = ModuleType(module.replace("/", "."))
+        made.__file__, made.__package__ = f"/site/{module}.py", package
+    found = catalog.owner_of(file)
+    assert (found.name if found else None) == owner
 
 
 def test_the_nearest_names_are_of_asked_and_told_events(catalog: Catalog) -> None:

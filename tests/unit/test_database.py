@@ -219,7 +219,7 @@ async def test_of_several_callbacks_that_raise_each_is_reported(
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: reported.append(repr(context.get("exception"))))
     assert await group(database, unit) == ["a"]
-    assert reported == ["ExceptionGroup('after a commit', [ZeroDivisionError(), ZeroDivisionError()])"]
+    assert reported == ["ExceptionGroup('several raised', [ZeroDivisionError(), ZeroDivisionError()])"]
 
 
 async def test_a_publisher_that_raises_keeps_no_answer_back(tmp_path: Path, reported: list[str]) -> None:

@@ -571,10 +571,10 @@ async def test_the_place_named_is_foreign_though_the_error_is_of_our_code(
 async def test_the_place_named_is_the_plugins_though_a_library_that_it_called_raised(
     sent: Sent, blame: Callable[[str], str]
 ) -> None:
-    errors = Errors(blame, is_of_plugin=lambda module: module == "shop")
+    errors = Errors(blame, owner_of=lambda file: "shop" if file.endswith("theirs.py") else None)
     source = "async def made(envelope, send):\n    fractions.Fraction(1, 0)\n"
     with capture_logs() as lines:
-        await errors(envelope(), sent, foreign(source, fractions=fractions, __name__="shop"))
+        await errors(envelope(), sent, foreign(source, fractions=fractions))
     assert lines[0]["where"] == "theirs.py:2"
     assert "(theirs.py:2)" in sent.error.message
 
