@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -235,7 +236,7 @@ async def test_a_try_cancelled_after_its_effect_is_not_done_twice(
 async def test_a_retry_that_overtakes_the_unit_of_a_cancelled_try_changes_nothing(
     daemon: RunningDaemon, keyed: ModuleType, wire: Wire
 ) -> None:
-    """Both units are in one group: the second finds the key of the first."""
+    """Both units wait for the writer: when the second begins no key is on disk, when it runs there is."""
     database = daemon.daemon.database
     envelopes = [envelope(keyed, f"e{number}") for number in range(2)]
     layer = daemon.daemon.idempotency
@@ -250,12 +251,18 @@ async def test_a_retry_that_overtakes_the_unit_of_a_cancelled_try_changes_nothin
         unit = envelope.joins.around(lambda tx: keyed.Done(number=keyed._count(tx, "a")))
         await send(Replied(await database.write_apart(unit)))
 
+    free = threading.Event()
+    held = database.write_apart(lambda _: free.wait(10))
     async with asyncio.TaskGroup() as tasks:
         first = tasks.create_task(_run(layer, envelopes[0], send, handle))
-        await asyncio.sleep(0)  # it has handed its unit over, which waits for the end of the turn
+        await asyncio.sleep(0)  # it has given its unit
         first.cancel()
         await asyncio.wait([first])
         tasks.create_task(_run(layer, envelopes[1], send, handle))
+        await asyncio.sleep(0)  # and so has this one, which found no key
+        assert database.statistics.waiting == 3
+        free.set()
+        await held
     assert answers == [{"number": 1}]
     assert effects(daemon) == ["a"]
 
