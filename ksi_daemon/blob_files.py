@@ -1,6 +1,7 @@
 """The files of blobs: opened relative to a descriptor of their folder, through no link. These calls block."""
 
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Collection, Iterator
@@ -63,31 +64,46 @@ def publish_draft(home: Path, name: str, sha256: str) -> None:
     """Make a synced draft the blob with this content, durably."""
     with _folder(home, FOLDER) as blobs:
         _make_folder(sha256[:2], blobs)
-    with _folder(home, FOLDER, _DRAFTS) as drafts, _folder(home, FOLDER, sha256[:2]) as folder:
+    with (
+        _folder(home, FOLDER, _DRAFTS) as drafts,
+        _folder(home, FOLDER, sha256[:2]) as folder,
+        _locked(folder),
+    ):
         os.rename(name, sha256[2:], src_dir_fd=drafts, dst_dir_fd=folder)
     sync_folders(home, sha256)
 
 
-def touch(home: Path, sha256: str) -> None:
-    """Have a blob be as new as if it had been stored now: retention leaves it for a while."""
-    with _folder(home, FOLDER, sha256[:2]) as folder:
-        os.utime(sha256[2:], dir_fd=folder, follow_symlinks=False)
+def touch(home: Path, sha256: str) -> bool:
+    """Have a blob be as new as if it had been stored now: ``collect`` leaves it; False where it is gone."""
+    try:
+        with _folder(home, FOLDER, sha256[:2]) as folder, _locked(folder):
+            os.utime(sha256[2:], dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def collect(home: Path, known: Collection[str], before_s: float) -> tuple[int, int]:
     """Remove the blobs that are not ``known`` and older than a time; give how many, and their bytes."""
-    removed = freed = 0
+    freed: list[int] = []
     with _folder(home, FOLDER) as blobs:
-        names = [name for name in os.listdir(blobs) if len(name) == 2]  # noqa: PTH208 -- as above
-    for inner in names:
-        with _folder(home, FOLDER, inner) as folder:
+        inner = [name for name in os.listdir(blobs) if len(name) == 2]  # noqa: PTH208 -- as above
+    for part in inner:
+        with _folder(home, FOLDER, part) as folder:
             for name in os.listdir(folder):  # noqa: PTH208
-                found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-                if path_of(inner + name) not in known and found.st_mtime < before_s:
-                    os.unlink(name, dir_fd=folder)
-                    removed += 1
-                    freed += found.st_size
-    return removed, freed
+                if path_of(part + name) not in known:
+                    freed += _remove_older(folder, name, before_s)
+    return len(freed), sum(freed)
+
+
+def _remove_older(folder: int, name: str, before_s: float) -> list[int]:
+    """Remove a file that is older than a time; give its bytes, if it was."""
+    with _locked(folder):  # or who stores it once more would find it here, and it would go all the same
+        found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        if found.st_mtime >= before_s:
+            return []
+        os.unlink(name, dir_fd=folder)
+    return [found.st_size]
 
 
 def sync_folders(home: Path, sha256: str) -> None:
@@ -112,6 +128,16 @@ def _folder(home: Path, *parts: str) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _locked(folder: int) -> Iterator[None]:
+    """Have what is done with one name stand alone, among threads and processes."""
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(folder, fcntl.LOCK_UN)
 
 
 def _make_folder(name: str, parent: int) -> None:

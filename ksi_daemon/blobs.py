@@ -136,7 +136,8 @@ class FileBlobs:
                     pass
         except DataLoss:
             return None
-        await _disk(asyncio.to_thread(blob_files.touch, self._home, reference.sha256))
+        if not await _disk(asyncio.to_thread(blob_files.touch, self._home, reference.sha256)):
+            return None
         await _disk(asyncio.to_thread(blob_files.sync_folders, self._home, reference.sha256))
         return reference
 

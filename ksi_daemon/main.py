@@ -88,6 +88,7 @@ def _run_to_end(work: Coroutine[Any, Any, None]) -> None:
 async def _run(daemon: Daemon, *, recovered: bool) -> None:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_log_unhandled)
+    loop.add_signal_handler(signal.SIGHUP, daemon.reloading.hang_up)
 
     def ready(daemon: Daemon) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -95,7 +96,6 @@ async def _run(daemon: Daemon, *, recovered: bool) -> None:
             loop.add_signal_handler(number, daemon.lifecycle.stop, signal.Signals(number).name, grace_s)
         settle_memory()
         log.info("daemon.ready", socket=str(daemon.paths.socket), plugins=len(daemon.assembly.loaded))
-        loop.add_signal_handler(signal.SIGHUP, daemon.reloading.hang_up)
         notify.ready(f"serving on {daemon.paths.socket}")
         _feed_watchdog(loop)
 

@@ -15,7 +15,7 @@ def store_blob(home: Path, data: bytes) -> None:
     What is there already is read: were it damaged, the new event would be, too.
     """
     digest = sha256(data).hexdigest()
-    if _is_there(home, digest, data):
+    if _is_there(home, digest, data) and blob_files.touch(home, digest):
         blob_files.sync_folders(home, digest)
         return
     name = new_id()
@@ -33,10 +33,7 @@ def store_blob(home: Path, data: bytes) -> None:
 def _is_there(home: Path, digest: str, data: bytes) -> bool:
     try:
         with os.fdopen(blob_files.open_to_read(home, blob_files.path_of(digest)), "rb") as file:
-            found = file.read(len(data) + 1) == data
-            if found:
-                os.utime(file.fileno())  # it is wanted again: retention is to leave it
-            return found
+            return file.read(len(data) + 1) == data
     except FileNotFoundError:
         return False
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import orjson
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ksi_common.clock import Clock
 from ksi_common.events.completion import Usage
@@ -76,7 +76,11 @@ class ResponseCache:
             return None
         if not rows:
             return None
-        answer = _adapter().validate_json(rows[0]["answer"])
+        try:
+            answer = _adapter().validate_json(rows[0]["answer"])
+        except ValidationError as error:
+            log.warning("cache.not_read", error=f"the answer that was kept is damaged: {error}")
+            return None
         return replace(answer, usage=Usage(), response={**answer.response, CACHED: True})
 
     def put(self, provider: str, job: Job, answer: Answer) -> None:

@@ -706,6 +706,14 @@ def test_settings_that_are_wrong_are_refused_and_what_was_in_force_stays(control
     assert control.ask("config:reload")["changed"] == []
 
 
+def test_a_hang_up_while_it_starts_ends_nothing(control: Control) -> None:
+    control.add_plugin("hung", "import os, signal\nos.kill(os.getpid(), signal.SIGHUP)\n")
+    assert control("start").returncode == 0
+    status = control("status").stdout
+    assert "quarantined" not in status
+    assert "after a crash" not in status
+
+
 def test_without_a_daemon_there_is_nothing_to_reload(control: Control) -> None:
     done = control("reload")
     assert (done.returncode, done.stderr) == (3, "KSI is not running; its next start reads the settings.\n")

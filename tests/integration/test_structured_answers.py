@@ -114,3 +114,12 @@ async def test_an_answer_that_cannot_be_kept_is_given_all_the_same(monkeypatch: 
         assert (first["type"], first["text"]) == ("result", "hello")
         monkeypatch.undo()
         assert [(await ask(ksi, "hello"))[-1]["cached"] for _ in range(2)] == [False, True]
+
+
+async def test_a_kept_answer_that_is_damaged_is_asked_for_anew() -> None:
+    async with running_daemon(settings=table(cache={})) as ksi:
+        await ask(ksi, "hello")
+        await ksi.daemon.database.write_apart(
+            lambda tx: tx.execute("UPDATE completion_cache SET answer = x'7b'").rowcount
+        )
+        assert [(await ask(ksi, "hello"))[-1]["cached"] for _ in range(2)] == [False, True]

@@ -4,9 +4,11 @@ import asyncio
 import errno
 import hashlib
 import os
+import threading
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -15,6 +17,7 @@ from ksi_common.errors import DataLoss, InvalidArgument
 from ksi_common.references import Reference
 from ksi_daemon import blob_files
 from ksi_daemon.blobs import CHUNK, FileBlobs
+from ksi_daemon.database.claims import store_blob
 from ksi_daemon.database.errors import StoreUnavailable
 
 LARGE = bytes(range(256)) * (2 * CHUNK // 256) + b"and a bit"
@@ -247,6 +250,49 @@ async def test_what_a_crash_left_half_written_is_gone_after_the_next_start(tmp_p
     assert len(stored_files(tmp_path)) == 1
     await FileBlobs(tmp_path).prepare()
     assert stored_files(tmp_path) == []
+
+
+def test_who_stores_what_is_being_collected_is_told_that_it_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob_files.prepare(tmp_path)
+    store_blob(tmp_path, b"hello")
+    digest = hashlib.sha256(b"hello").hexdigest()
+    os.utime(tmp_path / blob_files.path_of(digest), (0, 0))
+    found: list[bool] = []
+    again = threading.Thread(target=lambda: found.append(blob_files.touch(tmp_path, digest)))
+    look = os.stat
+
+    def look_and_let_another_store(name: str, **options: Any) -> os.stat_result:
+        result = look(name, **options)
+        if "dir_fd" in options:
+            again.start()
+            again.join(0.2)  # it waits; a net for where it does not
+        return result
+
+    monkeypatch.setattr(os, "stat", look_and_let_another_store)
+    assert blob_files.collect(tmp_path, (), before_s=1.0) == (1, 5)
+    again.join()
+    assert found == [False]
+
+
+@pytest.mark.parametrize("by", ["blobs", "claim"])
+async def test_what_is_collected_while_it_is_stored_again_is_written_anew(
+    blobs: FileBlobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    reference = await blobs.put(b"hello")
+    touch = blob_files.touch
+
+    def collected_first(home: Path, sha256: str) -> bool:
+        (tmp_path / reference.path).unlink()
+        return touch(home, sha256)
+
+    monkeypatch.setattr(blob_files, "touch", collected_first)
+    if by == "blobs":
+        assert await blobs.put(b"hello") == reference
+    else:
+        store_blob(tmp_path, b"hello")
+    assert await blobs.read(reference) == b"hello"
 
 
 async def test_a_disk_that_does_not_take_it_is_said_to_be_unavailable(
