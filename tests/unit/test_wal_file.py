@@ -3,6 +3,8 @@
 import os
 import shutil
 from collections import namedtuple
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -23,25 +25,36 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return written
 
 
+@pytest.fixture
+def log(path: Path) -> Iterator[WalFile]:
+    with closing(WalFile(path)) as log:
+        yield log
+
+
+def extend(path: Path) -> None:
+    with closing(WalFile(path)) as log:
+        log.extend()
+
+
 def test_the_file_is_filled_with_zeros_behind_what_is_written(path: Path) -> None:
-    WalFile(path).extend()
+    extend(path)
     assert path.read_bytes() == b"frames".ljust(100_000, b"\0")
 
 
 def test_a_file_that_is_long_enough_is_left_alone(path: Path) -> None:
     path.write_bytes(b"x" * 100_001)
-    WalFile(path).extend()
+    extend(path)
     assert path.read_bytes() == b"x" * 100_001
 
 
 def test_a_log_that_was_never_written_is_not_made(tmp_path: Path) -> None:
-    WalFile(tmp_path / "a-wal").extend()
+    extend(tmp_path / "a-wal")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_with_little_room_is_left_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: _Usage(10**9, 0, 16 * 100_000 - 1))
-    WalFile(path).extend()
+    extend(path)
     assert path.read_bytes() == b"frames"
 
 
@@ -50,12 +63,11 @@ def test_a_file_that_refuses_is_left_alone(path: Path, monkeypatch: pytest.Monke
         raise OSError("no")
 
     monkeypatch.setattr(shutil, "disk_usage", refuse)
-    WalFile(path).extend()
+    extend(path)
     assert path.read_bytes() == b"frames"
 
 
-def test_growth_beyond_the_extent_is_told_once(path: Path) -> None:
-    log = WalFile(path)
+def test_growth_beyond_the_extent_is_told_once(path: Path, log: WalFile) -> None:
     assert not log.has_grown()
     log.extend()
     assert not log.has_grown()
@@ -65,17 +77,15 @@ def test_growth_beyond_the_extent_is_told_once(path: Path) -> None:
     assert not log.has_grown()
 
 
-def test_a_file_that_is_not_there_yet_has_no_size_and_did_not_grow(path: Path) -> None:
+def test_a_file_that_is_not_there_yet_has_no_size_and_did_not_grow(path: Path, log: WalFile) -> None:
     path.unlink()
-    log = WalFile(path)
     assert log.size == 0
     assert not log.has_grown()
     path.write_bytes(b"frames")
     assert log.size == 6
 
 
-def test_its_times_are_not_looked_at(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = WalFile(path)
+def test_its_times_are_not_looked_at(path: Path, log: WalFile, monkeypatch: pytest.MonkeyPatch) -> None:
     log.extend()
 
     def look(*_: object, **__: object) -> None:
@@ -88,8 +98,7 @@ def test_its_times_are_not_looked_at(path: Path, monkeypatch: pytest.MonkeyPatch
         assert not log.has_grown()
 
 
-def test_a_closed_file_is_opened_again_when_it_is_asked_for(path: Path) -> None:
-    log = WalFile(path)
+def test_a_closed_file_is_opened_again_when_it_is_asked_for(path: Path, log: WalFile) -> None:
     assert log.size == 6
     log.close()
     log.close()
@@ -99,7 +108,7 @@ def test_a_closed_file_is_opened_again_when_it_is_asked_for(path: Path) -> None:
 def test_what_is_committed_into_a_long_log_is_read_by_others(tmp_path: Path) -> None:
     with bench(tmp_path) as desk:
         desk.group(put(1))
-        WalFile(tmp_path / "ksi.db-wal").extend()  # as the writer would: it has nothing to do now
+        extend(tmp_path / "ksi.db-wal")  # as the writer would: it has nothing to do now
         desk.group(put(2))
         assert rows(tmp_path / "ksi.db", "SELECT x FROM things") == [(1,), (2,)]
 
@@ -108,7 +117,7 @@ def test_a_copy_of_a_long_log_is_recovered(tmp_path: Path) -> None:
     """As after a crash: the index of the log is lost, and made anew from a log with zeros behind it."""
     with bench(tmp_path) as desk:
         desk.group(put(1))
-        WalFile(tmp_path / "ksi.db-wal").extend()
+        extend(tmp_path / "ksi.db-wal")
         desk.group(put(2))
         copied = tmp_path / "copied"
         copied.mkdir()
