@@ -6,7 +6,7 @@ import sys
 
 if __name__ == "__main__":
     # What is loaded stays: looking for garbage in it again and again would be work for nothing.
-    gc.set_threshold(10_000, 10, 1_000)
+    gc.set_threshold(10_000, 1_000, 1_000)
     # It asks for the settings to be read again: here they are yet to be read.
     signal.signal(signal.SIGHUP, lambda *_: None)
     from ksi_daemon.main import main

@@ -27,6 +27,8 @@ log = structlog.get_logger()
 
 _LEFT_S: Final = 1.0
 """Time for tasks that are left at the end to let themselves be cancelled."""
+_SETTLE_S: Final = 1.0
+"""After it is ready, so that whoever waits for the first answer does not wait for the collector."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,7 +96,7 @@ async def _run(daemon: Daemon, *, recovered: bool) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             grace_s = daemon.settings.limits.drain_s
             loop.add_signal_handler(number, daemon.lifecycle.stop, signal.Signals(number).name, grace_s)
-        settle_memory()
+        loop.call_later(_SETTLE_S, settle_memory)
         log.info("daemon.ready", socket=str(daemon.paths.socket), plugins=len(daemon.assembly.loaded))
         notify.ready(f"serving on {daemon.paths.socket}")
         _feed_watchdog(loop)
