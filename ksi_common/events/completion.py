@@ -156,8 +156,8 @@ class Step(Message):
     ``accepted``: request_id, session_id, provider, model, position. ``started``: attempt; what came before
     of an earlier attempt is void. ``delta``: text. ``progress``: elapsed_s. ``retrying``: attempt, reason,
     message, delay_s. ``failover``: provider and model that are asked instead of the one before them, reason,
-    message. ``paused``: it waits for more of a budget; reason, message. At last one of ``result``: text,
-    usage, finish_reason, duration_ms, reference, provider_changed, cached, structured;
+    message. ``paused``: it waits for more of a budget, or until it is resumed; reason, message. At last one
+    of ``result``: text, usage, finish_reason, duration_ms, reference, provider_changed, cached, structured;
     ``failed``: failure; ``cancelled``: proof.
 
     The text of a result is all of it; None where that is more than 1 MiB, for the deltas had it, and

@@ -7,13 +7,11 @@ from typing import Final
 import structlog
 
 from ksi_common.clock import Clock
-from ksi_completion.pauses import Pauses
+from ksi_completion.pauses import BUDGET, Pauses
 from ksi_daemon.plugin import Database, OperationalError, Transaction
 
 log = structlog.get_logger()
 
-PREFIX: Final = "budget:"
-"""Of the reason of such a pause; the budget's name follows."""
 AGAIN_S: Final = 1.0
 """Between tries where the disk does not take that they are let go."""
 
@@ -31,7 +29,7 @@ class BudgetHolds:
 
     def hold_in(self, tx: Transaction, session_id: str, budget: str) -> None:
         """Hold a session, in a unit of work."""
-        self._pauses.pause_in(tx, "session", session_id, PREFIX + budget)
+        self._pauses.pause_in(tx, "session", session_id, BUDGET + budget)
 
     def release(self) -> None:
         """Let all of them try again, soon."""
@@ -53,7 +51,7 @@ class BudgetHolds:
                 asyncio.get_running_loop().call_later(AGAIN_S, self.release)
 
     async def _let_go(self) -> None:
-        held = [pause for pause in self._pauses.listed() if pause.reason.startswith(PREFIX)]
+        held = [pause for pause in self._pauses.listed() if pause.reason.startswith(BUDGET)]
         if held:
 
             def resume(tx: Transaction) -> None:

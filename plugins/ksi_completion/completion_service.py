@@ -70,7 +70,7 @@ class CompletionService:
         self._dead = dead
         self._limit = limit
         self._queue = opened.queue
-        self.pauses = Pauses(database, clock, opened.queue)
+        self.pauses = Pauses(database, clock, opened.queue, opened.tell_paused)
         self._entering: set[object] = set()
         """On their way into the queue: they have their places."""
 
@@ -237,9 +237,17 @@ class CompletionService:
                 raise SetAside(f"completion {row.request_id} is set aside", reason="completion_dead")
             yield await self._ending.last_step(row)
             return
-        async with aclosing(live.follow()) as steps:
+        async with aclosing(live.follow(self._held(row.request_id))) as steps:
             async for step in steps:
                 yield step
+
+    def _held(self, request_id: str) -> Step | None:
+        """Give the step that says why a completion does not begin, where that is a pause."""
+        one = self._opened.get(request_id)
+        if one is None or not self._opened.is_waiting(request_id):
+            return None
+        pauses = self.pauses.listed(*one.entry.scopes)
+        return Step.model_validate({"type": "paused", **one.paused(pauses[0])}) if pauses else None
 
     async def _wait_ended(self, row: Row) -> None:
         """Wait for an end; not for one that the disk does not take."""

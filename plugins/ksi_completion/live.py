@@ -43,13 +43,18 @@ class Live:
         for follower in self._followers:
             follower.put(last)
 
-    async def follow(self) -> AsyncGenerator[Step, None]:
-        """Give the steps from the beginning, what was said already as few deltas, to the last one."""
+    async def follow(self, held: Step | None = None) -> AsyncGenerator[Step, None]:
+        """Give the steps from the beginning, what was said already as few deltas, to the last one.
+
+        ``held``: what is to be told after what is known, where it waits for something now.
+        """
         follower = _Follower()
         follower.put(Step.model_validate(self._accepted))
         if self._started is not None:
             follower.put(Step.model_validate(self._started))
             self._say("".join(self._text), (follower,))
+        if held is not None:
+            follower.put(held)
         self._followers.add(follower)
         try:
             while True:

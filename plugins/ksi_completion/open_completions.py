@@ -1,13 +1,15 @@
 """The completions that have no end yet: what is known of each, and who follows it."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from ksi_common.events.completion import Step
+from ksi_common.events.completion_parts import Pause
 from ksi_completion.jobs import Jobs
 from ksi_completion.live import Live
+from ksi_completion.pauses import told
 from ksi_completion.queue_manager import Entry, QueueManager
 from ksi_completion.rows import Row, StoredMessage
 from ksi_completion.running import Attempt
@@ -43,6 +45,12 @@ class Open:
     """How long it waits, where it is to be tried again."""
     faults: int = 0
     """Bugs that it met, of which the row may not know."""
+
+    def paused(self, pause: Pause) -> Mapping[str, str]:
+        """Give the fields of the step that says why it does not begin."""
+        reason, message = told(pause)
+        named = {"request_id": self.entry.request_id, "session_id": self.entry.session_id}
+        return {**named, "reason": reason, "message": message}
 
 
 class OpenCompletions:
@@ -104,6 +112,13 @@ class OpenCompletions:
     def is_waiting(self, request_id: str) -> bool:
         """Tell whether one has yet to have its turn, whatever its row says of the daemon before."""
         return self.queue.is_queued(request_id)
+
+    def tell_paused(self, pause: Pause) -> None:
+        """Tell who follows one that waits, and does so because of this from now on."""
+        scope = (pause.scope, pause.name)
+        for request_id, one in self._open.items():
+            if one.live is not None and scope in one.entry.scopes and self.is_waiting(request_id):
+                one.live.tell("paused", one.paused(pause))
 
     def is_ending(self, request_id: str) -> bool:
         """Tell whether it is known what comes of one, and the disk has yet to take it."""

@@ -1,6 +1,6 @@
 """What is paused, by whom: kept on disk, and in the queue while the daemon runs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from ksi_common.clock import Clock, format_time
@@ -10,6 +10,8 @@ from ksi_completion.queue_manager import QueueManager, Scope
 from ksi_daemon.plugin import Database, Transaction
 
 ASKED: Final = "asked"
+BUDGET: Final = "budget:"
+"""Of the reason of a pause that a budget makes; its name follows."""
 
 _PAUSE: Final = "INSERT OR IGNORE INTO completion_pauses VALUES (?, ?, ?, ?)"
 _RESUME: Final = (
@@ -23,12 +25,22 @@ Key = tuple[Scope, str, str]
 
 
 class Pauses:
-    """Hold parts of the queue, and let them go. ``load`` it once before it is asked."""
+    """Hold parts of the queue, and let them go. ``load`` it once before it is asked.
 
-    def __init__(self, database: Database, clock: Clock, queue: QueueManager) -> None:
+    ``tell`` hears of each pause as it begins, for those who wait.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        queue: QueueManager,
+        tell: Callable[[Pause], None],
+    ) -> None:
         self._database = database
         self._clock = clock
         self._queue = queue
+        self._tell = tell
         self._paused: dict[Key, int] = {}
 
     async def load(self) -> None:
@@ -57,14 +69,14 @@ class Pauses:
     def listed(self, *names: tuple[Scope, str]) -> list[Pause]:
         """Describe what is paused; of these only, where some are given."""
         return [
-            Pause(scope=scope, name=name, reason=reason, since=format_time(since_us))
-            for (scope, name, reason), since_us in self._paused.items()
-            if not names or (scope, name) in names
+            _pause(key, since_us) for key, since_us in self._paused.items() if not names or key[:2] in names
         ]
 
     def _note(self, scope: Scope, name: str, reason: str, since_us: int) -> None:
-        self._paused[scope, name, reason] = since_us
+        key = (scope, name, reason)
+        self._paused[key] = since_us
         self._queue.pause(scope, name)
+        self._tell(_pause(key, since_us))
 
     def _end(self, scope: Scope, name: str, reasons: Sequence[str]) -> None:
         for reason in reasons:
@@ -80,3 +92,21 @@ def scope_of(request: PauseQueue | ResumeQueue) -> tuple[Scope, str]:
     if request.provider is not None:
         return "provider", request.provider
     return "queue", ""
+
+
+def told(pause: Pause) -> tuple[str, str]:
+    """Give the reason, and the words for people, that who waits because of a pause is told."""
+    if pause.reason.startswith(BUDGET):
+        return "budget_exceeded", used_up(pause.reason.removeprefix(BUDGET))
+    what = f"{pause.scope} {pause.name}" if pause.name else "the queue"
+    return "paused", f"{what} is paused; completion:resume lets it go on"
+
+
+def used_up(budget: str) -> str:
+    """Say that there is no more of a budget, and what helps."""
+    return f"budget {budget} is used up; budget:set gives more"
+
+
+def _pause(key: Key, since_us: int) -> Pause:
+    scope, name, reason = key
+    return Pause(scope=scope, name=name, reason=reason, since=format_time(since_us))

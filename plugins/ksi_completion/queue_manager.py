@@ -28,6 +28,11 @@ class Entry:
     provider: str = field(compare=False)
     priority: int = field(default=0, compare=False)
 
+    @property
+    def scopes(self) -> Sequence[tuple[Scope, str]]:
+        """Name what may be paused, each of which keeps it from beginning."""
+        return ("queue", ""), ("session", self.session_id), ("provider", self.provider)
+
 
 class QueueManager:
     """Keep the order. Everything here is synchronous and on the loop.

@@ -23,6 +23,7 @@ from ksi_completion.jobs import MakeJob
 from ksi_completion.live import PIECE, Live
 from ksi_completion.next_tries import NextTries, Setback
 from ksi_completion.outcomes import Again, Outcome
+from ksi_completion.pauses import used_up
 from ksi_completion.provider_manager import ProviderManager
 from ksi_completion.providers.interface import Answer, Generation, Job, ProviderFailure
 from ksi_completion.reservations import OverBudget, Reservation
@@ -340,9 +341,12 @@ class Attempt:
         row = replace(self.row, attempts=self._attempt, worked_ms=self.row.worked_ms + self._elapsed_ms())
         was_called = self._generation is not None
         usage = Usage(prompt_tokens=self._reservation.tokens) if was_called else None
-        message = f"budget {over.name} is used up; budget:set gives more"
         setback = Setback(
-            reason="budget_exceeded", message=message, usage=usage, lease=self._lease, over=over
+            reason="budget_exceeded",
+            message=used_up(over.name),
+            usage=usage,
+            lease=self._lease,
+            over=over,
         )
         return await self._again(row, setback)
 

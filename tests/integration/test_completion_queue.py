@@ -106,6 +106,32 @@ async def test_what_is_paused_begins_after_a_restart_when_it_is_resumed(tmp_path
         assert (await status(ksi, "r1"))["state"] == "completed"
 
 
+@pytest.mark.parametrize(
+    ("scope", "what"),
+    [({}, "the queue"), ({"session_id": "s"}, "session s"), ({"provider": "embedded"}, "provider embedded")],
+)
+async def test_who_follows_what_is_paused_hears_why_it_does_not_begin(
+    tmp_path: Path, scope: Frame, what: str
+) -> None:
+    async with daemon() as ksi, ksi.connect() as wire, ksi.connect() as early, ksi.connect() as late:
+        await ask(wire, f"mode:gate {tmp_path / 'gate'}", "r1")
+        await until(ksi, "completion:started")
+        data = {"prompt": "echo: x", "request_id": "r2", "session_id": "s"}
+        early.send({"event": "completion:stream", "data": data, "id": "f"})
+        assert (await early.receive())["data"]["type"] == "accepted"
+        await ksi.call_raw("completion:pause", scope)
+        late.send({"event": "completion:stream", "data": data, "id": "f"})
+        assert (await late.receive())["data"]["type"] == "accepted"
+        for follower in (early, late):
+            step = (await follower.receive())["data"]
+            said = f"{what} is paused; completion:resume lets it go on"
+            assert (step["type"], step["reason"], step["message"]) == ("paused", "paused", said)
+        (tmp_path / "gate").touch()
+        await ksi.call_raw("completion:resume", scope)
+        for follower in (early, late):
+            assert (await follower.receive())["data"]["type"] == "started"
+
+
 async def test_a_pause_of_a_session_and_a_provider_at_once_is_refused() -> None:
     async with daemon() as ksi, ksi.connect() as wire:
         error = await refused(wire, "completion:pause", session_id="s", provider="embedded")
