@@ -52,6 +52,14 @@ def test_the_events_that_show_what_is_here_are_declared() -> None:
     assert [(feature, event) for feature, event in named if event not in declared] == []
 
 
+def test_the_fields_that_the_calls_give_are_of_their_events() -> None:
+    """But in the row that shows a refusal."""
+    shown = [row for row in ROWS if not row.feature.startswith("Input validation")]
+    named = [(row.feature, *call) for row in shown for call in calls(row.command)]
+    assert len(named) > 20
+    assert [(feature, event, field) for feature, event, field in named if field not in fields(event)] == []
+
+
 def test_the_tests_that_show_what_is_here_are_found() -> None:
     assert [(row.feature, row.command) for row in HERE if not selects_tests(row.command)] == []
 
@@ -64,6 +72,18 @@ def programs(command: str) -> list[str]:
 def events(command: str) -> list[str]:
     """Name the events that a command calls or looks at."""
     return re.findall(r"(?:ksi call|events show) ([\w:]+)", command)
+
+
+def calls(command: str) -> list[tuple[str, str]]:
+    """Name the events that a command calls, each with every field that it gives."""
+    found = re.findall(r"ksi call ([\w:]+)((?: \w+:?='[^']*'| \w+:?=\S+)*)", command)
+    return [(event, field) for event, given in found for field in re.findall(r" (\w+):?=", given)]
+
+
+def fields(event: str) -> list[str]:
+    """Name the fields of an event, by its page."""
+    page = (ROOT / "docs/reference/events.md").read_text().partition(f"\n### {event}\n")[2]
+    return re.findall(r"^\| `(\w+)`", page.partition("\n### ")[0].partition("| Reply |")[0], re.MULTILINE)
 
 
 def declared_events() -> set[str]:
