@@ -48,14 +48,19 @@ def complain(text: str) -> None:
 
 
 def models(health: Mapping[str, Any]) -> str:
-    """Name the providers of models that can be used, and the others; say why where there is none to use."""
+    """Name the providers of models that can be used, and the others; say why where there is none to use.
+
+    Models that have failed too often are named as well.
+    """
     found = dict(health["checks"]["providers"]["detail"])
     found.pop("configured", None)
+    left_alone = found.pop("left_alone", [])
     usable = [f"{name} (no key needed)" if name == "embedded" else name for name in found.pop("usable", [])]
     if not usable:
         return "; ".join(["none", *(f"{name}: {why}" for name, why in found.items())])
     others = f"; not set up: {', '.join(found)} (docs/providers.md)" if found else ""
-    return ", ".join(usable) + others
+    failing = f"; left alone for a while: {', '.join(left_alone)}" if left_alone else ""
+    return ", ".join(usable) + failing + others
 
 
 def duration(seconds: float) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ksi_client.control.wording import duration, size
+from ksi_client.control.wording import duration, models, size
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,16 @@ def test_a_duration_has_its_two_largest_units(seconds: float, text: str) -> None
 )
 def test_a_size_has_at_most_three_digits(amount: int, text: str) -> None:
     assert size(amount) == text
+
+
+def test_a_model_that_is_left_alone_is_no_provider_that_is_not_set_up() -> None:
+    detail = {
+        "configured": 2,
+        "usable": ["embedded"],
+        "litellm": "litellm is not installed",
+        "left_alone": ["litellm/gpt"],
+    }
+    assert models({"checks": {"providers": {"detail": detail}}}) == (
+        "embedded (no key needed); left alone for a while: litellm/gpt; "
+        "not set up: litellm (docs/providers.md)"
+    )
