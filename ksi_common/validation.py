@@ -1,6 +1,6 @@
 """From JSON to a message, once, at the edge; and what to say where that fails."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
@@ -43,7 +43,7 @@ def parser(cls: type[M]) -> Callable[[Mapping[str, Any]], M]:
         try:
             message = validate(text, strict=True, extra="forbid", by_name=False)
         except ValidationError as error:
-            raise refusal(error, cls, name) from None
+            raise refusal(error, cls, name, data) from None
         return message
 
     return parse
@@ -57,15 +57,22 @@ def _empty(cls: type[M]) -> M | None:
         return None
 
 
-def refusal(error: ValidationError, cls: type[BaseModel], event: str) -> InvalidArgument:
-    """Say what is wrong with the first field that is, and list the others in ``details.problems``."""
+def refusal(
+    error: ValidationError, cls: type[BaseModel], event: str, data: Mapping[str, Any] | None = None
+) -> InvalidArgument:
+    """Say what is wrong with the first field that is, and list the others in ``details.problems``.
+
+    ``data``: what was read, where it is at hand; paths are then of places in it.
+    """
     problems = error.errors(include_url=False, include_input=False)
     problems.sort(
         key=lambda problem: problem["type"] != "extra_forbidden"
     )  # a misspelt field is missing, too
-    texts = [_describe(problem, cls, event) for problem in problems[:20]]
+    fields = [_path(problem, data) for problem in problems[:20]]
+    texts = [
+        _describe(problem, path, cls, event) for problem, path in zip(problems[:20], fields, strict=True)
+    ]
     message, hint = texts[0]
-    fields = [_path(problem) for problem in problems[:20]]
     return InvalidArgument(
         message,
         hint=hint or f"system:help {{event: {event}}} shows its fields",
@@ -90,8 +97,7 @@ _PATTERNS = {
 _REASONS = {"extra_forbidden": "unknown_field", "missing": "missing"}
 
 
-def _describe(problem: ErrorDetails, cls: type[BaseModel], event: str) -> tuple[str, str | None]:
-    path = _path(problem)
+def _describe(problem: ErrorDetails, path: str, cls: type[BaseModel], event: str) -> tuple[str, str | None]:
     match problem["type"]:
         case "extra_forbidden":
             near = nearest(str(problem["loc"][-1]), _siblings(cls, problem))
@@ -110,5 +116,19 @@ def _siblings(cls: type[BaseModel], problem: ErrorDetails) -> Sequence[str]:
     return ()
 
 
-def _path(problem: ErrorDetails) -> str:
-    return ".".join(str(part)[:128] for part in problem["loc"])
+def _path(problem: ErrorDetails, data: Mapping[str, Any] | None) -> str:
+    """Name a place, without what pydantic adds of its own: which kind of a union it is, that it is a key."""
+    parts = problem["loc"] if data is None else _places(problem, data)
+    return ".".join(str(part)[:128] for part in parts)
+
+
+def _places(problem: ErrorDetails, data: Mapping[str, Any]) -> Iterator[int | str]:
+    found: Any = data
+    *_, last = problem["loc"] or (None,)
+    for part in problem["loc"]:
+        try:
+            found = found[part]
+        except (IndexError, KeyError, TypeError):
+            if problem["type"] != "missing" or part is not last:
+                continue
+        yield part

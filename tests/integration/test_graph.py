@@ -92,7 +92,7 @@ async def test_parameters_are_as_discovery_says(wire: Wire) -> None:
     assert answer["error"]["hint"] == 'did you mean "from"?'
     error = await refused(wire, "entity:query", where={"age": {"gt2": 1}})
     assert (error["details"]["reason"], error["details"]["field"]) == (
-        "unknown_field", "where.age.condition.gt2",
+        "unknown_field", "where.age.gt2",
     )  # fmt: skip
 
 

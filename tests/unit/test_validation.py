@@ -1,6 +1,6 @@
 """Data is read strictly, once; what is wrong with it is said by path, with a guess."""
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import pytest
 from pydantic import model_validator
@@ -29,6 +29,8 @@ class Buy(Request[Bought], event="shop:buy"):
     price: float = 1.0
     gift: bool = False
     ship_to: Address | None = None
+    wrap: Literal["paper"] | Address | None = None
+    notes: dict[Name, str] | None = None
     parts: tuple[Address, ...] = ()
     agent_id: str | None = renamed_from("client_id", "agent_id", None)
 
@@ -170,6 +172,11 @@ def test_an_unknown_field_like_no_other_is_refused_with_where_to_look() -> None:
         ({"ship_to": {"street": 5}}, "ship_to.street"),
         ({"ship_to": {}}, "ship_to.street"),
         ({"parts": [{"street": "a"}, {"street": "b", "number": "x"}]}, "parts.1.number"),
+        ({"wrap": "silk"}, "wrap"),
+        ({"wrap": {"street": 5}}, "wrap"),
+        ({"wrap": {"street": "a", "nubmer": 5}}, "wrap.nubmer"),
+        ({"notes": {"a b": "x"}}, "notes.a b"),
+        ({"notes": {"a": 5}}, "notes.a"),
     ],
 )
 def test_a_nested_field_is_named_by_its_path(data: dict[str, Any], path: str) -> None:
