@@ -21,7 +21,7 @@ from ksi_completion.managers import MANAGERS
 from ksi_completion.next_tries import NextTries
 from ksi_completion.open_completions import OpenCompletions
 from ksi_completion.prompts import Prompts
-from ksi_completion.provider_manager import ProviderManager
+from ksi_completion.provider_manager import ProviderManager, has_model
 from ksi_completion.providers.configured import configured
 from ksi_completion.providers.embedded import EmbeddedProvider
 from ksi_completion.providers.interface import CompletionProvider
@@ -94,11 +94,18 @@ def _recorded(
 
 
 def _check_aliases(settings: CompletionSettings, providers: Sequence[CompletionProvider]) -> None:
-    names = {provider.name for provider in providers}
+    models = {provider.name: provider.models for provider in providers}
     for alias, candidates in settings.aliases.items():
-        for candidate in candidates:
-            if candidate.provider not in names:
-                raise _no_provider(f"models.{alias}", candidate.provider, providers)
+        for provider, model in candidates:
+            if provider not in models:
+                raise _no_provider(f"models.{alias}", provider, providers)
+            # One without any is not set up yet, and is passed over until it is.
+            if models[provider] and not has_model(models[provider], model):
+                raise InvalidArgument(
+                    f'setting plugins.completion.models.{alias}: {provider} has no model "{model}"',
+                    hint=f"it has: {', '.join(models[provider])}",
+                    reason="bad_setting",
+                )
 
 
 def _no_provider(setting: str, name: str, providers: Sequence[CompletionProvider]) -> InvalidArgument:

@@ -163,17 +163,17 @@ class ProviderManager:
     def _automatic(self, model: str | None) -> CompletionProvider:
         if self._default is not None:
             default = self.get(self._default)
-            if model is None or _has(default, model):
+            if model is None or has_model(default.models, model):
                 return default
         candidates = [one for name, one in self._providers.items() if name not in self._on_request]
-        having = [one for one in candidates if model is None or _has(one, model)]
+        having = [one for one in candidates if model is None or has_model(one.models, model)]
         usable = [one for one in having if one.missing() is None]
         if usable or having:
             return (usable or having)[0]
         raise self._unknown_model(model or "", candidates)
 
     def _model(self, provider: CompletionProvider, model: str) -> str:
-        if _has(provider, model):
+        if has_model(provider.models, model):
             return model
         for candidate in self._aliases.get(model, ()):
             if candidate.provider == provider.name:
@@ -188,5 +188,6 @@ class ProviderManager:
         return NotFound(f'no provider has the model "{model}"', hint=hint, reason="unknown_model")
 
 
-def _has(provider: CompletionProvider, model: str) -> bool:
-    return model in provider.models or ANY_MODEL in provider.models
+def has_model(models: Sequence[str], model: str) -> bool:
+    """Tell whether a provider of these models has one of that name."""
+    return model in models or ANY_MODEL in models

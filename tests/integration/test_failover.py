@@ -131,6 +131,17 @@ async def test_an_alias_of_a_provider_that_is_none_is_refused_by_name(log_file: 
     assert 'models.any: there is no provider "mokc"' in refused["error"]
 
 
+async def test_an_alias_of_a_model_that_its_provider_lacks_is_refused_by_name(log_file: LogFile) -> None:
+    with log_file.written():
+        async with running_daemon(settings=table(["embedded/smollm"])):
+            pass
+    (refused,) = log_file.lines("plugin.refused")
+    assert 'models.any: embedded has no model "smollm"' in refused["error"]
+    # What is not set up is another matter.
+    async with running_daemon(settings=table(["litellm/gpt", "mock/up"])) as ksi:
+        assert (await ask(ksi))[-1]["model"] == "up"
+
+
 async def test_the_room_of_a_provider_is_kept_over_a_failover() -> None:
     """One answer at once of each: what fails over waits for room, and gives back what it held."""
     settings = table(mock={"concurrency": 1, "outages": {"down": 8}}, breaker_failures=1, breaker_open_s=300)
