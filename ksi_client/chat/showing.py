@@ -13,6 +13,9 @@ from ksi_client.cli.safety import json_visible, one_line
 from ksi_client.control.wording import duration
 from ksi_common.errors import KSIError
 
+NOT_TRIED: Final = frozenset(("breaker_open", "session_busy"))
+"""Reasons to try later that are none of an attempt: it was not made."""
+
 Format = Literal["text", "json", "stream-json"]
 
 FORMATS: Final = ("text", "json", "stream-json")
@@ -199,6 +202,8 @@ def notice_of(step: Step) -> str | None:
     match step["type"]:
         case "retrying":
             again = duration(step.get("delay_s") or 0)
+            if step.get("reason") in NOT_TRIED:
+                return f"waiting {again}: {one_line(step.get('message') or why)}"
             return f"attempt {step.get('attempt')} failed ({why}); again in {again}"
         case "failover":
             instead = f"{one_line(step.get('provider') or '')}/{one_line(step.get('model') or '')}"

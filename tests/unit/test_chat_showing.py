@@ -217,6 +217,12 @@ def test_who_answers_instead_is_said_in_a_line_and_speaks_under_its_own_name() -
     assert text.splitlines()[:3] == ["m ▸ ", notice, "up ▸ one two"]
 
 
+def test_an_attempt_that_was_not_made_did_not_fail() -> None:
+    left_alone = "m/a has failed too often and is left alone for 9.5 s"
+    waits = step("retrying", attempt=0, reason="breaker_open", delay_s=9.5, message=left_alone)
+    assert notice_of(waits) == f"waiting 9.5 s: {left_alone}"
+
+
 def test_what_waits_for_a_budget_says_so_in_a_pipe_too() -> None:
     shown = Shown(terminal=False)
     paused = step("paused", reason="budget_exceeded", message="budget s1 is used up\n\x1b[2J")
