@@ -20,6 +20,9 @@ SEARCH_S: Final = 5.0
 AROUND: Final = 80
 """Characters that are shown on each side of a hit."""
 
+LARGE: Final = 64 * 1024
+"""Characters of a message beyond which it is searched in a thread."""
+
 _ENDINGS: Final = {"markdown": "md", "json": "json"}
 _SPEAKERS: Final = {"system": "System", "user": "User", "assistant": "Assistant"}
 
@@ -83,23 +86,27 @@ class ConversationReading:
     async def _hits(self, session_id: str, asked: Search) -> AsyncIterator[Hit]:
         wanted = asked.query.casefold()
         async for said in self._said(session_id):
-            content = said.content.casefold()
-            if said.role not in asked.roles or wanted not in content:
+            if said.role not in asked.roles:
                 continue
-            at = _place(said.content, content.index(wanted))
-            yield Hit(
-                session_id=session_id,
-                request_id=said.request_id,
-                role=said.role,
-                timestamp=said.timestamp,
-                excerpt=said.content[max(0, at - AROUND) : at + len(wanted) + AROUND][:200],
-                count=content.count(wanted),
-            )
+            if len(said.content) > LARGE:  # for which the loop does not wait
+                found = await asyncio.to_thread(_found, said.content, wanted)
+            else:
+                found = _found(said.content, wanted)
+            if found is not None:
+                excerpt, count = found
+                yield Hit(
+                    session_id=session_id,
+                    request_id=said.request_id,
+                    role=said.role,
+                    timestamp=said.timestamp,
+                    excerpt=excerpt,
+                    count=count,
+                )
 
     async def _said(self, session_id: str) -> AsyncIterator[Said]:
         offset = 0
         while True:
-            page = await self._conversations.get(session_id, limit=PAGE, offset=offset)
+            page = await self._conversations.get(session_id, limit=PAGE, offset=offset, is_reply=False)
             for said in page.messages:
                 yield said
             offset += len(page.messages)
@@ -107,8 +114,18 @@ class ConversationReading:
                 return
 
 
+def _found(text: str, wanted: str) -> tuple[str, int] | None:
+    """Give what stands around a casefolded text where it is said first, and how often it is; None: never."""
+    folded = text.casefold()
+    if (at := folded.find(wanted)) < 0:
+        return None
+    if len(folded) != len(text):
+        at = _place(text, at)
+    return text[max(0, at - AROUND) : at + len(wanted) + AROUND][:200], folded.count(wanted)
+
+
 def _place(text: str, folded: int) -> int:
-    """Give the place in a text of one in its casefold, which may be longer."""
+    """Give the place in a text of one in its casefold, which is longer."""
     passed = 0
     for place, sign in enumerate(text):
         passed += len(sign.casefold())

@@ -106,12 +106,12 @@ class Conversations:
             limit=wanted.limit,
         )
 
-    async def get(self, session_id: str, *, limit: int, offset: int) -> Messages:
+    async def get(self, session_id: str, *, limit: int, offset: int, is_reply: bool = True) -> Messages:
         """Read prompts and answers, in the order in which they were asked.
 
-        A page ends where it has ``PAGE_BYTES``; a message that is larger than that is cut, and its ``error``
-        says so and where the whole is. So says the ``error`` of one whose bytes are damaged; the others are
-        given all the same. Raises NotFound with the nearest names.
+        A page ends where it has ``PAGE_BYTES``. In a reply, a message that is larger than that is cut, and
+        its ``error`` says so and where the whole is. So says the ``error`` of one whose bytes are damaged;
+        the others are given all the same. Raises NotFound with the nearest names.
         """
         known = await self._database.read(_SESSION, (session_id,))
         if not known:
@@ -121,7 +121,9 @@ class Conversations:
         total, forked_from = known[0]
         query = _SAID.format(all=_OWN if forked_from is None else _INHERITED)
         for *columns, position in await self._database.read(query, (session_id, _ANSWER, limit, offset)):
-            said = await self._said(Row.of(columns), position)
+            said, place = await self._said(Row.of(columns), position)
+            if is_reply:
+                said = _fitted(said, place)
             left -= len(said.model_dump_json().encode())
             if messages and left < 0:
                 break
@@ -153,9 +155,10 @@ class Conversations:
         """Give what is said in the turns that a next prompt goes on from, oldest first."""
         return [message for turn in await self.turns(session_id) for message in turn.messages]
 
-    async def _said(self, row: Row, position: int) -> Said:
+    async def _said(self, row: Row, position: int) -> tuple[Said, str]:
+        """Give a message, and where it is."""
         if position == _ANSWER:
-            return await self._answer(row)
+            return await self._answer(row), f"{path_of(row.session_id)} from byte {row.offset}"
         (found,) = await self._database.read(_MESSAGE, (row.request_id, position))
         stored = StoredMessage.of(found)
         message, damage = await _attempt(stored.load(self._blobs))
@@ -168,11 +171,11 @@ class Conversations:
                 "error": damage,
             }
         )
-        return _fitted(said, stored.blob.path if stored.blob else "the database")
+        return said, stored.blob.path if stored.blob else "the database"
 
     async def _answer(self, row: Row) -> Said:
         content, error = await self._words(row)
-        said = Said(
+        return Said(
             role="assistant",
             content=content or "",
             timestamp=format_time(row.ended_us or row.accepted_us),
@@ -182,7 +185,6 @@ class Conversations:
             model=row.model,
             error=error and error[:MAX_ERROR],
         )
-        return _fitted(said, f"{path_of(row.session_id)} from byte {row.offset}")
 
     async def _words(self, row: Row) -> tuple[str | None, str | None]:
         """Give an answer, or why it cannot be had."""

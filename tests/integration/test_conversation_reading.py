@@ -94,6 +94,24 @@ async def test_a_hit_is_shown_behind_letters_that_fold_into_more() -> None:
         assert "needle" in reply["results"][0]["excerpt"]
 
 
+async def test_the_end_of_a_message_that_no_reply_has_room_for_is_found_and_written(tmp_path: Path) -> None:
+    text = "x" * 3_000_000 + " the needle"
+    (tmp_path / "prompt.txt").write_text(text)
+    whole = {"delta_characters": 1_000_000}
+    mock = {"provider": "mock", "mock": whole, "prompt_roots": [str(tmp_path)]}
+    async with running_daemon(settings={"plugins": {"completion": mock}}) as ksi:
+        asked = {"prompt_file": str(tmp_path / "prompt.txt"), "session_id": "s1"}
+        await ksi.call_raw("completion:async", asked)
+        await ksi.wait_emitted("completion:result")
+        assert await found(ksi, "Needle") == [("s1", "user"), ("s1", "assistant")]
+        written = await ksi.call_raw("conversation:export", {"session_id": "s1", "format": "json"})
+        said = json.loads(content(written["export_path"])[0])
+        assert [(message["content"] == text, message.get("error")) for message in said] == [(True, None)] * 2
+        # A reply has no room for it, and says so.
+        reply = await ksi.call_raw("conversation:get", {"session_id": "s1"})
+        assert reply["messages"][0]["error"].startswith("cut: 1048574 of 3000011 characters")
+
+
 async def test_a_session_is_written_by_several_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     write, written = Path.write_bytes, threading.Barrier(4, timeout=60)
 
