@@ -30,7 +30,7 @@ class Paused(Message):
     paused: list[Pause]
 
 
-class PauseQueue(_Scope, Request[Paused], event="completion:pause", idempotent=True):
+class PauseQueue(_Scope, Request[Paused], event="completion:pause", idempotent=True, raises=(NotFound,)):
     """Begin nothing more; what is at work goes on, and what is asked is accepted. Outlives a restart."""
 
 

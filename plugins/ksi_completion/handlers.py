@@ -26,6 +26,7 @@ from ksi_completion.conversations import Conversations
 from ksi_completion.injection_handlers import send_unsent
 from ksi_completion.injections import Injections
 from ksi_completion.managers import take_up
+from ksi_completion.provider_manager import ProviderManager
 from ksi_completion.rows import REFERRED
 from ksi_daemon.plugin import (
     Bus,
@@ -100,8 +101,10 @@ async def status(request: Status, service: CompletionService) -> Overview:
 
 
 @handler
-async def pause(request: PauseQueue, service: CompletionService) -> Paused:
+async def pause(request: PauseQueue, service: CompletionService, providers: ProviderManager) -> Paused:
     """Begin nothing more."""
+    if request.provider is not None:
+        providers.get(request.provider)
     return await service.pause(request)
 
 

@@ -138,6 +138,16 @@ async def test_a_pause_of_a_session_and_a_provider_at_once_is_refused() -> None:
         assert "not both" in error["message"]
 
 
+async def test_a_provider_that_is_none_is_not_paused() -> None:
+    async with daemon() as ksi, ksi.connect() as wire:
+        error = await refused(wire, "completion:pause", provider="embeded")
+        assert (error["code"], error["details"]["reason"]) == ("NOT_FOUND", "unknown_provider")
+        assert (await status(ksi))["paused"] == []
+        # One that was paused, and is gone since, can be let go.
+        reply = await wire.call("completion:resume", {"provider": "embeded"})
+        assert reply["data"]["changed"] is False
+
+
 # Clearing
 
 
