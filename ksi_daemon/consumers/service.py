@@ -19,7 +19,7 @@ from ksi_daemon.consumers.ledger import Failures, Ledger, Member
 from ksi_daemon.consumers.rows import ConsumerRow
 from ksi_daemon.consumers.running import Running
 from ksi_daemon.consumers.seats import Refusal, Seat
-from ksi_daemon.consumers.wishes import SUBSCRIBER, Key, Wish, fits
+from ksi_daemon.consumers.wishes import KINDS, SUBSCRIBER, Key, Wish, fits
 from ksi_daemon.cursors import parse_cursor
 from ksi_daemon.database import Database, Transaction
 from ksi_daemon.dead_letters import DatabaseDeadLetters, DeadLetter
@@ -88,7 +88,7 @@ class Consumers:
         self._opening: dict[Key, list[DeadLetter]] = {}
         self._turn = asyncio.Lock()
         self._restorers: dict[str, Callable[[DeadLetter], None]] = {}
-        for kind in ("consumer", "group", SUBSCRIBER):
+        for kind in KINDS:
             letters.offer(kind, self._redrive)
 
     @property
@@ -134,7 +134,7 @@ class Consumers:
         def unit(tx: Transaction) -> None:
             row = rows.find(tx, kind, name)
             if row is None:
-                raise _unknown((kind, name))
+                raise _unknown((kind, name), [other for other in KINDS if rows.find(tx, other, name)])
             tx.execute(
                 "UPDATE dead_letters SET state = 'dead' WHERE state = 'redriven' AND id IN "
                 "(SELECT letter FROM consumer_events WHERE consumer = ?)",
@@ -375,5 +375,7 @@ async def _keep_going(running: Running, seat: Seat) -> None:
     raise seat.error
 
 
-def _unknown(key: Key) -> NotFound:
-    return NotFound(f"there is no {key[0]} {key[1]!r}", hint="event:consumers lists what there is")
+def _unknown(key: Key, kinds: Sequence[str] = ()) -> NotFound:
+    """Say that there is none; ``kinds``: those of which there is one of that name."""
+    hint = f"there is a {kinds[0]}: give kind={kinds[0]}" if kinds else "event:consumers lists what there is"
+    return NotFound(f"there is no {key[0]} {key[1]!r}", hint=hint)

@@ -9,6 +9,7 @@ from ksi_daemon.consumers.rows import ConsumerRow
 
 SUBSCRIBER: Final = "subscriber"
 """The kind of the cursors that plugins' durable subscribers have."""
+KINDS: Final = ("consumer", "group", SUBSCRIBER)
 
 Key = tuple[str, str]
 """Kind and name."""

@@ -254,4 +254,6 @@ async def test_a_subscriber_that_is_loaded_keeps_its_cursor(
         assert answer["error"]["details"]["reason"] == "loaded"
     (home.parent / "plugins" / "ledger.py").unlink()
     async with running_daemon(home=home) as ksi:
+        error = await ksi.call_error("event:consumer_delete", {"name": "ledger.hear"})
+        assert (error.code, error.hint) == ("NOT_FOUND", "there is a subscriber: give kind=subscriber")
         assert (await ksi.call_raw("event:consumer_delete", wish))["status"] == "deleted"
