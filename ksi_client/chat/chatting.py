@@ -1,6 +1,7 @@
 """One chat: its session, the model it asks, and each question with its answer."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,9 +16,12 @@ from ksi_client.chat.sessions import LastSession, fresh, known
 from ksi_client.chat.showing import Show
 from ksi_client.cli.safety import one_line
 from ksi_client.raw import call_raw
+from ksi_common.errors import KSIError
 from ksi_common.paths import Paths
 
 EMBEDDED: Final = "embedded"
+PROVIDER: Final = "KSI_PROVIDER"
+"""The variable by which a daemon is told, at its start, who answers."""
 OTHERS: Final = "Others: --provider / --model, see ./ksi events show completion:async"
 
 
@@ -110,6 +114,8 @@ class Chat:
     def _accepted(self, answer: Answer) -> None:
         if self.asked == 0 and (self.screen.notes_are_read or not self._last.exists):
             self.screen.note(introduction(answer))
+        if self.asked == 0:
+            self._look_at_environment()
         self.asked += 1
         self.session = answer.session_id
         self.answered_by = answer.model
@@ -117,6 +123,19 @@ class Chat:
             self._last.write(str(answer.session_id))
         except OSError as error:
             self.screen.note(f"-c will not find this session: {error}")
+
+    def _look_at_environment(self) -> None:
+        """Say so where the daemon was started without the provider that the environment names."""
+        wanted = os.environ.get(PROVIDER)
+        if not wanted or self.wishes.provider is not None:
+            return
+        with suppress(KSIError):  # it is no reason to ask for nothing
+            known = call_raw("completion:provider_status", socket=self.paths.socket)["providers"]
+            if not any(one["is_default"] and one["provider"] == wanted for one in known):
+                self.screen.note(
+                    f"{PROVIDER}={one_line(wanted)} is read when the daemon starts, "
+                    "and this one ran already: python3 daemon_control.py restart"
+                )
 
 
 def introduction(answer: Answer) -> str:

@@ -266,6 +266,17 @@ def test_what_was_wished_for_is_asked(chat: Chats) -> None:
     assert done.stderr.startswith('chat: no provider has the model "large"\n')
 
 
+def test_a_provider_of_the_environment_that_the_daemon_did_not_start_with_is_said(stopped: Chats) -> None:
+    started = stopped("hello", KSI_PROVIDER="mock")
+    assert (started.returncode, started.stdout) == (0, "hello\n")
+    assert "KSI_PROVIDER" not in started.stderr
+    again = stopped("hello", KSI_PROVIDER="litellm")
+    assert (again.returncode, again.stdout) == (0, "hello\n")
+    assert "KSI_PROVIDER=litellm is read when the daemon starts, and this one ran already" in again.stderr
+    # Who names a provider hears of that one alone.
+    assert "KSI_PROVIDER" not in stopped("hello", "--provider", "mock", KSI_PROVIDER="litellm").stderr
+
+
 def test_a_large_prompt_goes_by_a_file_that_is_gone_afterwards(chat: Chats) -> None:
     text = "many words " * 50_000
     done = chat("-p", "Sum up:", stdin=text)
