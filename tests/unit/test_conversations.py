@@ -148,8 +148,10 @@ def said(role: Any, content: str) -> ChatMessage:
     return ChatMessage.model_construct(role=role, content=content)
 
 
-async def read(conversations: Conversations, session: str = "s", **page: int) -> Messages:
-    return await conversations.get(session, **{"limit": 1000, "offset": 0} | page)
+async def read(
+    conversations: Conversations, session: str = "s", *, limit: int = 1000, offset: int = 0
+) -> Messages:
+    return await conversations.get(session, limit=limit, offset=offset)
 
 
 def words(messages: Sequence[Said | ChatMessage]) -> list[tuple[str, str]]:
