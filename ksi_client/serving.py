@@ -221,7 +221,7 @@ def _message(served: Served, asked: Asked) -> Any:
     try:
         return served.kind_of.model_validate(asked.data)
     except ValidationError as error:
-        raise refusal(error, served.kind_of, asked.event) from None
+        raise refusal(error, served.kind_of, asked.event, asked.data) from None
 
 
 def _plain(value: Any) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 
 from ksi_common.errors import InvalidArgument
 from ksi_common.guessing import nearest
-from ksi_common.ids import NAME_PATTERN
+from ksi_common.ids import NAME_PATTERN, STREAM_PATTERN
 from ksi_common.messages import EVENT_PATTERN, Message, accepted_names, spec_of
 from ksi_common.protocol import MAX_DATA
 from ksi_common.strict_json import dumps
@@ -43,7 +43,7 @@ def parser(cls: type[M]) -> Callable[[Mapping[str, Any]], M]:
         try:
             message = validate(text, strict=True, extra="forbid", by_name=False)
         except ValidationError as error:
-            raise refusal(error, cls, name) from None
+            raise refusal(error, cls, name, data) from None
         return message
 
     return parse
@@ -57,9 +57,11 @@ def _empty(cls: type[M]) -> M | None:
         return None
 
 
-def refusal(error: ValidationError, cls: type[BaseModel], event: str) -> InvalidArgument:
+def refusal(
+    error: ValidationError, cls: type[BaseModel], event: str, data: Mapping[str, Any]
+) -> InvalidArgument:
     """Say what is wrong with the first field that is, and list the others in ``details.problems``."""
-    problems = error.errors(include_url=False, include_input=False)
+    problems = _of_one_kind(error.errors(include_url=False, include_input=False), data)
     problems.sort(
         key=lambda problem: problem["type"] != "extra_forbidden"
     )  # a misspelt field is missing, too
@@ -75,6 +77,55 @@ def refusal(error: ValidationError, cls: type[BaseModel], event: str) -> Invalid
     )
 
 
+def _of_one_kind(problems: Sequence[ErrorDetails], data: Mapping[str, Any]) -> list[ErrorDetails]:
+    """Keep of a field that may be of several kinds what keeps it from the kind that it is nearest to.
+
+    pydantic tells that of each kind, and puts its own word for the kind after the field's path.
+    """
+    fields: dict[tuple[int | str, ...], dict[object, list[ErrorDetails]]] = {}
+    for number, problem in enumerate(problems):
+        path = problem["loc"]
+        at = _kind_at(problem, data)
+        if at is None:
+            fields[(number,)] = {None: [problem]}
+        else:
+            named: ErrorDetails = {**problem, "loc": path[:at] + path[at + 1 :]}
+            fields.setdefault(("", *path[:at]), {}).setdefault(path[at], []).append(named)
+    if all(None in kinds for kinds in fields.values()):
+        return list(problems)
+    kept: list[ErrorDetails] = []
+    for field, kinds in fields.items():
+        depth = len(field) - 1
+        nearest_kind = min(kinds.values(), key=lambda found: max(_distance(one, depth) for one in found))
+        if _distance(nearest_kind[0], depth) == _ANOTHER_KIND:
+            wanted = dict.fromkeys(
+                found[0]["msg"].removeprefix("Input should be ") for found in kinds.values()
+            )
+            nearest_kind = [{**nearest_kind[0], "msg": f"Input should be {', or '.join(wanted)}"}]
+        kept += nearest_kind
+    return _of_one_kind(kept, data)
+
+
+_ANOTHER_KIND = 2
+
+
+def _kind_at(problem: ErrorDetails, data: Mapping[str, Any]) -> int | None:
+    """Find the first part of a path that is none of the data; None: all are, or are missing in it."""
+    path, value = problem["loc"], data
+    for at, part in enumerate(path):
+        try:
+            value = value[part]  # type: ignore[index]
+        except (KeyError, IndexError, TypeError):
+            return None if problem["type"] == "missing" and at == len(path) - 1 else at
+    return None
+
+
+def _distance(problem: ErrorDetails, depth: int) -> int:
+    if len(problem["loc"]) == depth and problem["type"].endswith(("_type", "literal_error")):
+        return _ANOTHER_KIND
+    return int(problem["type"] in _REASONS)
+
+
 _PATTERNS = {
     EVENT_PATTERN: (
         "an event is called namespace:name, in small letters, digits and underscores",
@@ -82,6 +133,10 @@ _PATTERNS = {
     ),
     NAME_PATTERN: (
         "a name has 1 to 128 letters, digits, '.', '_' and '-', and begins with a letter or digit",
+        None,
+    ),
+    STREAM_PATTERN: (
+        "a stream is called category/id: letters, digits, '.', '_' and '-', a letter or digit first",
         None,
     ),
 }
