@@ -559,7 +559,12 @@ async def test_the_other_hooks_of_the_first_ksi_are_asked_in_their_ways(
 
 @pytest.mark.parametrize(
     ("answer", "why"),
-    [("[1]", "with list, not with an object"), ("{'a': {1}}", "is no JSON"), ("{1: 2}", "is no JSON")],
+    [
+        ("[1]", "with list, not with an object"),
+        ("{'a': {1}}", "is no JSON"),
+        ("{1: 2}", "is no JSON"),
+        ("{'a': [float('nan')]}", "is no JSON: it has a number nan"),
+    ],
 )
 async def test_a_wrong_answer_of_a_hook_is_its_plugins(
     answer: str, why: str, write_plugin: WritePlugin, log_file: LogFile
