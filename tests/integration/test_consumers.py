@@ -231,6 +231,20 @@ async def test_an_edited_letter_is_another_event_caused_by_the_first(ksi: Runnin
     assert logged["data"] == {"n": 1}
 
 
+async def test_an_edited_letter_says_what_its_event_may_say(ksi: RunningDaemon) -> None:
+    await ksi.call_raw("state:set", {"key": "a", "value": 1})
+    async with following(ksi, consumer="c", patterns=["state:*"], start="beginning") as member:
+        await member.nak(await member.item(), give_up=True)
+    (letter,) = await letters(ksi)
+    wrong = {"namespace": "global", "key": 5, "value": 1}
+    async with ksi.connect() as wire:
+        error = (await wire.call("deadletter:edit", {"id": letter["id"], "data": wrong}))["error"]
+    assert (error["code"], error["details"]["field"]) == ("INVALID_ARGUMENT", "key")
+    assert (await ksi.call_raw("deadletter:show", {"id": letter["id"]}))["edited"] is False
+    right = {"namespace": "global", "key": "b", "value": 2}
+    assert (await ksi.call_raw("deadletter:edit", {"id": letter["id"], "data": right}))["data"] == right
+
+
 async def test_a_letter_is_discarded_once_and_kept(ksi: RunningDaemon) -> None:
     await tell(ksi, 1)
     async with following(ksi, consumer="c", start="beginning") as member:
