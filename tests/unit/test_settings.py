@@ -129,8 +129,12 @@ def test_an_unknown_key_like_no_other_is_refused_with_where_to_look(paths: Paths
         ('[limits]\nhandler_s = "soon"\n', "limits.handler_s", "valid number"),
         ('[log]\nlevel = "loud"\n', "log.level", "'debug', 'info', 'warning' or 'error'"),
         ("log = 3\n", "log", ""),
+        ("[limits]\nhandler_s = inf\n", "limits.handler_s", "less than or equal to 1000000000"),
+        ("[limits]\ndrain_s = 1e300\n", "limits.drain_s", "less than or equal to 1000000000"),
+        ("[retention]\nstubs_max_age_days = inf\n", "retention.stubs_max_age_days", "less than or equal to"),
+        ("[retention]\nmax_stubs = 99999999999999999999\n", "retention.max_stubs", "less than or equal to"),
     ],
-    ids=["too small", "no number", "no level", "no table"],
+    ids=["too small", "no number", "no level", "no table", "endless", "no time", "for ever", "no count"],
 )
 def test_a_bad_value_names_its_key(paths: Paths, text: str, key: str, says: str) -> None:
     error = refusal(paths, text)
