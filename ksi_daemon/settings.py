@@ -22,9 +22,16 @@ from ksi_common.guessing import nearest
 from ksi_common.paths import Paths, stranger
 from ksi_common.strict_json import MAX_INTEGER
 
-Seconds = Annotated[float, Field(le=MAX_TIMEOUT_S)]
-Days = Annotated[float, Field(le=1_000_000)]
-Count = Annotated[int, Field(le=MAX_INTEGER)]
+
+def _number(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("input should be a number, not a boolean")  # noqa: TRY004 -- pydantic takes no other
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_number), Field(le=MAX_TIMEOUT_S)]
+Days = Annotated[float, BeforeValidator(_number), Field(le=1_000_000)]
+Count = Annotated[int, BeforeValidator(_number), Field(le=MAX_INTEGER)]
 """What clocks and columns can hold: TOML has infinity, too, and integers without end."""
 
 
@@ -158,7 +165,20 @@ def load_settings(paths: Paths) -> Settings:
     except ValidationError as error:
         raise _refusal(error) from None
     except ValueError as error:  # TOML that is none; pydantic-settings' own errors
-        raise InvalidArgument(f"settings cannot be read: {error}", reason="bad_settings") from error
+        where = "".join(f"{file}: " for file in config_files(paths) if _is_no_toml(file))
+        raise InvalidArgument(f"settings cannot be read: {where}{error}", reason="bad_settings") from error
+
+
+def _is_no_toml(file: Path) -> bool:
+    import tomllib  # noqa: PLC0415 -- half a megabyte that a daemon without a file does not need
+
+    try:
+        tomllib.loads(file.read_text("utf-8"))
+    except OSError:
+        return False
+    except ValueError:
+        return True
+    return False
 
 
 def config_files(paths: Paths) -> list[Path]:
@@ -174,7 +194,8 @@ def _refusal(error: ValidationError) -> InvalidArgument:
         near = nearest(path, list(setting_names()))
         hint = f'did you mean "{near[0]}"?' if near else "docs/reference/settings.md lists them"
         return InvalidArgument(f'there is no setting "{path}"', hint=hint, reason="unknown_setting")
-    return InvalidArgument(f"setting {path}: {problem['msg']}", reason="bad_setting", setting=path)
+    wrong = problem["msg"].removeprefix("Value error, ")
+    return InvalidArgument(f"setting {path}: {wrong}", reason="bad_setting", setting=path)
 
 
 def setting_names() -> list[str]:
