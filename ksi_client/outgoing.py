@@ -1,12 +1,12 @@
 """Render requests, and refuse here what the daemon could only refuse without an id, or by hanging up."""
 
 import math
-from typing import Any, Final
+from typing import Final
 
 from ksi_common.errors import InvalidArgument
 from ksi_common.frames import Call
 from ksi_common.protocol import MAX_LINE
-from ksi_common.strict_json import loads
+from ksi_common.strict_json import loads, non_finite
 
 ID_ROOM: Final = 32
 """Bytes kept free for the id, which is put in when the line is sent."""
@@ -37,17 +37,8 @@ def with_id(line: bytes, ident: int) -> bytes:
 
 
 def _refuse_non_finite(call: Call) -> None:
-    # orjson writes NaN and the infinities as null: they would arrive as another value.
     if call.timeout_s is not None and not math.isfinite(call.timeout_s):
         raise InvalidArgument(f"timeout_s of {call.event!r} is {call.timeout_s}", reason="not_finite")
-    level: list[Any] = [call.data]
-    while level:
-        below: list[Any] = []
-        for node in level:
-            if isinstance(node, float) and not math.isfinite(node):
-                raise InvalidArgument(f"data of {call.event!r} has a number {node}", reason="not_finite")
-            if isinstance(node, dict):
-                below.extend(node.values())
-            elif isinstance(node, list | tuple):
-                below.extend(node)
-        level = below
+    number = non_finite(call.data)
+    if number is not None:
+        raise InvalidArgument(f"data of {call.event!r} has a number {number}", reason="not_finite")

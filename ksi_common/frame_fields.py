@@ -49,5 +49,7 @@ def wrong_type(field: str, wanted: str, value: object) -> InvalidArgument:
     """Say what a field must be and is not; ``field``: empty for the frame itself."""
     article = "an" if wanted[0] in "aeiou" else "a"
     got = _JSON_NAMES.get(type(value), "number")
+    if wanted.startswith(got):
+        got = f"one of {len(value)}" if isinstance(value, str) else str(value)
     message = f"{field or 'a frame'} must be {article} {wanted}, not {got}"
     return InvalidArgument(message, reason="wrong_type", field=field)

@@ -9,6 +9,9 @@ from itertools import count
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 """What may name a thing (session, agent, namespace): never a path, never empty."""
 
+STREAM_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$"
+"""What may name a stream: ``category/id``."""
+
 _NAME = re.compile(NAME_PATTERN)
 
 

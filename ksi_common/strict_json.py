@@ -4,6 +4,7 @@ orjson refuses NaN, infinities, lone surrogates, bad UTF-8 and byte order marks.
 integers that it would round (beyond ±2^53), depth, and objects of absurd width.
 """
 
+import math
 import re
 from typing import Any, Final
 
@@ -99,3 +100,19 @@ def _refuse_shape(value: Any) -> None:
         level = [node for node in below if isinstance(node, dict | list)]
         if level and depth >= MAX_DEPTH:
             raise InvalidArgument(f"nested deeper than {MAX_DEPTH}", reason="too_deep", limit=MAX_DEPTH)
+
+
+def non_finite(value: Any) -> float | None:
+    """Give a number of ``value`` that JSON does not have: orjson writes null for it. None: there is none."""
+    level = [value]
+    while level:
+        below: list[Any] = []
+        for node in level:
+            if isinstance(node, float) and not math.isfinite(node):
+                return node
+            if isinstance(node, dict):
+                below.extend(node.values())
+            elif isinstance(node, list | tuple):
+                below.extend(node)
+        level = below
+    return None

@@ -104,9 +104,11 @@ class Catalog:
         return next(tellers, event.partition(":")[0])
 
     def blame(self, event: str) -> str:
-        """Count a bug against the plugin that handles an event; give its name."""
+        """Count a bug against the plugin that handles an event, or is called so; give its name."""
         route = self.routes.get(event)
-        return self.charge(route.plugin if route else "unknown")
+        if route is not None:
+            return self.charge(route.plugin)
+        return self.charge(event if event in self.plugins else "unknown")
 
     def charge_file(self, filename: str) -> str | None:
         """Count a bug against the plugin that a file belongs to; give its name, None: it is nobody's."""

@@ -199,6 +199,11 @@ class DatabaseDeadLetters:
                 raise FailedPrecondition(
                     f"dead letter {ident} is {letter.state}, so there is nothing to edit", reason=letter.state
                 )
+            if letter.data is None and letter.reference is None:
+                raise FailedPrecondition(
+                    f"dead letter {ident} has no data of its own: {letter.origin} {letter.name!r} keeps it",
+                    reason="no_data",
+                )
             edited = replace(letter, data=data, original=letter.original or letter.data, reference=None)
             if letter.seq is not None:  # what another event than the log's says has another id
                 cause = letter.event_id if letter.original is None else letter.causation_id

@@ -1,8 +1,8 @@
 """The log, read: by position, by stream, by id, by question. What is damaged is named, and left out."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from ksi_common.envelope import StoredEvent
 from ksi_common.errors import DataLoss
@@ -19,6 +19,7 @@ from ksi_daemon.database.log_rows import (
     REFERENCE,
     SEQ,
     STREAM,
+    VERSION,
     Damage,
     DamagedRow,
     RemovedEvent,
@@ -30,7 +31,7 @@ from ksi_daemon.database.log_rows import (
 from ksi_daemon.database.log_writer import READ
 from ksi_daemon.log_search import LogQuery, search
 
-__all__ = ["PAGE", "Damage", "EventLog", "LogPage", "LogQuery", "Place", "RemovedEvent"]
+__all__ = ["PAGE", "Damage", "EventLog", "LogPage", "LogQuery", "Place", "RemovedEvent", "StreamPage"]
 
 PAGE: Final = 1000
 """Rows of one hop to a reader: a snapshot is never held longer."""
@@ -38,6 +39,7 @@ PAGE_BYTES: Final = 4 * 1024 * 1024
 REPLY_BYTES: Final = 1920 * 1024
 """Of the events of one reply, about: lists page by bytes, too."""
 _REPLY_OVERHEAD: Final = 600
+_COMPACTED: Final = "SELECT version FROM compacted_streams WHERE stream = ?"
 _AT_TIME: Final = (
     "SELECT coalesce((SELECT seq - 1 FROM log WHERE time >= ?1 AND seq >= coalesce("
     "(SELECT min(block) * ?3 FROM log_times WHERE latest >= ?1), "
@@ -66,6 +68,13 @@ class Place:
     """other_log, tail_lost, beyond_the_log or horizon."""
     lost: int = 0
     """Positions that cannot be had any more, where that is known."""
+
+
+class StreamPage(NamedTuple):
+    """Events of a stream, in the order that was asked for; and the version to read on at, None at the end."""
+
+    events: Sequence[StoredEvent]
+    next_version: int | None
 
 
 class EventLog:
@@ -186,10 +195,10 @@ class EventLog:
         backwards: bool,
         limit: int,
         damaged: list[Damage] | None = None,
-    ) -> tuple[Sequence[StoredEvent], bool]:
-        """Read events of a stream in order of version, or against it; tell whether there may be more.
+    ) -> StreamPage:
+        """Read events of a stream in order of version, or against it.
 
-        ``damaged`` is given what is left out because it is damaged.
+        ``damaged`` is given what is left out because it is damaged, or not there any more.
         """
         order, sign = ("DESC", "<=") if backwards else ("ASC", ">=")
         start = from_version if from_version is not None else (2**62 if backwards else 1)
@@ -198,15 +207,21 @@ class EventLog:
             f"ORDER BY version {order} LIMIT ?"
         )
         lost = damaged if damaged is not None else []
+        versions = _Versions(stream, start, backwards=backwards, limit=limit, lost=lost)
         events, more = await self._reply(
-            lambda connection: connection.execute(sql, (stream, start, limit)), limit, lost
+            lambda connection: versions.of(connection, connection.execute(sql, (stream, start, limit))),
+            limit,
+            lost,
         )
         strays = [event for event in events if event.stream != stream]  # the index leads astray
         lost += [
             Damage(event.seq or 0, event.event_id, "event_corrupt", f"it is not of {stream}")
             for event in strays
         ]
-        return [event for event in events if event.stream == stream], more
+        found = [event for event in events if event.stream == stream]
+        last = (found[-1].version if found else None) or versions.last
+        following = last - 1 if backwards else last + 1
+        return StreamPage(found, following if more and following > 0 else None)
 
     async def query(
         self, query: LogQuery, *, damaged: list[Damage] | None = None
@@ -220,12 +235,8 @@ class EventLog:
 
     async def compacted(self, stream: str) -> int:
         """Give the version up to which retention has deleted a stream; 0: it is whole."""
-        rows = await self._database.read(
-            "SELECT coalesce((SELECT min(version) - 1 FROM log WHERE stream = ?1), "
-            "(SELECT version FROM compacted_streams WHERE stream = ?1), 0)",
-            (stream,),
-        )
-        return int(rows[0][0])
+        rows = await self._database.read(_COMPACTED, (stream,))
+        return int(rows[0][0]) if rows else 0
 
     async def position_at(self, time_us: int) -> int:
         """Give the seq before the first event at or after a time; the head where there is none."""
@@ -268,6 +279,50 @@ class EventLog:
         if self.upcast is not None and type(event) is not RemovedEvent:
             self.upcast(event)
         return event
+
+
+class _Versions:
+    """The versions of a stream, as they are read. They have no gaps: what is between two rows is lost."""
+
+    def __init__(self, stream: str, start: int, *, backwards: bool, limit: int, lost: list[Damage]) -> None:
+        self.last = 0
+        """That was looked at."""
+        self._stream = stream
+        self._start = start
+        self._backwards = backwards
+        self._limit = limit
+        self._lost = lost
+
+    def of(self, connection: Connection, rows: Iterable[Row]) -> Iterator[Row]:
+        """Yield the rows, and note what is missing before each of them."""
+        step = -1 if self._backwards else 1
+        expected, number = self._start, 0
+        for row in rows:
+            version = row[VERSION]
+            if type(version) is int:
+                if (version - expected) * step > 0 and (number or self._has_begun(connection)):
+                    self._note(connection, expected, version - step)
+                self.last, expected = version, version + step
+            number += 1
+            yield row
+        if self._backwards and 0 < number < self._limit and expected > 0:
+            self._note(connection, expected, 1)
+
+    def _has_begun(self, connection: Connection) -> bool:
+        """Tell whether the stream reaches to where it is read from, rather than ending before."""
+        sql = "SELECT 1 FROM log WHERE stream = ? AND version > ?"
+        return (
+            not self._backwards or connection.execute(sql, (self._stream, self._start)).fetchone() is not None
+        )
+
+    def _note(self, connection: Connection, *ends: int) -> None:
+        compacted = connection.execute(_COMPACTED, (self._stream,)).fetchone()
+        first, last = max(min(ends), compacted[0] + 1 if compacted else 1), max(ends)
+        if first <= last:
+            which = f"version {first} of {self._stream} is"
+            if first < last:
+                which = f"versions {first} to {last} of {self._stream} are"
+            self._lost.append(Damage(0, None, "event_missing", f"{which} not there", last - first + 1))
 
 
 def _loss(damage: Damage) -> DataLoss:

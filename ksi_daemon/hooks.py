@@ -162,6 +162,8 @@ class Relay:
         for implementation in reversed(self._manager.hook.ksi_handle_event.get_hookimpls()):
             answer = await self._call(implementation, arguments)
             if answer is not None:
+                code = inspect.unwrap(implementation.function).__code__
+                envelope.answered_by = implementation.plugin_name, code.co_filename, code.co_firstlineno
                 return answer
         return None
 

@@ -17,8 +17,22 @@ from pydantic_settings import (
 
 from ksi_common.errors import InvalidArgument, PermissionDenied
 from ksi_common.events.types import EventPattern
+from ksi_common.frame_fields import MAX_TIMEOUT_S
 from ksi_common.guessing import nearest
 from ksi_common.paths import Paths, stranger
+from ksi_common.strict_json import MAX_INTEGER
+
+
+def _number(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("input should be a number, not a boolean")  # noqa: TRY004 -- pydantic takes no other
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_number), Field(le=MAX_TIMEOUT_S)]
+Days = Annotated[float, BeforeValidator(_number), Field(le=1_000_000)]
+Count = Annotated[int, BeforeValidator(_number), Field(le=MAX_INTEGER)]
+"""What clocks and columns can hold: TOML has infinity, too, and integers without end."""
 
 
 class Section(BaseModel):
@@ -36,52 +50,54 @@ class LogSettings(Section):
     requests: bool = Field(
         default=False, description="A line for each event handled. Costs more than the event."
     )
-    max_bytes: int = Field(16 * 1024 * 1024, ge=64 * 1024, description="Of one file, before it is rotated.")
+    max_bytes: Count = Field(16 * 1024 * 1024, ge=64 * 1024, description="Of one file, before it is rotated.")
     files: int = Field(5, ge=1, le=100, description="Rotated files that are kept.")
 
 
 class Limits(Section):
     """Where to stop. Seconds and bytes."""
 
-    connections: int = Field(4096, ge=1, description="Connections at once; one more is told so and closed.")
-    in_flight: int = Field(128, ge=1, description="Requests of one connection that are not answered yet.")
-    streams: int = Field(1024, ge=1, description="Streams of one connection.")
-    handler_s: float = Field(30.0, gt=0, description="A request's time, where its caller gives none.")
-    slow_s: float = Field(5.0, gt=0, description="A request that takes longer is named in the log.")
-    idempotency_s: float = Field(
+    connections: Count = Field(4096, ge=1, description="Connections at once; one more is told so and closed.")
+    in_flight: Count = Field(128, ge=1, description="Requests of one connection that are not answered yet.")
+    streams: Count = Field(1024, ge=1, description="Streams of one connection.")
+    handler_s: Seconds = Field(30.0, gt=0, description="A request's time, where its caller gives none.")
+    slow_s: Seconds = Field(5.0, gt=0, description="A request that takes longer is named in the log.")
+    idempotency_s: Seconds = Field(
         86_400.0, gt=0, description="How long an idempotency key is remembered, with the answer it got."
     )
-    drain_s: float = Field(30.0, ge=0, description="Time for running work when the daemon stops.")
-    partial_line_s: float = Field(10.0, gt=0, description="A line that has begun must end within.")
-    unwritable_s: float = Field(
+    drain_s: Seconds = Field(30.0, ge=0, description="Time for running work when the daemon stops.")
+    partial_line_s: Seconds = Field(10.0, gt=0, description="A line that has begun must end within.")
+    unwritable_s: Seconds = Field(
         10.0, gt=0, description="A connection that takes nothing for this long is cut."
     )
-    heartbeat_s: float = Field(10.0, gt=0, description="Between marks of a subscription that has no events.")
-    disk_free_bytes: int = Field(500 * 1024 * 1024, ge=0, description="Below this, health is degraded.")
+    heartbeat_s: Seconds = Field(
+        10.0, gt=0, description="Between marks of a subscription that has no events."
+    )
+    disk_free_bytes: Count = Field(500 * 1024 * 1024, ge=0, description="Below this, health is degraded.")
 
 
 class RetentionRule(Section):
     """How long the data of some events is kept, and how much of it; what is not said is not limited."""
 
     pattern: EventPattern
-    max_age_days: float | None = Field(None, ge=0)
-    max_bytes: int | None = Field(None, ge=0)
+    max_age_days: Days | None = Field(None, ge=0)
+    max_bytes: Count | None = Field(None, ge=0)
 
 
 class RetentionSettings(Section):
     """What is kept of the log."""
 
-    max_age_days: float = Field(30.0, ge=0, description="The data of events, where no rule says otherwise.")
-    max_bytes: int = Field(2_000_000_000, ge=0, description="Of that data in all; the oldest goes first.")
+    max_age_days: Days = Field(30.0, ge=0, description="The data of events, where no rule says otherwise.")
+    max_bytes: Count = Field(2_000_000_000, ge=0, description="Of that data in all; the oldest goes first.")
     rules: list[RetentionRule] = Field(
         default_factory=list,
         description="Tables of pattern, max_age_days, max_bytes; the first that matches an event holds.",
     )
-    stubs_max_age_days: float = Field(90.0, ge=0, description="What is left of an event without its data.")
-    max_stubs: int = Field(
+    stubs_max_age_days: Days = Field(90.0, ge=0, description="What is left of an event without its data.")
+    max_stubs: Count = Field(
         10_000_000, ge=0, description="Rows of the log in all, where the oldest have no data."
     )
-    every_s: float = Field(3600.0, gt=0, description="Between two sweeps.")
+    every_s: Seconds = Field(3600.0, gt=0, description="Between two sweeps.")
 
     @property
     def all_rules(self) -> Sequence[RetentionRule]:
@@ -149,7 +165,20 @@ def load_settings(paths: Paths) -> Settings:
     except ValidationError as error:
         raise _refusal(error) from None
     except ValueError as error:  # TOML that is none; pydantic-settings' own errors
-        raise InvalidArgument(f"settings cannot be read: {error}", reason="bad_settings") from error
+        where = "".join(f"{file}: " for file in config_files(paths) if _is_no_toml(file))
+        raise InvalidArgument(f"settings cannot be read: {where}{error}", reason="bad_settings") from error
+
+
+def _is_no_toml(file: Path) -> bool:
+    import tomllib  # noqa: PLC0415 -- half a megabyte that a daemon without a file does not need
+
+    try:
+        tomllib.loads(file.read_text("utf-8"))
+    except OSError:
+        return False
+    except ValueError:
+        return True
+    return False
 
 
 def config_files(paths: Paths) -> list[Path]:
@@ -165,7 +194,8 @@ def _refusal(error: ValidationError) -> InvalidArgument:
         near = nearest(path, list(setting_names()))
         hint = f'did you mean "{near[0]}"?' if near else "docs/reference/settings.md lists them"
         return InvalidArgument(f'there is no setting "{path}"', hint=hint, reason="unknown_setting")
-    return InvalidArgument(f"setting {path}: {problem['msg']}", reason="bad_setting", setting=path)
+    wrong = problem["msg"].removeprefix("Value error, ")
+    return InvalidArgument(f"setting {path}: {wrong}", reason="bad_setting", setting=path)
 
 
 def setting_names() -> list[str]:

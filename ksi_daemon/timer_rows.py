@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pydantic import ValidationError
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import FailedPrecondition, InternalError, InvalidArgument, KSIError
@@ -69,7 +69,8 @@ class Timer:
         """
         request = attempt(lambda: kind.model_validate_json(self.data))
         if isinstance(request, ValidationError):
-            raise refusal(request, kind, self.event) from None
+            data = attempt(lambda: from_json(self.data))
+            raise refusal(request, kind, self.event, data if isinstance(data, dict) else {}) from None
         if isinstance(request, BaseException):
             bug = f"{self.event} cannot be made: {type(request).__name__}: {request}"
             raise InternalError(bug) from request

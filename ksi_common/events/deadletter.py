@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, StringConstraints
 
-from ksi_common.errors import FailedPrecondition, NotFound
+from ksi_common.errors import FailedPrecondition, InvalidArgument, NotFound
 from ksi_common.events.types import EventPattern
 from ksi_common.messages import Message, Notification, Request, Stream
 from ksi_common.references import Reference
@@ -98,11 +98,12 @@ class Redrive(
     ids: LetterIds = Field(description="Which ones.", examples=[[1]])
 
 
-class Edit(Request[Letter], event="deadletter:edit", raises=(NotFound, FailedPrecondition)):
+class Edit(Request[Letter], event="deadletter:edit", raises=(NotFound, FailedPrecondition, InvalidArgument)):
     """Change the data of a dead letter before it is tried again.
 
     The event in the log stays as it is. What is given again is another event: it has an id of its own, and
-    the first one as its cause.
+    the first one as its cause. What a plugin declares of an event holds for the new data, too. A completion
+    keeps its data itself, and cannot be edited.
     """
 
     id: LetterId = Field(description="Which one.", examples=[1])

@@ -141,7 +141,7 @@ class Damaged(Message):
     """event_corrupt, event_missing, chain_broken, reference_missing or reference_corrupt."""
     detail: str
     seq: int | None = None
-    """Its position; None: it is a reference of a plugin."""
+    """Its position; None: it is a reference of a plugin, or a version of a stream that is not there."""
     event_id: str | None = None
     """None where it cannot be read any more."""
     count: int = 1

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import AfterValidator, StringConstraints
 
 from ksi_common.clock import parse_time
-from ksi_common.ids import NAME_PATTERN
+from ksi_common.ids import NAME_PATTERN, STREAM_PATTERN
 from ksi_common.messages import EVENT_PATTERN, MAX_EVENT_NAME, is_event_pattern
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
@@ -14,9 +14,7 @@ Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 EventName = Annotated[str, StringConstraints(pattern=EVENT_PATTERN, max_length=MAX_EVENT_NAME)]
 """``namespace:name(:name)*`` in snake case."""
 
-_PART = "[A-Za-z0-9][A-Za-z0-9._-]*"
-
-StreamName = Annotated[str, StringConstraints(pattern=f"^{_PART}(/{_PART})*$", max_length=256)]
+StreamName = Annotated[str, StringConstraints(pattern=STREAM_PATTERN, max_length=256)]
 """``category/id``: what versions are counted in."""
 
 

@@ -110,10 +110,11 @@ def forget_letter(tx: Transaction, consumer: int, seq: int, letter: int) -> bool
     return tx.execute(sql, (consumer, seq, letter)).rowcount > 0
 
 
-def has_failed(tx: Transaction, consumer: int, seq: int) -> bool:
-    """Tell whether an event is still to be given again."""
-    sql = "SELECT 1 FROM consumer_events WHERE consumer = ? AND seq = ? AND done = 0"
-    return tx.execute(sql, (consumer, seq)).fetchone() is not None
+def is_open(tx: Transaction, row: ConsumerRow, seq: int) -> bool:
+    """Tell whether an event is still to be given, or to be given again."""
+    sql = "SELECT done FROM consumer_events WHERE consumer = ? AND seq = ?"
+    known = tx.execute(sql, (row.id, seq)).fetchone()
+    return seq > row.position if known is None else not known[0]
 
 
 def find(tx: Transaction, kind: str, name: str) -> ConsumerRow | None:

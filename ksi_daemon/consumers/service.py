@@ -327,7 +327,7 @@ class Consumers:
             return 0  # all were given back when the last member went
         number = 0
         for seq in dict.fromkeys(seqs):
-            if seq > row.position or rows.has_failed(tx, row.id, seq):
+            if rows.is_open(tx, row, seq):
                 number += 1
                 rows.settle(tx, row.id, (seq,), row.position, now)
         return number

@@ -26,7 +26,7 @@ Reason = Literal[
 _DAMAGED: Final = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR))
 _TEXT_IS_NONE: Final = 0
 """SQLite finds nothing wrong with a text that is no UTF-8; the module does, and gives no code."""
-SEQ, ID, KIND, NAME, STREAM, DATA, REFERENCE, DIGEST = 0, 1, 2, 3, 4, 11, 12, 13
+SEQ, ID, KIND, NAME, STREAM, VERSION, DATA, REFERENCE, DIGEST = 0, 1, 2, 3, 4, 5, 11, 12, 13
 """Where a row has what, which begins with the columns ``READ``."""
 CHAIN: Final = 14
 """The same, of a page that is read with ``CHAINED``."""
@@ -38,6 +38,7 @@ class Damage:
     """A position of the log that has no event to show, and why."""
 
     seq: int
+    """0: nobody can tell; it was found missing by its version."""
     event_id: str | None
     reason: Reason
     detail: str

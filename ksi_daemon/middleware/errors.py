@@ -32,7 +32,8 @@ class ReportedError(InternalError):
 class Errors:
     """Answer errors. ``strict``: bugs are raised on, which ends the daemon (tests want that).
 
-    ``blame`` is told of each bug: it gives the name of the plugin that handles an event, and counts.
+    ``blame`` is told of each bug: it gives the name of the plugin that handles an event, and counts. It is
+    given the plugin itself where a hook of that has answered.
     ``culprit`` is asked first: it knows the plugin that a file belongs to, for that may be another's layer.
     ``owner_of`` tells what is a plugin's: a bug is placed there, not in a library that was called.
     """
@@ -67,8 +68,12 @@ class Errors:
         if isinstance(error, OperationalError | ReportedError):
             return error
         file, line = _origin(error, self._owner_of)
+        plugin = self._culprit(file)
+        if plugin is None and envelope.answered_by is not None:  # what is wrong is the answer
+            answerer, file, line = envelope.answered_by
+            plugin = self._blame(answerer)
+        plugin = plugin or self._blame(envelope.event)
         where = f"{Path(file).name}:{line}" if file else "unknown"
-        plugin = self._culprit(file) or self._blame(envelope.event)
         log.error(
             "handler.crashed",
             handled=envelope.event,

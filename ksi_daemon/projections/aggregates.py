@@ -70,15 +70,15 @@ class Aggregates:
 
     async def _read(self, stream: str, after: int) -> tuple[Sequence[StoredEvent], bool]:
         damaged: list[Damage] = []
-        events, more = await self._log.stream(
+        page = await self._log.stream(
             stream, from_version=after + 1, backwards=False, limit=_PAGE, damaged=damaged
         )
         if damaged:
             first = damaged[0]
-            raise DataLoss(f"stream {stream}: {first.detail}", reason=first.reason, seq=first.seq)
-        if any(isinstance(event, RemovedEvent) for event in events):
+            raise DataLoss(f"stream {stream}: {first.detail}", reason=first.reason, seq=first.seq or None)
+        if any(isinstance(event, RemovedEvent) for event in page.events):
             raise DataLoss(f"retention has removed data of stream {stream}", reason="history_gone")
-        return events, more
+        return page.events, page.next_version is not None
 
     def _fold(self, declared: Declaration, state: Message, events: Sequence[StoredEvent]) -> Message:
         for event in events:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from ksi_common.events.budget import BudgetKey, Limits
 from ksi_common.events.completion import ModelName
+from ksi_common.frame_fields import MAX_TIMEOUT_S
 from ksi_common.guessing import nearest
 from ksi_completion.circuit_breakers import Candidate
 from ksi_completion.injections import InjectionSettings
@@ -61,7 +62,10 @@ class CompletionSettings(BaseModel):
         5, ge=1, description="A model that fails so often in a row is left alone for a while."
     )
     breaker_open_s: float = Field(
-        10.0, gt=0, description="For how long; twice as long each time that it fails again, up to 5 minutes."
+        10.0,
+        gt=0,
+        le=MAX_TIMEOUT_S,
+        description="For how long; twice as long each time that it fails again, up to 5 minutes.",
     )
     concurrency: int = Field(
         4,
@@ -79,10 +83,16 @@ class CompletionSettings(BaseModel):
         description="Before the second try at most; before each next one twice as long, a minute at most.",
     )
     first_s: float = Field(
-        120.0, gt=0, description="A provider that says nothing of an answer for this long has stalled."
+        120.0,
+        gt=0,
+        le=MAX_TIMEOUT_S,
+        description="A provider that says nothing of an answer for this long has stalled.",
     )
     stall_s: float = Field(
-        120.0, gt=0, description="So has one that has begun, and says nothing more for this long."
+        120.0,
+        gt=0,
+        le=MAX_TIMEOUT_S,
+        description="So has one that has begun, and says nothing more for this long.",
     )
     prompt_roots: list[WholePath] = Field(
         default_factory=list, description="Folders that a prompt_file may be in, besides $KSI_HOME/lib."
@@ -91,7 +101,10 @@ class CompletionSettings(BaseModel):
         None, description="Command of the embedded model's worker, in place of the built-in one."
     )
     worker_idle_s: float = Field(
-        600.0, gt=0, description="The embedded model leaves memory after this long without work."
+        600.0,
+        gt=0,
+        le=MAX_TIMEOUT_S,
+        description="The embedded model leaves memory after this long without work.",
     )
 
     budgets: list[BudgetSettings] = Field(

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
 import orjson
+from pydantic import ValidationError
 
 from ksi_common.clock import format_time
 from ksi_common.events.deadletter import (
@@ -19,7 +20,8 @@ from ksi_common.events.deadletter import (
     Redrove,
     Show,
 )
-from ksi_daemon.plugin import DatabaseDeadLetters, DeadLetter, handler
+from ksi_common.validation import refusal
+from ksi_daemon.plugin import Catalog, DatabaseDeadLetters, DeadLetter, handler
 
 _EXPORTED_AT_ONCE: Final = 8
 """Letters in memory while they are exported; each may have a megabyte."""
@@ -47,9 +49,17 @@ async def redrive(request: Redrive, letters: DatabaseDeadLetters) -> Redrove:
 
 
 @handler
-async def edit(request: Edit, letters: DatabaseDeadLetters) -> Letter:
-    """Change the data of one."""
-    return _whole(await letters.edit(request.id, orjson.dumps(request.data).decode()))
+async def edit(request: Edit, letters: DatabaseDeadLetters, catalog: Catalog) -> Letter:
+    """Change the data of one, to what its event may say where a class declares that."""
+    data = orjson.dumps(request.data).decode()
+    event = (await letters.get(request.id)).event
+    declared = catalog.declared(event)
+    if declared is not None:
+        try:
+            declared.__pydantic_validator__.validate_json(data)
+        except ValidationError as error:
+            raise refusal(error, declared, event, request.data) from None
+    return _whole(await letters.edit(request.id, data))
 
 
 @handler

@@ -109,26 +109,20 @@ def append(request: Append, tx: Transaction, log: EventLog, catalog: Catalog) ->
 @handler
 async def read(request: Read, log: EventLog) -> StreamEvents:
     """Read a stream, by pages."""
-    backwards = request.direction == "backwards"
     damaged: list[Damage] = []
-    stored, more = await log.stream(
+    page = await log.stream(
         request.stream,
         from_version=request.from_version,
-        backwards=backwards,
+        backwards=request.direction == "backwards",
         limit=request.limit,
         damaged=damaged,
     )
-    events = [log.as_reply(event) for event in stored]
-    if stored:
-        last = stored[-1].version or 0
-    else:  # nothing but damaged ones: versions have no gaps
-        last = (request.from_version or 0) + (1 - request.limit if backwards else request.limit - 1)
-    whole = any(event.version == 1 for event in stored)
+    whole = any(event.version == 1 for event in page.events)
     return StreamEvents(
         stream=request.stream,
-        events=events,
-        count=len(events),
-        next_version=(last - 1 if backwards else last + 1) if more and last > backwards else None,
+        events=[log.as_reply(event) for event in page.events],
+        count=len(page.events),
+        next_version=page.next_version,
         compacted=0 if whole else await log.compacted(request.stream),
         damaged=damages(damaged),
     )

@@ -41,7 +41,7 @@ def damages(found: Iterable[Damage]) -> list[Damaged]:
         Damaged(
             reason=damage.reason,
             detail=damage.detail,
-            seq=damage.seq,
+            seq=damage.seq or None,
             event_id=damage.event_id,
             count=damage.count,
         )

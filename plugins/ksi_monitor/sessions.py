@@ -84,9 +84,10 @@ def _by_request(said: Sequence[Said]) -> Sequence[tuple[str, int]]:
 
 async def _read(stream: str, log: EventLog, found: _Found) -> None:
     """Read the stream of a completion, and the request that it began with."""
-    told, _ = await log.stream(
+    page = await log.stream(
         stream, from_version=None, backwards=False, limit=MAX_OF_ONE, damaged=found.damaged
     )
+    told = page.events
     for event in told:
         found.add(event)
     cause = told[0].causation_id if told else None

@@ -391,6 +391,9 @@ async def test_a_completion_that_meets_a_bug_each_time_is_set_aside_and_the_othe
             assert (added["origin"], added["name"], added["attempts"]) == ("completion", "r1", 3)
             assert (await status(ksi))["dead"] == ["r1"]
             assert (await status(ksi, "r1"))["process_state"] == "dead"
+            edit = {"id": added["id"], "data": {"prompt": "echo: another"}}
+            refused = (await wire.call("deadletter:edit", edit))["error"]
+            assert refused["details"]["reason"] == "no_data"
             wire.send(
                 {
                     "event": "completion:stream",

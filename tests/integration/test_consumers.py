@@ -231,6 +231,39 @@ async def test_an_edited_letter_is_another_event_caused_by_the_first(ksi: Runnin
     assert logged["data"] == {"n": 1}
 
 
+@pytest.mark.parametrize("away", [False, True])
+async def test_an_event_is_done_once_however_often_that_is_said(ksi: RunningDaemon, *, away: bool) -> None:
+    await tell(ksi, 1, 2, 3)
+    async with following(ksi, consumer="c", start="beginning") as member:
+        items = await member.items(3)
+        if not away:
+            assert await member.ack(items[1], items[1]) == {"done": 1, "ignored": 1}
+            assert await member.ack(items[1]) == {"done": 0, "ignored": 1}
+    if away:
+
+        async def is_left() -> bool:
+            return not (await state(ksi, "c"))["members"]
+
+        await eventually(is_left)
+        ask = {"consumer": "c", "cursors": [items[1]["cursor"]]}
+        assert await ksi.call_raw("event:ack", ask) == {"done": 1, "ignored": 0}
+        assert await ksi.call_raw("event:ack", ask) == {"done": 0, "ignored": 1}
+
+
+async def test_an_edited_letter_says_what_its_event_may_say(ksi: RunningDaemon) -> None:
+    await ksi.call_raw("state:set", {"key": "a", "value": 1})
+    async with following(ksi, consumer="c", patterns=["state:*"], start="beginning") as member:
+        await member.nak(await member.item(), give_up=True)
+    (letter,) = await letters(ksi)
+    wrong = {"namespace": "global", "key": 5, "value": 1}
+    async with ksi.connect() as wire:
+        error = (await wire.call("deadletter:edit", {"id": letter["id"], "data": wrong}))["error"]
+    assert (error["code"], error["details"]["field"]) == ("INVALID_ARGUMENT", "key")
+    assert (await ksi.call_raw("deadletter:show", {"id": letter["id"]}))["edited"] is False
+    right = {"namespace": "global", "key": "b", "value": 2}
+    assert (await ksi.call_raw("deadletter:edit", {"id": letter["id"], "data": right}))["data"] == right
+
+
 async def test_a_letter_is_discarded_once_and_kept(ksi: RunningDaemon) -> None:
     await tell(ksi, 1)
     async with following(ksi, consumer="c", start="beginning") as member:

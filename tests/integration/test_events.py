@@ -10,6 +10,7 @@ import pytest
 from ksi_common.clock import format_time
 from ksi_common.events import event
 from ksi_common.messages import spec_of
+from ksi_daemon.database import Transaction
 from ksi_daemon.testing import FakeClock, RunningDaemon, Wire, running_daemon
 
 
@@ -313,6 +314,34 @@ async def test_a_read_begins_with_the_version_that_is_named(ksi: RunningDaemon) 
     assert await read(from_version=2, direction="backwards") == [2, 1]
     assert await read(from_version=6) == []
     assert await read(from_version=9, direction="backwards") == [5, 4, 3, 2, 1]
+
+
+@pytest.mark.parametrize("direction", ["forwards", "backwards"])
+async def test_a_read_goes_on_over_what_is_damaged_and_names_what_is_not_there(
+    ksi: RunningDaemon, direction: str
+) -> None:
+    await append(ksi, "demo/1", *range(1, 6))
+    seqs = [stored["seq"] for stored in (await ksi.call_raw("event:read", {"stream": "demo/1"}))["events"]]
+
+    def damage(tx: Transaction) -> None:
+        tx.execute("UPDATE log SET data = '{}' WHERE seq IN (?, ?)", (seqs[0], seqs[4]))
+        tx.execute("DELETE FROM log WHERE seq = ?", (seqs[2],))
+
+    await ksi.daemon.database.write(damage)
+    found: list[Any] = []
+    damaged: list[Any] = []
+    question: dict[str, Any] = {"stream": "demo/1", "direction": direction, "limit": 1}
+    while True:
+        page = await ksi.call_raw("event:read", question)
+        found += numbers(page["events"])
+        damaged += page["damaged"]
+        if page["next_version"] is None:
+            break
+        question["from_version"] = page["next_version"]
+    assert found == ([2, 4] if direction == "forwards" else [4, 2])
+    assert {one["seq"] for one in damaged} == {seqs[0], seqs[4], None}
+    lost = next(one for one in damaged if one["seq"] is None)
+    assert (lost["reason"], lost["detail"]) == ("event_missing", "version 3 of demo/1 is not there")
 
 
 async def test_a_stream_that_is_not_there_is_empty(ksi: RunningDaemon) -> None:

@@ -557,6 +557,37 @@ async def test_the_other_hooks_of_the_first_ksi_are_asked_in_their_ways(
     assert sorted(trace.read_text().split()) == sorted(["startup{}", "work", "old:ask", "shutdown"])
 
 
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ("[1]", "with list, not with an object"),
+        ("{'a': {1}}", "is no JSON"),
+        ("{1: 2}", "is no JSON"),
+        ("{'a': [float('nan')]}", "is no JSON: it has a number nan"),
+    ],
+)
+async def test_a_wrong_answer_of_a_hook_is_its_plugins(
+    answer: str, why: str, write_plugin: WritePlugin, log_file: LogFile
+) -> None:
+    source = f"""
+    from ksi_daemon.plugin import hookimpl
+
+    @hookimpl
+    async def ksi_handle_event(event):
+        return {answer} if event == "legacy:ask" else None
+    """
+    settings: dict[str, Any] = {"strict": False}
+    files = [write_plugin(source, "legacy")]
+    with log_file.written():
+        async with running_daemon(plugins=files, settings=settings) as ksi, ksi.connect() as wire:
+            error = (await wire.call("legacy:ask"))["error"]
+            plugins = (await ksi.call_raw("plugin:list"))["plugins"]
+    assert error["message"] == "plugin legacy failed in legacy:ask: InternalError (legacy.py:3)"
+    assert [plugin["failures"] for plugin in plugins if plugin["name"] == "legacy"] == [1]
+    [crash] = log_file.lines("handler.crashed")
+    assert why in crash["error"]
+
+
 def test_each_hook_has_a_test() -> None:
     hooks = {f"test_hook_{name}" for name in vars(hookspecs) if name.startswith("ksi_")}
     tests = {name for name in vars(sys.modules[__name__]) if name.startswith("test_hook_")}

@@ -107,6 +107,21 @@ async def test_a_stream_of_many_pages_is_folded_whole(database: Database, aggreg
 
 async def test_a_stream_without_its_beginning_is_refused(database: Database, aggregates: Aggregates) -> None:
     await pay(database, 1, 2, 3)
-    await database.write(lambda tx: tx.execute("DELETE FROM log WHERE version = 1").rowcount)
+
+    def compact(tx: Transaction) -> None:
+        tx.execute("DELETE FROM log WHERE version = 1")
+        tx.execute("INSERT INTO compacted_streams VALUES ('account/1', 1)")
+
+    await database.write(compact)
     with pytest.raises(DataLoss, match="lost its versions up to 1"):
+        await aggregates.load(account, "account/1")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+async def test_a_stream_that_has_lost_a_row_is_refused(
+    database: Database, aggregates: Aggregates, version: int
+) -> None:
+    await pay(database, 1, 2, 3)
+    await database.write(lambda tx: tx.execute("DELETE FROM log WHERE version = ?", (version,)).rowcount)
+    with pytest.raises(DataLoss, match=f"version {version} of account/1 is not there"):
         await aggregates.load(account, "account/1")

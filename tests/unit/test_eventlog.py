@@ -8,8 +8,8 @@ import pytest
 
 from ksi_common.envelope import StoredEvent, event_context
 from ksi_daemon import eventlog
-from ksi_daemon.database import Database
-from ksi_daemon.eventlog import REPLY_BYTES, EventLog, LogQuery
+from ksi_daemon.database import Database, Transaction
+from ksi_daemon.eventlog import REPLY_BYTES, Damage, EventLog, LogQuery
 from ksi_daemon.testing import FakeClock
 from tests.support.databases import Heard, envelope, opened, tell
 
@@ -41,6 +41,10 @@ async def told(database: Database, clock: FakeClock) -> None:
         await database.write(tell("4", "a:c", stream="s"))
     clock.advance(1)
     await database.write(tell("5", "a:b", stream="t"))
+
+
+def spoil(tx: Transaction, change: str, seq: int) -> None:
+    tx.execute(f"UPDATE log SET {change} WHERE seq = ?", (seq,))
 
 
 def ids(events: Sequence[StoredEvent]) -> list[str]:
@@ -125,7 +129,88 @@ async def test_a_stream_is_read_either_way(
     log: EventLog, options: dict[str, Any], expected: list[str]
 ) -> None:
     given: dict[str, Any] = {"from_version": None, "backwards": False, "limit": 100, **options}
-    assert ids((await log.stream("s", **given))[0]) == expected
+    assert ids((await log.stream("s", **given)).events) == expected
+
+
+async def five(database: Database) -> None:
+    for number in range(1, 6):
+        await database.write(tell(str(number), "a:b", stream="s"))
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("limit", [1, 2, 5])
+async def test_a_stream_is_read_on_over_what_is_damaged(
+    log: EventLog, database: Database, limit: int, backwards: bool
+) -> None:
+    """Also where a page has nothing else, at either end."""
+    await five(database)
+    for seq in (1, 2, 5):
+        await database.write(lambda tx, seq=seq: spoil(tx, "data = '{}!'", seq))  # type: ignore[misc]
+    found: list[str] = []
+    damaged: list[Damage] = []
+    following: int | None = None
+    while True:
+        page = await log.stream(
+            "s", from_version=following, backwards=backwards, limit=limit, damaged=damaged
+        )
+        found += ids(page.events)
+        following = page.next_version
+        if following is None:
+            break
+    assert found == (["4", "3"] if backwards else ["3", "4"])
+    assert {damage.seq for damage in damaged} == {1, 2, 5}
+
+
+@pytest.mark.parametrize(
+    ("gone", "options", "expected", "missing"),
+    [
+        ((3,), {}, ["1", "2", "4", "5"], ["version 3 of s is not there"]),
+        ((2, 3), {}, ["1", "4", "5"], ["versions 2 to 3 of s are not there"]),
+        ((1,), {}, ["2", "3", "4", "5"], ["version 1 of s is not there"]),
+        ((3,), {"from_version": 3}, ["4", "5"], ["version 3 of s is not there"]),
+        ((3,), {"from_version": 4}, ["4", "5"], []),
+        ((3,), {"backwards": True}, ["5", "4", "2", "1"], ["version 3 of s is not there"]),
+        ((3,), {"backwards": True, "from_version": 3}, ["2", "1"], ["version 3 of s is not there"]),
+        ((1, 2), {"backwards": True}, ["5", "4", "3"], ["versions 1 to 2 of s are not there"]),
+        ((1, 2), {"backwards": True, "limit": 3}, ["5", "4", "3"], []),
+        ((), {"backwards": True, "from_version": 9}, ["5", "4", "3", "2", "1"], []),
+        ((), {"from_version": 6}, [], []),
+    ],
+)
+async def test_a_version_that_is_not_there_is_named(
+    log: EventLog,
+    database: Database,
+    gone: Sequence[int],
+    options: dict[str, Any],
+    expected: list[str],
+    missing: list[str],
+) -> None:
+    await five(database)
+    for seq in gone:
+        await database.write(lambda tx, seq=seq: tx.execute("DELETE FROM log WHERE seq = ?", (seq,)).rowcount)  # type: ignore[misc]
+    damaged: list[Damage] = []
+    given: dict[str, Any] = {"from_version": None, "backwards": False, "limit": 100, **options}
+    page = await log.stream("s", damaged=damaged, **given)
+    assert ids(page.events) == expected
+    assert [(damage.reason, damage.detail) for damage in damaged] == [
+        ("event_missing", each) for each in missing
+    ]
+
+
+async def test_versions_that_retention_has_deleted_are_not_missing(log: EventLog, database: Database) -> None:
+    await five(database)
+
+    def compact(tx: Transaction) -> None:
+        tx.execute("INSERT INTO compacted_streams VALUES ('s', 2)")
+        tx.execute("DELETE FROM log WHERE seq <= 2")
+
+    await database.write(compact)
+    damaged: list[Damage] = []
+    for backwards in (False, True):
+        page = await log.stream("s", from_version=None, backwards=backwards, limit=9, damaged=damaged)
+        assert len(page.events) == 3
+    assert damaged == []
+    assert await log.compacted("s") == 2
 
 
 @pytest.mark.usefixtures("told")

@@ -118,6 +118,21 @@ def test_types_are_called_what_json_calls_them(value: bytes, text: str) -> None:
     assert malformed(b'{"event":"a:b","data":%b}' % value).error.message == text
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("timeout_s", 0, "timeout_s must be a number of seconds above 0, not 0"),
+        ("timeout_s", "5", "timeout_s must be a number of seconds above 0, not string"),
+        ("id", "x" * 129, "id must be a string of at most 128 characters or an integer, not one of 129"),
+        ("correlation_id", "", "correlation_id must be a string of 1 to 128 characters, not one of 0"),
+    ],
+)
+def test_what_has_the_right_type_is_not_said_to_have_the_wrong_one(
+    field: str, value: object, text: str
+) -> None:
+    assert malformed(dumps({"event": "a:b", field: value})).error.message == text
+
+
 def test_an_id_that_can_be_read_is_answered_under() -> None:
     assert malformed(b'{"event":7,"id":"x"}').id == "x"
     assert malformed(b'{"id":3}').id == 3

@@ -129,8 +129,25 @@ def test_an_unknown_key_like_no_other_is_refused_with_where_to_look(paths: Paths
         ('[limits]\nhandler_s = "soon"\n', "limits.handler_s", "valid number"),
         ('[log]\nlevel = "loud"\n', "log.level", "'debug', 'info', 'warning' or 'error'"),
         ("log = 3\n", "log", ""),
+        ("[limits]\nin_flight = true\n", "limits.in_flight", "input should be a number, not a boolean"),
+        ("[limits]\nhandler_s = true\n", "limits.handler_s", "input should be a number, not a boolean"),
+        ("[limits]\nhandler_s = inf\n", "limits.handler_s", "less than or equal to 1000000000"),
+        ("[limits]\ndrain_s = 1e300\n", "limits.drain_s", "less than or equal to 1000000000"),
+        ("[retention]\nstubs_max_age_days = inf\n", "retention.stubs_max_age_days", "less than or equal to"),
+        ("[retention]\nmax_stubs = 99999999999999999999\n", "retention.max_stubs", "less than or equal to"),
     ],
-    ids=["too small", "no number", "no level", "no table"],
+    ids=[
+        "too small",
+        "no number",
+        "no level",
+        "no table",
+        "yes",
+        "no time at all",
+        "endless",
+        "no time",
+        "for ever",
+        "no count",
+    ],
 )
 def test_a_bad_value_names_its_key(paths: Paths, text: str, key: str, says: str) -> None:
     error = refusal(paths, text)
@@ -155,7 +172,7 @@ def test_a_file_of_another_user_is_refused(paths: Paths) -> None:
 
 def test_bad_toml_is_refused_with_the_place(paths: Paths) -> None:
     error = refusal(paths, "[limits\n")
-    assert error.message.startswith("settings cannot be read: ")
+    assert error.message.startswith(f"settings cannot be read: {paths.config}: ")
     assert "line 1" in error.message
     assert error.details == {"reason": "bad_settings"}
 

@@ -1,12 +1,12 @@
 """Data is read strictly, once; what is wrong with it is said by path, with a guess."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import pytest
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from ksi_common.errors import InvalidArgument
-from ksi_common.events.types import EventName, EventPattern, Name
+from ksi_common.events.types import EventName, EventPattern, Name, StreamName
 from ksi_common.messages import Message, Request, renamed_from
 from ksi_common.protocol import MAX_DATA
 from ksi_common.validation import parser
@@ -41,17 +41,35 @@ class Look(Request[Bought], event="shop:look"):
     far: bool = False
 
 
+class ByHand(Message):
+    to: str
+
+
+class ByPost(Message):
+    to: str
+    paid: Literal["yes", "no"] | Annotated[int, Field(ge=0)]
+
+
+class Send(Request[Bought], event="shop:send"):
+    """Send."""
+
+    how: Literal["now", "later"] | ByHand | ByPost = "now"
+    parts: tuple[ByHand | Annotated[int, Field(ge=1)], ...] = ()
+
+
 class Follow(Request[Bought], event="shop:follow"):
     """Follow."""
 
     event: EventName = "shop:sold"
     pattern: EventPattern = "shop:*"
     name: Name = "a"
+    stream: StreamName = "shop/1"
 
 
 buy = parser(Buy)
 follow = parser(Follow)
 look = parser(Look)
+send = parser(Send)
 
 
 def refusal(data: dict[str, Any]) -> InvalidArgument:
@@ -131,6 +149,7 @@ def test_an_integer_is_read_where_a_number_is_wanted() -> None:
         ({"event": "shop"}, "event: an event is called namespace:name, in small letters"),
         ({"name": "a/b"}, "name: a name has 1 to 128 letters"),
         ({"pattern": "shop"}, "pattern: 'shop' is no event pattern"),
+        ({"stream": "shop/"}, "stream: a stream is called category/id"),
     ],
 )
 def test_a_name_that_is_none_is_refused_in_words(data: dict[str, Any], message: str) -> None:
@@ -173,7 +192,7 @@ def test_an_unknown_field_like_no_other_is_refused_with_where_to_look() -> None:
         ({"ship_to": {}}, "ship_to.street"),
         ({"parts": [{"street": "a"}, {"street": "b", "number": "x"}]}, "parts.1.number"),
         ({"wrap": "silk"}, "wrap"),
-        ({"wrap": {"street": 5}}, "wrap"),
+        ({"wrap": {"street": 5}}, "wrap.street"),
         ({"wrap": {"street": "a", "nubmer": 5}}, "wrap.nubmer"),
         ({"notes": {"a b": "x"}}, "notes.a b"),
         ({"notes": {"a": 5}}, "notes.a"),
@@ -181,6 +200,32 @@ def test_an_unknown_field_like_no_other_is_refused_with_where_to_look() -> None:
 )
 def test_a_nested_field_is_named_by_its_path(data: dict[str, Any], path: str) -> None:
     assert refusal({"amount": 1, **data}).details["field"] == path
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"how": "never"}, "how: input should be 'now' or 'later', or an object"),
+        ({"how": 5}, "how: input should be 'now' or 'later', or an object"),
+        ({"how": {"to": 5}}, "how.to: input should be a valid string"),
+        ({"how": {}}, "shop:send needs the field how.to"),
+        ({"how": {"to": "a", "by": 1}}, 'shop:send has no field "how.by"'),
+        ({"how": {"to": "a", "paid": -1}}, "how.paid: input should be greater than or equal to 0"),
+        (
+            {"how": {"to": "a", "paid": "so"}},
+            "how.paid: input should be 'yes' or 'no', or a valid integer",
+        ),
+        ({"parts": [1, 0]}, "parts.1: input should be greater than or equal to 1"),
+        ({"parts": [1, {"to": 5}]}, "parts.1.to: input should be a valid string"),
+    ],
+)
+def test_a_field_of_several_kinds_is_held_against_the_nearest(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        send(data)
+    assert refused.value.message == message
+    [problem] = refused.value.details["problems"]
+    assert problem["field"] == refused.value.details["field"]
+    assert problem["field"] in message
 
 
 def test_an_unknown_field_is_refused_at_any_depth() -> None:
