@@ -239,7 +239,9 @@ class Daemon:
         offer(Subscriptions, self.subscriptions)
         offer(Tracing, Tracing(self.catalog, self.hub, self.clock, self.assembly.observers))
         offer(Tasks, self.tasks)  # type: ignore[type-abstract]
-        health = Health(self.database, self.subscriptions, self.catalog, self.settings, self.clock)
+        health = Health(
+            self.database, self.subscriptions, self.catalog, self.projections, self.settings, self.clock
+        )
         offer(Health, health)
         offer(HealthChecks, health)  # type: ignore[type-abstract]
 
@@ -330,15 +332,13 @@ class Daemon:
                 listener = Listener(subscriber, self.subscriptions, self.tasks, errors)
             else:
                 listener = DurableListener(subscriber, subscriber.durable, self.consumers, self.tasks, errors)
-            task = self.tasks.create_task(
-                supervise(f"{subscriber.plugin}.{subscriber.name}", listener.run, quarantine=None)
-            )
+            task = self.tasks.create_task(supervise(f"{subscriber.plugin}.{subscriber.name}", listener.run))
             self.assembly.listening.setdefault(subscriber.plugin, []).append(task)
-        self.tasks.create_task(supervise("survey", self.guard.survey, quarantine=None))
-        self.tasks.create_task(supervise("retention", self.retention.serve, quarantine=None))
-        self.tasks.create_task(supervise("timers", self.timers.serve, quarantine=None))
+        self.tasks.create_task(supervise("survey", self.guard.survey))
+        self.tasks.create_task(supervise("retention", self.retention.serve))
+        self.tasks.create_task(supervise("timers", self.timers.serve))
         forgetting = KeyForgetting(self.database, self.clock, keep_s=self.settings.limits.idempotency_s)
-        self.tasks.create_task(supervise("keys", forgetting.serve, quarantine=None))
+        self.tasks.create_task(supervise("keys", forgetting.serve))
         for follower in self.projections.all:
             name = f"projection {follower.declaration.name}"
             self.tasks.create_task(supervise(name, follower.run, quarantine=follower.fail))

@@ -10,6 +10,7 @@ from ksi_common.events.system import Check, Checks, Healthy, Status
 from ksi_daemon.catalog import Catalog
 from ksi_daemon.database import Database
 from ksi_daemon.lifecycle import Lifecycle
+from ksi_daemon.projections import Projections
 from ksi_daemon.settings import Settings
 from ksi_daemon.subscriptions import Subscriptions
 
@@ -38,12 +39,14 @@ class Health:
         database: Database,
         subscriptions: Subscriptions,
         catalog: Catalog,
+        projections: Projections,
         settings: Settings,
         clock: Clock,
     ) -> None:
         self._database = database
         self._subscriptions = subscriptions
         self._catalog = catalog
+        self._projections = projections
         self._settings = settings
         self._clock = clock
         self._checked = float("-inf")
@@ -130,8 +133,14 @@ class Health:
         found = self._catalog.plugins.values()
         bad = [plugin.name for plugin in found if plugin.status not in {"loaded", "disabled"}]
         loaded = sum(plugin.status == "loaded" for plugin in found)
+        stopped = [each.declaration.name for each in self._projections.all if each.status == "stopped"]
         return Check(
-            status="degraded" if bad else "healthy", detail={"loaded": loaded, "not_loaded": list(bad)}
+            status="degraded" if bad or stopped else "healthy",
+            detail={
+                "loaded": loaded,
+                "not_loaded": list(bad),
+                **({"stopped_projections": list(stopped)} if stopped else {}),
+            },
         )
 
 

@@ -27,7 +27,7 @@ async def supervise(
     name: str,
     run: Callable[[], Awaitable[None]],
     *,
-    quarantine: Callable[[str, BaseException], None] | None,
+    quarantine: Callable[[str, BaseException], None] | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
     """Run ``run`` until it returns. One that raises is restarted, after a delay that doubles, with jitter.

@@ -6,7 +6,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from ksi_common.errors import FailedPrecondition, NotFound
 from ksi_common.events.completion import Tokens
-from ksi_common.events.types import Name
+from ksi_common.events.types import Dollars, Name
 from ksi_common.messages import Message, Notification, Request
 
 Scope = Literal["session", "agent", "all"]
@@ -61,7 +61,7 @@ class Budget(Message):
     tokens: int | None
     cost_usd: float | None
     used_tokens: int
-    used_cost_usd: float
+    used_cost_usd: Dollars
     reserved_tokens: int
     """By calls that are at work."""
     is_exceeded: bool
@@ -128,7 +128,7 @@ class BudgetExceeded(Notification, event="budget:exceeded"):
     cost_usd: float | None
     used_tokens: int
     """By calls that have ended."""
-    used_cost_usd: float
+    used_cost_usd: Dollars
     wanted_tokens: int
     """By this completion and those at work; estimated."""
     phase: Literal["before", "during"]

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ksi_common.events.completion import ModelName
-from ksi_common.events.types import Name, Time
+from ksi_common.events.types import Dollars, Name, Time
 from ksi_common.messages import Message, Request
 
 By = Literal["session", "agent", "provider", "model", "day"]
@@ -23,7 +23,7 @@ class UsageSum(Message):
     cached_tokens: int
     """Of the prompts, what was not computed again."""
     cache_creation_tokens: int
-    cost_usd: float | None
+    cost_usd: Dollars | None
     """None where nobody knows a price."""
 
 

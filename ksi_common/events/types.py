@@ -32,5 +32,8 @@ def _time(text: str) -> str:
 EventPattern = Annotated[str, AfterValidator(_pattern)]
 """An event name, or the beginning of one followed by ``*``."""
 
+Dollars = Annotated[float, AfterValidator(lambda value: round(value, 12))]
+"""A sum of prices, without the last digits that adding them up has made."""
+
 Time = Annotated[str, AfterValidator(_time)]
 """RFC 3339 with an offset: 2026-01-31T12:00:00Z."""

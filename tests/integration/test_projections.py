@@ -204,6 +204,8 @@ async def test_an_event_that_cannot_be_applied_stops_it_before_that_event(
         assert (found["status"], found["value"]["total"]) == ("stopped", 1)
         assert found["lag_events"] > 0
         assert (await ksi.call_raw("plugin:inspect", {"plugin_name": "probe"}))["failures"] == 1
+        health = (await ksi.call_raw("system:health"))["checks"]["plugins"]
+        assert (health["status"], health["detail"]["stopped_projections"]) == ("degraded", ["sums"])
     mended = sales().replace("int(event", "len(str(event").replace('["n"]), ev', '["n"])), ev')
     async with running_daemon(home=tmp_path / "base" / "var", plugins=[write_plugin(mended)]) as ksi:
         assert (await get(ksi, "sums", "north", await head(ksi)))["value"]["total"] == 1 + 4 + 1

@@ -13,6 +13,17 @@ async def usage(ksi: RunningDaemon, **asked: Any) -> Mapping[str, Any]:
     return await ksi.call_raw("completion:token_usage", asked)
 
 
+async def test_sums_of_money_have_no_digits_of_their_own() -> None:
+    mock = {"usd_per_million_tokens": 100_000.0}
+    budgets = [{"scope": "all", "cost_usd": 5}]
+    async with running_daemon(settings=table(mock=mock, budgets=budgets)) as ksi:
+        for prompt in ("x" * 4, "x" * 8):  # 0.2 and 0.4 dollars: floats add up to 0.6000000000000001
+            await ask(ksi, prompt)
+        assert (await usage(ksi))["total"]["cost_usd"] == 0.6
+        (budget,) = (await ksi.call_raw("budget:list"))["budgets"]
+        assert budget["used_cost_usd"] == 0.6
+
+
 async def test_calls_are_added_up_by_whatever_tells_them_apart() -> None:
     clock = FakeClock()
     mock = {"models": ["a", "b"], "usd_per_million_tokens": 1_000_000.0}

@@ -16,6 +16,7 @@ from ksi_daemon.eventlog import EventLog
 from ksi_daemon.health import FRESH_S, Health
 from ksi_daemon.hub import Hub
 from ksi_daemon.lifecycle import Lifecycle
+from ksi_daemon.projections import Projections
 from ksi_daemon.settings import Limits, Settings
 from ksi_daemon.subscriptions import Subscriptions
 from ksi_daemon.testing import FakeClock
@@ -38,10 +39,13 @@ async def make(database: Database, clock: FakeClock, catalog: Catalog) -> Make:
     """Give what makes the health of a daemon."""
     hub = Hub(asyncio.get_running_loop().call_soon)
     hub.log_id = database.log_id
-    subscriptions = Subscriptions(hub, EventLog(database))
+    log = EventLog(database)
+    subscriptions = Subscriptions(hub, log)
+    projections = Projections(database, log, hub, clock, catalog)
 
     def make(**limits: Any) -> Health:
-        return Health(database, subscriptions, catalog, Settings(limits=Limits(**limits)), clock)
+        settings = Settings(limits=Limits(**limits))
+        return Health(database, subscriptions, catalog, projections, settings, clock)
 
     return make
 
@@ -83,7 +87,7 @@ async def test_who_asks_while_checks_are_made_gets_those(make: Make) -> None:
 
 
 async def test_a_full_disk_degrades(make: Make) -> None:
-    check = (await make(disk_free_bytes=2**62).checks()).disk_space
+    check = (await make(disk_free_bytes=2**53).checks()).disk_space
     assert check.status == "degraded"
     assert check.detail["free_bytes"] > 0  # type: ignore[operator]
 

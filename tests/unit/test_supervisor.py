@@ -110,7 +110,7 @@ async def test_what_cannot_be_done_without_is_given_up_aloud(monkeypatch: pytest
 
 async def test_each_crash_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     with capture_logs() as lines:
-        await supervise("child", Failing(2), quarantine=None, sleep=Time(monkeypatch).sleep)
+        await supervise("child", Failing(2), sleep=Time(monkeypatch).sleep)
     assert [(line["event"], line["child"], line["error"]) for line in lines] == [
         ("child.crashed", "child", "OSError('no disk')")
     ] * 2
@@ -126,7 +126,7 @@ async def test_a_child_that_is_cancelled_is_not_restarted() -> None:
         await asyncio.Event().wait()
 
     async with asyncio.timeout(5), asyncio.TaskGroup() as group:
-        task = group.create_task(supervise("child", wait, quarantine=None))
+        task = group.create_task(supervise("child", wait))
         await begun.wait()
         task.cancel()
     assert task.cancelled()
