@@ -184,7 +184,25 @@ async def subscribe(
     if request.consumer is not None or request.group is not None:
         await consumers.follow(_wish(request, patterns, start), sink)
     else:
+        _refuse_what_names_have(request)
         await subscriptions.follow(Interest(patterns, request.stream, start, request.overflow), sink)
+
+
+def _refuse_what_names_have(request: Subscribe) -> None:
+    asked = {
+        "max_inflight": request.max_inflight is not None,
+        "max_attempts": request.max_attempts is not None,
+        "ack_wait_s": request.ack_wait_s is not None,
+        "ack": request.ack != "explicit",
+    }
+    for field, is_asked in asked.items():
+        if is_asked:
+            raise InvalidArgument(
+                f"{field} is of a named consumer, and none is named",
+                reason="no_consumer",
+                field=field,
+                hint="give consumer, or group",
+            )
 
 
 def _wish(request: Subscribe, patterns: Sequence[str], start: str | dict[str, str]) -> Wish:
