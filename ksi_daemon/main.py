@@ -7,6 +7,7 @@ Exit codes: 0 stopped as asked, 1 cannot start or had to end, 4 another daemon h
 import argparse
 import asyncio
 import gc
+import os
 import resource
 import signal
 import sys
@@ -21,6 +22,7 @@ from ksi_daemon.bare_structlog import structlog
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.lock import HomeLocked, home_lock
 from ksi_daemon.logs import logging_to
+from ksi_daemon.presence import Presence
 from ksi_daemon.settings import Settings, load_settings
 
 log = structlog.get_logger()
@@ -92,7 +94,10 @@ async def _run(daemon: Daemon, *, recovered: bool) -> None:
     loop.set_exception_handler(_log_unhandled)
     loop.add_signal_handler(signal.SIGHUP, daemon.reloading.hang_up)
 
+    home = Presence(daemon.paths.lock)
+
     def ready(daemon: Daemon) -> None:
+        daemon.lifecycle.stopping.add_done_callback(lambda _: _let_go(home))
         for number in (signal.SIGTERM, signal.SIGINT):
             grace_s = daemon.settings.limits.drain_s
             loop.add_signal_handler(number, daemon.lifecycle.stop, signal.Signals(number).name, grace_s)
@@ -103,6 +108,18 @@ async def _run(daemon: Daemon, *, recovered: bool) -> None:
 
     await daemon.serve(recovered=recovered, ready=ready)
     notify.stopping("stopped")
+
+
+def _let_go(home: Presence) -> None:
+    """End here and now where our home was taken away: another daemon may have the one in its place.
+
+    Ending as usual takes away by their paths what is then that one's: its socket, its pid file, and, when
+    SQLite closes, its write-ahead log with all that it has acknowledged.
+    """
+    if not home.lasts:
+        log.error("home.lost", hint="it was moved or removed; what is stored is where it is now")
+        notify.stopping("its home was taken away")
+        os._exit(0)
 
 
 def raise_file_limit() -> None:
