@@ -27,10 +27,13 @@ def home_lock(paths: Paths) -> Iterator[bool]:
         raise FailedPrecondition(f"cannot use {paths.home}: {error.strerror}", hint="set KSI_HOME") from error
     try:
         _lock(descriptor, paths)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         recovered = paths.pid_file.exists()
-        paths.pid_file.write_text(f"{os.getpid()}\n")
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+            paths.pid_file.write_text(f"{os.getpid()}\n")
+        except OSError as error:
+            raise FailedPrecondition(f"cannot write in {paths.run}: {error.strerror}") from error
         try:
             yield recovered
         finally:

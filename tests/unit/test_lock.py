@@ -137,3 +137,10 @@ def test_children_do_not_keep_the_lock(paths: Paths) -> None:
     finally:
         child.kill()
         child.communicate(timeout=30)
+
+
+def test_a_disk_without_room_for_the_pid_is_a_refusal(paths: Paths) -> None:
+    paths.run.mkdir(parents=True)
+    paths.pid_file.symlink_to("/dev/full")
+    with pytest.raises(FailedPrecondition, match="No space left on device"), home_lock(paths):
+        pass
