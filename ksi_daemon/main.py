@@ -15,11 +15,11 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from ksi_common.async_db import SchemaTooNew
-from ksi_common.errors import KSIError
+from ksi_common.errors import FailedPrecondition, KSIError
 from ksi_common.paths import Paths, default_home
 from ksi_daemon import notify
 from ksi_daemon.bare_structlog import structlog
-from ksi_daemon.daemon import Daemon
+from ksi_daemon.daemon import RESERVED_FILES, Daemon
 from ksi_daemon.lock import HomeLocked, home_lock
 from ksi_daemon.logs import logging_to
 from ksi_daemon.presence import Presence
@@ -123,8 +123,17 @@ def _let_go(home: Presence) -> None:
 
 
 def raise_file_limit() -> None:
-    """Allow as many open files as the system lets this user have; connections are files."""
+    """Allow as many open files as the system lets this user have; connections are files.
+
+    Raises FailedPrecondition where none would be left for a connection.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard <= RESERVED_FILES:
+        raise FailedPrecondition(
+            f"it may have {hard} files open, and needs more than {RESERVED_FILES}",
+            hint="raise the hard limit: ulimit -Hn",
+            reason="too_few_files",
+        )
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 

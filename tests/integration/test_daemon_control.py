@@ -293,6 +293,16 @@ def test_a_daemon_that_is_stopped_while_it_starts_is_said_to_be(control: Control
     assert failed.stderr.startswith("Could not start: it was stopped before it was ready\n")
 
 
+def test_a_start_with_too_few_files_to_take_a_connection_is_refused(control: Control) -> None:
+    failed = subprocess.run(
+        ["sh", "-c", 'ulimit -n 100; exec "$@"', "sh", sys.executable, ROOT / "daemon_control.py", "start"],
+        env=control.environ, capture_output=True, text=True, check=False, timeout=PATIENCE_S,
+    )  # fmt: skip
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("Could not start: it may have 100 files open, and needs more than 128\n")
+    assert look(control.paths).state == "stopped"
+
+
 ON_A_FULL_DISK = """\
 mount -t tmpfs -o size=64k,mode=700 ksi "$KSI_HOME" && cat /dev/zero > "$KSI_HOME/filler" 2> "$KSI_HOME/said"
 exec "$@"
