@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
@@ -29,6 +30,8 @@ log = structlog.get_logger()
 
 _LEFT_S: Final = 1.0
 """Time for tasks that are left at the end to let themselves be cancelled."""
+_EXIT_S: Final = 2.0
+"""Time for the interpreter to end, after the daemon has."""
 _SETTLE_S: Final = 1.0
 """After it is ready, so that whoever waits for the first answer does not wait for the collector."""
 
@@ -48,6 +51,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KSIError as error:
         _say(error)
         return _exit_code(error)
+
+
+def exit_soon(code: int) -> None:
+    """See to it that the process ends: it would wait for ever for a thread that a plugin has left."""
+
+    def leave() -> None:
+        main_thread = threading.main_thread()
+        left = [each.name for each in threading.enumerate() if not each.daemon and each is not main_thread]
+        _print(f"KSI ends in spite of threads that go on: {', '.join(left)}")
+        os._exit(code)
+
+    timer = threading.Timer(_EXIT_S, leave)
+    timer.daemon = True
+    timer.start()
 
 
 def _serve(paths: Paths, settings: Settings, *, recovered: bool) -> int:

@@ -480,6 +480,14 @@ def test_a_daemon_that_hangs_is_ended_all_the_same(control: Control) -> None:
         assert daemon.wait(0)
 
 
+def test_a_thread_that_a_plugin_leaves_does_not_keep_the_daemon(control: Control) -> None:
+    control.add_plugin(
+        "threading_one", "import threading\nthreading.Thread(target=threading.Event().wait).start()\n"
+    )
+    control("start")
+    assert control.json("stop")["killed"] is False
+
+
 def test_a_start_during_the_drain_waits_for_its_end(control: Control) -> None:
     control.add_plugin("slow", SLOW)
     control("start")
