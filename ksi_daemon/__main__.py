@@ -9,6 +9,8 @@ if __name__ == "__main__":
     gc.set_threshold(10_000, 1_000, 1_000)
     # It asks for the settings to be read again: here they are yet to be read.
     signal.signal(signal.SIGHUP, lambda *_: None)
-    from ksi_daemon.main import main
+    from ksi_daemon.main import exit_soon, main
 
-    sys.exit(main())
+    code = main()
+    exit_soon(code)
+    sys.exit(code)

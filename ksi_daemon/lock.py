@@ -4,6 +4,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from ksi_common.errors import AlreadyExists, FailedPrecondition
 from ksi_common.paths import Paths
@@ -25,18 +26,29 @@ def home_lock(paths: Paths) -> Iterator[bool]:
         descriptor = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise FailedPrecondition(f"cannot use {paths.home}: {error.strerror}", hint="set KSI_HOME") from error
+    held = [descriptor]
+    # A process that a plugin forks off, as a pool of them, would hold the home for as long as it lives.
+    os.register_at_fork(after_in_child=partial(_close, held))
     try:
         _lock(descriptor, paths)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         recovered = paths.pid_file.exists()
-        paths.pid_file.write_text(f"{os.getpid()}\n")
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+            paths.pid_file.write_text(f"{os.getpid()}\n")
+        except OSError as error:
+            raise FailedPrecondition(f"cannot write in {paths.run}: {error.strerror}") from error
         try:
             yield recovered
         finally:
             paths.pid_file.unlink(missing_ok=True)
     finally:
-        os.close(descriptor)
+        _close(held)
+
+
+def _close(held: list[int]) -> None:
+    while held:
+        os.close(held.pop())
 
 
 def _lock(descriptor: int, paths: Paths) -> None:

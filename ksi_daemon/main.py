@@ -7,26 +7,31 @@ Exit codes: 0 stopped as asked, 1 cannot start or had to end, 4 another daemon h
 import argparse
 import asyncio
 import gc
+import os
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from ksi_common.async_db import SchemaTooNew
-from ksi_common.errors import KSIError
+from ksi_common.errors import FailedPrecondition, KSIError
 from ksi_common.paths import Paths, default_home
 from ksi_daemon import notify
 from ksi_daemon.bare_structlog import structlog
-from ksi_daemon.daemon import Daemon
+from ksi_daemon.daemon import RESERVED_FILES, Daemon
 from ksi_daemon.lock import HomeLocked, home_lock
 from ksi_daemon.logs import logging_to
+from ksi_daemon.presence import Presence
 from ksi_daemon.settings import Settings, load_settings
 
 log = structlog.get_logger()
 
 _LEFT_S: Final = 1.0
 """Time for tasks that are left at the end to let themselves be cancelled."""
+_EXIT_S: Final = 2.0
+"""Time for the interpreter to end, after the daemon has."""
 _SETTLE_S: Final = 1.0
 """After it is ready, so that whoever waits for the first answer does not wait for the collector."""
 
@@ -46,6 +51,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KSIError as error:
         _say(error)
         return _exit_code(error)
+
+
+def exit_soon(code: int) -> None:
+    """See to it that the process ends: it would wait for ever for a thread that a plugin has left."""
+
+    def leave() -> None:
+        main_thread = threading.main_thread()
+        left = [each.name for each in threading.enumerate() if not each.daemon and each is not main_thread]
+        _print(f"KSI ends in spite of threads that go on: {', '.join(left)}")
+        os._exit(code)
+
+    timer = threading.Timer(_EXIT_S, leave)
+    timer.daemon = True
+    timer.start()
 
 
 def _serve(paths: Paths, settings: Settings, *, recovered: bool) -> int:
@@ -92,7 +111,10 @@ async def _run(daemon: Daemon, *, recovered: bool) -> None:
     loop.set_exception_handler(_log_unhandled)
     loop.add_signal_handler(signal.SIGHUP, daemon.reloading.hang_up)
 
+    home = Presence(daemon.paths.lock)
+
     def ready(daemon: Daemon) -> None:
+        daemon.lifecycle.stopping.add_done_callback(lambda _: _let_go(home))
         for number in (signal.SIGTERM, signal.SIGINT):
             grace_s = daemon.settings.limits.drain_s
             loop.add_signal_handler(number, daemon.lifecycle.stop, signal.Signals(number).name, grace_s)
@@ -105,9 +127,30 @@ async def _run(daemon: Daemon, *, recovered: bool) -> None:
     notify.stopping("stopped")
 
 
+def _let_go(home: Presence) -> None:
+    """End here and now where our home was taken away: another daemon may have the one in its place.
+
+    Ending as usual takes away by their paths what is then that one's: its socket, its pid file, and, when
+    SQLite closes, its write-ahead log with all that it has acknowledged.
+    """
+    if not home.lasts:
+        log.error("home.lost", hint="it was moved or removed; what is stored is where it is now")
+        notify.stopping("its home was taken away")
+        os._exit(0)
+
+
 def raise_file_limit() -> None:
-    """Allow as many open files as the system lets this user have; connections are files."""
+    """Allow as many open files as the system lets this user have; connections are files.
+
+    Raises FailedPrecondition where none would be left for a connection.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard <= RESERVED_FILES:
+        raise FailedPrecondition(
+            f"it may have {hard} files open, and needs more than {RESERVED_FILES}",
+            hint="raise the hard limit: ulimit -Hn",
+            reason="too_few_files",
+        )
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 

@@ -15,9 +15,14 @@ class Presence:
         self._path = path
         self._first = _identity(path)
 
+    @property
+    def lasts(self) -> bool:
+        """Look whether it is still there."""
+        return _identity(self._path) == self._first
+
     async def watch(self, lost: Callable[[], None], *, every_s: float = LOOK_S) -> None:
         """Call ``lost`` when it is not there any more, or something else is."""
-        while _identity(self._path) == self._first:  # noqa: ASYNC110 - a folder tells nobody that it goes
+        while self.lasts:  # noqa: ASYNC110 - a folder tells nobody that it goes
             await asyncio.sleep(every_s)
         lost()
 

@@ -25,6 +25,10 @@ CRASHES_ALLOWED, CRASH_WINDOW_S = 5, 300.0
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 60.0
 STABLE_AFTER_S = 60.0
 WATCHDOG_S = 60.0
+LAST_CHANCE_S = 10.0
+"""For a silent daemon that was only stopped, as we may have been with it; and then, to end."""
+NOT_SPAWNED = 127
+"""In place of an exit code, where there was no process to be had; the shell says the same."""
 MARK_BYTES = 128
 """Of one name in the breadcrumb: ``breadcrumb.SIZE``."""
 MAX_OUTPUT_BYTES, OUTPUT_CHECK_S = 4 * 1024 * 1024, 3600.0
@@ -62,11 +66,13 @@ class Supervisor:
         *,
         ready_fd: int | None = None,
         watchdog_s: float = WATCHDOG_S,
+        last_chance_s: float = LAST_CHANCE_S,
     ) -> None:
         self._home = home
         self._command = list(command)
         self._ready_fd = ready_fd
         self._watchdog_s = watchdog_s
+        self._last_chance_s = last_chance_s
         self._history = CrashHistory()
         self._suspects: list[str] = []
         self._restarts = 0
@@ -75,6 +81,7 @@ class Supervisor:
         self._served = False
         self._stopping = False
         self._watchdog_at: float | None = None
+        self._silences = 0
         self._wakeup = _wake_on_signals()
         self._notices = _notice_socket()
         for number in FORWARDED:
@@ -96,8 +103,12 @@ class Supervisor:
 
     def _run_daemon(self) -> int:
         """Start the daemon and wait for its end; give its exit code, or minus the signal that ended it."""
-        self._watchdog_at = None
-        child = self._spawn()
+        self._watchdog_at, self._silences = None, 0
+        try:
+            child = self._spawn()
+        except OSError as error:  # no memory, too many processes, or our Python is just being installed anew
+            self._log("error", "daemon.not_spawned", error=str(error))
+            return NOT_SPAWNED
         self._record()
         while True:
             reaped, status = os.waitpid(child, os.WNOHANG)
@@ -141,7 +152,7 @@ class Supervisor:
 
     def _note_crash(self, status: int, *, lived_s: float) -> float | None:
         self._last_exit = describe_exit(status)
-        self._suspect_breadcrumb(killed=status == -signal.SIGKILL)
+        self._suspect_breadcrumb(killed=status == -signal.SIGKILL and not self._silences)
         delay_s = self._history.delay_after_crash(time.monotonic(), lived_s=lived_s)
         self._log(
             "error", "daemon.crashed", exit=self._last_exit, restart_in_s=delay_s, suspects=self._suspects
@@ -186,7 +197,7 @@ class Supervisor:
             self._served = True
             self._tell_ready()
         if b"WATCHDOG=1" in assignments:  # the first one arms it: a daemon that sends none is not watched
-            self._watchdog_at = time.monotonic() + self._watchdog_s
+            self._watchdog_at, self._silences = time.monotonic() + self._watchdog_s, 0
 
     def _tell_ready(self) -> None:
         if self._ready_fd is None:
@@ -197,12 +208,20 @@ class Supervisor:
         os.close(ready_fd)
 
     def _check_watchdog(self) -> None:
-        """End a daemon whose loop has stopped turning; SIGABRT makes it print where it stands."""
+        """End a daemon whose loop has stopped turning.
+
+        The first silence may be that of a machine that stood still, with us. SIGABRT makes it print where it
+        stands; SIGKILL ends one that is stopped, or that a plugin has made deaf to it.
+        """
         if self._child is None or self._watchdog_at is None or time.monotonic() < self._watchdog_at:
             return
-        self._watchdog_at = None
-        self._log("error", "daemon.stuck", pid=self._child, silent_s=self._watchdog_s)
-        os.kill(self._child, signal.SIGABRT)
+        self._watchdog_at = time.monotonic() + self._last_chance_s
+        self._silences += 1
+        if self._silences == 2:
+            self._log("error", "daemon.stuck", pid=self._child, silent_s=self._watchdog_s)
+            os.kill(self._child, signal.SIGABRT)
+        elif self._silences > 2:
+            os.kill(self._child, signal.SIGKILL)
 
     def _forward(self, number: int, _frame: object) -> None:
         if number != signal.SIGHUP:
@@ -221,8 +240,9 @@ class Supervisor:
         return CANNOT_START
 
     def _leave(self, code: int) -> int:
-        with suppress(OSError):
-            os.unlink(self._state_file)
+        with suppress(OSError, ValueError, KeyError, TypeError), io.FileIO(self._state_file) as file:
+            if json.loads(file.read())["pid"] == os.getpid():  # not that of who has a home in its place
+                os.unlink(self._state_file)
         return code
 
     @property

@@ -21,7 +21,7 @@ DAEMON: Final = (sys.executable, "-P", "-m", "ksi_daemon")
 class CannotStart(Exception):
     """The daemon has ended, or was not ready in time.
 
-    ``code``: None where it was too slow. ``printed``: its last words, which may be none.
+    ``code``: None where it was too slow, 0 where it was stopped. ``printed``: its last words, if any.
     """
 
     def __init__(self, code: int | None, printed: str) -> None:
@@ -40,10 +40,10 @@ def launch(paths: Paths, *, timeout_s: float) -> None:
         finally:
             os.close(writing)
         try:
-            code = _wait_ready(pid, reading, timeout_s)
+            is_ready, code = _wait_ready(pid, reading, timeout_s)
         finally:
             os.close(reading)
-        if code != Exit.OK:
+        if not is_ready:
             output.seek(offset)
             raise CannotStart(code, output.read().decode(errors="replace").strip())
 
@@ -94,15 +94,16 @@ def _spawn_supervisor(paths: Paths, output: IO[bytes], *, ready_fd: int) -> int:
     )
 
 
-def _wait_ready(supervisor_pid: int, reading: int, timeout_s: float) -> int | None:
-    """Give 0 once the supervisor says that the daemon serves, or the code with which it ended, or None."""
+def _wait_ready(supervisor_pid: int, reading: int, timeout_s: float) -> tuple[bool, int | None]:
+    """Give whether the supervisor says that the daemon serves, and the code with which it ended, or None."""
     readable, _, _ = select.select([reading], [], [], timeout_s)
     if readable and os.read(reading, 64):
-        return Exit.OK
+        return True, None
     if not readable:
         _end(supervisor_pid)
     _, status = os.waitpid(supervisor_pid, 0)
-    return max(os.waitstatus_to_exitcode(status), Exit.FAILED) if readable else None
+    code = os.waitstatus_to_exitcode(status)
+    return False, (code if code >= 0 else Exit.FAILED) if readable else None
 
 
 def _end(supervisor_pid: int) -> None:

@@ -1,6 +1,7 @@
 """Start the daemon, and say so once it answers."""
 
 import fcntl
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -202,7 +203,7 @@ def _failed(paths: Paths, error: CannotStart, timeout_s: float) -> Outcome:
     if error.code is None:
         reason = f"it was not ready within {timeout_s:g} s, and was stopped"
     else:
-        reason = _reason(error.printed) or f"it ended with exit code {error.code} and said nothing"
+        reason = _reason(error.printed) or _unsaid(paths, error.code)
     logged = last_lines(paths.log, LOG_LINES)
     text = f"Could not start: {reason}"
     if logged:
@@ -210,6 +211,14 @@ def _failed(paths: Paths, error: CannotStart, timeout_s: float) -> Outcome:
     return Outcome(
         error.code or Exit.FAILED, text, {"status": "not_started", "reason": reason, "log": logged}
     )
+
+
+def _unsaid(paths: Paths, code: int) -> str:
+    if code == Exit.OK:
+        return "it was stopped before it was ready"
+    if not shutil.disk_usage(paths.home).free:  # no room for last words either
+        return f"the disk that {paths.home} is on is full"
+    return f"it ended with exit code {code} and said nothing"
 
 
 def _reason(printed: str) -> str:

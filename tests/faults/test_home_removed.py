@@ -4,6 +4,8 @@ import shutil
 
 import pytest
 
+from ksi_client import AsyncClient
+from ksi_common.events import state
 from tests.support.daemon_process import DaemonProcess
 
 
@@ -23,3 +25,22 @@ async def test_a_daemon_whose_socket_was_removed_ends_and_the_next_one_serves() 
         assert await daemon.wait() == 0
         await daemon.start()
         assert daemon.socket.is_socket()
+
+
+@pytest.mark.timeout(120)
+async def test_a_daemon_whose_home_was_moved_takes_nothing_of_the_one_in_its_place() -> None:
+    """As by whoever puts a backup back, and has not stopped the daemon first."""
+    second = DaemonProcess()
+    async with DaemonProcess() as first:
+        first.home.rename(first.base / "moved")
+        second.home, second.socket, second.database = first.home, first.socket, first.database
+        second.environ["KSI_HOME"] = str(first.home)
+        async with second:
+            assert await first.wait() == 0
+            assert second.socket.is_socket()
+            async with AsyncClient(second.socket) as ksi:
+                await ksi.call(state.Set(key="color", value="green"))
+            await second.kill()
+            await second.start()
+            async with AsyncClient(second.socket) as ksi:
+                assert (await ksi.call(state.Get(key="color"))).found

@@ -22,6 +22,7 @@ from ksi_client import call_raw
 from ksi_client.control.processes import Process
 from ksi_client.control.standing import look, read_supervisor
 from ksi_common.paths import Paths
+from tests.faults.test_group_faults import can_mount
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 60.0
@@ -284,6 +285,43 @@ def test_a_daemon_that_is_not_ready_in_time_is_stopped(control: Control) -> None
     assert look(control.paths).state in {"stopped", "dead"}
 
 
+def test_a_daemon_that_is_stopped_while_it_starts_is_said_to_be(control: Control) -> None:
+    ending = "os.kill(os.getppid(), signal.SIGTERM)"
+    control.add_plugin("stopper", f"import os, signal\n{ending}\nsignal.pause()\n")
+    failed = control("start")
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("Could not start: it was stopped before it was ready\n")
+
+
+def test_a_start_with_too_few_files_to_take_a_connection_is_refused(control: Control) -> None:
+    failed = subprocess.run(
+        ["sh", "-c", 'ulimit -n 100; exec "$@"', "sh", sys.executable, ROOT / "daemon_control.py", "start"],
+        env=control.environ, capture_output=True, text=True, check=False, timeout=PATIENCE_S,
+    )  # fmt: skip
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("Could not start: it may have 100 files open, and needs more than 128\n")
+    assert look(control.paths).state == "stopped"
+
+
+ON_A_FULL_DISK = """\
+mount -t tmpfs -o size=64k,mode=700 ksi "$KSI_HOME" && cat /dev/zero > "$KSI_HOME/filler" 2> "$KSI_HOME/said"
+exec "$@"
+"""
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not can_mount(), reason="only root mounts a small disk")
+def test_a_start_on_a_full_disk_says_that_it_is_full(control: Control) -> None:
+    control.paths.home.mkdir()
+    command = ["unshare", "-m", "sh", "-c", ON_A_FULL_DISK, "sh"]
+    failed = subprocess.run(
+        [*command, sys.executable, ROOT / "daemon_control.py", "start"],
+        env=control.environ, capture_output=True, text=True, check=False, timeout=PATIENCE_S,
+    )  # fmt: skip
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(f"Could not start: the disk that {control.paths.home} is on is full\n")
+
+
 def test_a_home_with_a_long_path_gets_its_socket_elsewhere_and_status_says_so(control: Control) -> None:
     home = str(control.folder / ("long" * 30))
     runtime = {"XDG_RUNTIME_DIR": str(control.folder)}
@@ -440,6 +478,14 @@ def test_a_daemon_that_hangs_is_ended_all_the_same(control: Control) -> None:
         daemon.send(signal.SIGSTOP)
         assert control.json("stop", "--now") == {"status": "stopped", "pid": daemon.pid, "killed": True}
         assert daemon.wait(0)
+
+
+def test_a_thread_that_a_plugin_leaves_does_not_keep_the_daemon(control: Control) -> None:
+    control.add_plugin(
+        "threading_one", "import threading\nthreading.Thread(target=threading.Event().wait).start()\n"
+    )
+    control("start")
+    assert control.json("stop")["killed"] is False
 
 
 def test_a_start_during_the_drain_waits_for_its_end(control: Control) -> None:

@@ -1,6 +1,7 @@
 """One daemon to a home, whatever became of the one before."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -137,3 +138,40 @@ def test_children_do_not_keep_the_lock(paths: Paths) -> None:
     finally:
         child.kill()
         child.communicate(timeout=30)
+
+
+def test_a_disk_without_room_for_the_pid_is_a_refusal(paths: Paths) -> None:
+    paths.run.mkdir(parents=True)
+    paths.pid_file.symlink_to("/dev/full")
+    with pytest.raises(FailedPrecondition, match="No space left on device"), home_lock(paths):
+        pass
+
+
+FORK = """
+import os, signal, sys
+from pathlib import Path
+from ksi_common.paths import Paths
+from ksi_daemon.lock import home_lock
+
+with home_lock(Paths(Path(sys.argv[1]))):
+    if not os.fork():
+        print(os.getpid(), flush=True)
+    signal.pause()
+"""
+
+
+def test_a_process_that_was_forked_off_does_not_hold_the_home(paths: Paths) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", FORK, str(paths.home)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        with pytest.raises(HomeLocked), home_lock(paths):
+            pass
+        process.kill()
+        process.wait()
+        try:
+            with home_lock(paths) as recovered:
+                assert recovered is True
+        finally:
+            os.kill(child, signal.SIGKILL)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,10 @@ for act in acts[min(number, len(acts) - 1)].split(","):
     if verb == "hang":
         watchdog()
         signal.pause()
+    if verb == "feed":
+        watchdog()
+    if verb == "deaf":
+        signal.signal(signal.SIGABRT, signal.SIG_IGN)
     if verb == "serve":
         signal.signal(signal.SIGTERM, lambda *_: (print("stopped", flush=True), os._exit(0)))
         signal.signal(signal.SIGHUP, lambda *_: print("reloaded", flush=True))
@@ -69,11 +74,12 @@ class Supervised:
         words = [str(self.home), *options, "--", sys.executable, str(self.script), *acts]
         self._popen(["-m", "ksi_daemon.process_supervisor", *words], pass_fds)
 
-    def start_with_watchdog(self, watchdog_s: float, *acts: str) -> None:
+    def start_with_watchdog(self, watchdog_s: float, *acts: str, last_chance_s: float = 0.1) -> None:
         """Supervise in the same way, with less patience."""
         program = (
             "import sys; from ksi_daemon.process_supervisor import Supervisor;"
-            f"sys.exit(Supervisor(sys.argv[1], sys.argv[2:], watchdog_s={watchdog_s}).run())"
+            f"sys.exit(Supervisor(sys.argv[1], sys.argv[2:], "
+            f"watchdog_s={watchdog_s}, last_chance_s={last_chance_s}).run())"
         )
         self._popen(["-c", program, str(self.home), sys.executable, str(self.script), *acts], ())
 
@@ -322,6 +328,57 @@ def test_a_daemon_that_stops_feeding_the_watchdog_is_ended_and_started_again(
     serving_pid(supervised.line())
     assert [line["event"] for line in supervised.log()] == ["daemon.stuck", "daemon.crashed"]
     assert supervised.record()["last_exit"] == "SIGABRT"
+
+
+@pytest.mark.parametrize("way", ["deaf,hang", "feed,die:SIGSTOP"])
+def test_a_stuck_daemon_that_does_not_end_by_sigabrt_is_killed_and_its_plugin_suspected(
+    supervised: Supervised, way: str
+) -> None:
+    supervised.start_with_watchdog(0.2, f"crumb:rude,{way}", "suspects,serve")
+    assert supervised.line() == "suspects rude"
+    serving_pid(supervised.line())
+    assert [line["event"] for line in supervised.log()] == ["daemon.stuck", "daemon.crashed"]
+    assert supervised.record()["last_exit"] == "SIGKILL"
+
+
+def test_a_daemon_that_stood_still_together_with_its_supervisor_goes_on(supervised: Supervised) -> None:
+    supervised.start_with_watchdog(0.2, "feed,serve", "exit:0", last_chance_s=PATIENCE_S)
+    pid = serving_pid(supervised.line())
+    both = (supervised.running.pid, pid)
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for process in both:
+            os.kill(process, number)
+        over = time.monotonic() + 0.3
+
+        async def is_over(over: float = over) -> bool:
+            return time.monotonic() > over
+
+        asyncio.run(eventually(is_over))
+    supervised.running.send_signal(signal.SIGHUP)
+    assert supervised.line() == "reloaded"
+    assert supervised.log() == []
+
+
+def test_a_daemon_that_cannot_be_spawned_is_tried_again_and_given_up_loudly(tmp_path: Path) -> None:
+    words = [str(tmp_path), "--", str(tmp_path / "nothing")]
+    command = [sys.executable, "-m", "ksi_daemon.process_supervisor", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "KSI was given up: the daemon crashed 5 times in 5 minutes, the last time by exit code 127\n",
+    )
+
+
+def test_it_leaves_the_record_of_another_that_has_a_home_in_its_place(supervised: Supervised) -> None:
+    supervised.start("serve")
+    pid = serving_pid(supervised.line())
+    record = supervised.home / "run" / "supervisor.json"
+    other = {**supervised.record_of(pid), "pid": os.getpid()}
+    record.write_text(json.dumps(other))
+    supervised.running.terminate()
+    assert supervised.line() == "stopped"
+    assert supervised.ends() == (0, "")
+    assert supervised.record() == other
 
 
 def test_a_daemon_that_never_fed_the_watchdog_is_left_alone(supervised: Supervised) -> None:
