@@ -24,6 +24,9 @@ def talk(chat: Chat) -> int:
         except KeyboardInterrupt:  # the second one, while an answer was made
             chat.screen.write("\n")
             code = INTERRUPTED
+        except SystemExit as told:  # by SIGTERM, at the prompt
+            chat.screen.write("\n")
+            code = int(told.code or 0)
     if chat.asked:
         chat.screen.end_line()
         chat.screen.write(f"Saved. Go on later:  python3 chat.py -r {chat.session}\n")
