@@ -16,6 +16,9 @@ from typing import Any, Final, NoReturn, Self
 HISTORY: Final = 1000
 """Lines that are kept."""
 LOOK_S: Final = 0.1
+DUMB: Final = "dumb"
+BREAKING: Final = 0x801
+"""The first version of readline that breaks the line at Ctrl-D, where the terminal marks what is pasted."""
 
 
 class _Stopped(Exception):
@@ -33,6 +36,7 @@ class LineEditor:
         self._history = history
         self._words = words
         self._readline: Any = import_module("readline") if find_spec("readline") else None
+        self._breaks_line = False
 
     def __enter__(self) -> Self:
         if isinstance(sys.stdin, TextIOWrapper):
@@ -41,6 +45,9 @@ class LineEditor:
             self._readline.set_completer_delims(" ")
             self._readline.set_completer(self._complete)
             self._readline.parse_and_bind("tab: complete")
+            if os.environ.get("TERM", DUMB) != DUMB:  # what is pasted is one question, whatever its lines
+                self._readline.parse_and_bind("set enable-bracketed-paste on")
+                self._breaks_line = getattr(self._readline, "_READLINE_VERSION", 0) >= BREAKING
             self._read_history()
         return self
 
@@ -51,12 +58,23 @@ class LineEditor:
             self._write_history()
 
     def ask(self, prompt: str) -> str:
-        """Give a line; raise EOFError at Ctrl-D, KeyboardInterrupt at Ctrl-C, SystemExit at SIGTERM."""
-        with _interrupts_are_seen():
-            if self._readline is None:
-                return input(prompt)
-            with _handling({signal.SIGTERM: _end, signal.SIGHUP: _end}):
-                return self._ask(prompt)
+        """Give a line; raise EOFError at Ctrl-D, KeyboardInterrupt at Ctrl-C, SystemExit at SIGTERM.
+
+        What is written next is on a line of its own, whichever it is.
+        """
+        try:
+            with _interrupts_are_seen():
+                if self._readline is None:
+                    return input(prompt)
+                with _handling({signal.SIGTERM: _end, signal.SIGHUP: _end}):
+                    return self._ask(prompt)
+        except EOFError:
+            if not self._breaks_line:
+                print()  # noqa: T201
+            raise
+        except (KeyboardInterrupt, SystemExit):
+            print()  # noqa: T201
+            raise
 
     def _ask(self, prompt: str) -> str:
         unsent = ""

@@ -25,7 +25,6 @@ def talk(chat: Chat) -> int:
             chat.screen.write("\n")
             code = INTERRUPTED
         except SystemExit as told:  # by SIGTERM, at the prompt
-            chat.screen.write("\n")
             code = int(told.code or 0)
     if chat.asked:
         chat.screen.end_line()
@@ -48,10 +47,8 @@ class Talk:
             try:
                 line = self._editor.ask(self._chat.screen.prompt("you ▸ "))
             except EOFError:
-                self._chat.screen.write("\n")
                 return 0
             except KeyboardInterrupt:
-                self._chat.screen.write("\n")
                 if interrupted:
                     return INTERRUPTED
                 interrupted = True

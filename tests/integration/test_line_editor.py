@@ -67,3 +67,20 @@ def test_who_is_told_to_end_hands_the_terminal_back(shell: Terminal, number: sig
     shell.enter("echo code $?; stty -a")
     shell.expect(f"code {128 + number}")
     shell.expect_match(r"[^-]icrnl[^$]*[^-]icanon[^$]*[^-]echo ")
+
+
+def test_a_paste_of_several_lines_is_one_line_that_is_read_at_enter(shell: Terminal) -> None:
+    assert "\x1b[?2004h" in shell.raw  # asks the terminal to mark what is pasted
+    shell.type("\x1b[200~one\rtwo\x1b[201~")
+    shell.expect("two")
+    shell.enter(", three")
+    shell.expect(r"read 'one\ntwo, three'")
+
+
+def test_a_dumb_terminal_gets_no_escapes(shell: Terminal) -> None:
+    shell.type("\x03")
+    shell.expect("$ ")
+    seen = len(shell.raw)
+    shell.enter(f"TERM=dumb {shell.text.split('$ ')[1].splitlines()[0]}")
+    shell.expect("you > ")
+    assert "\x1b" not in shell.raw[seen:]
