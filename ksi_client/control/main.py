@@ -15,6 +15,7 @@ from ksi_client.control.status import health, status
 from ksi_client.control.stopping import stop
 from ksi_client.control.watching import keep_reloading
 from ksi_client.control.wording import Exit, Outcome, Tell, complain, tell_nobody, tell_people
+from ksi_client.standard_streams import make_usable
 from ksi_common.errors import KSIError, PermissionDenied
 from ksi_common.paths import Paths, default_home
 
@@ -34,6 +35,7 @@ exit codes: 0 ok, 1 failed, 2 usage, 3 not running, 4 not permitted or not known
 
 def main(arguments: Sequence[str] | None = None, *, program: str = "daemon_control.py") -> int:
     """Run one command and give its exit code; ``program``: what help calls it."""
+    make_usable()
     words = sys.argv[1:] if arguments is None else arguments
     try:
         options = _parser(program).parse_args(words)
