@@ -149,13 +149,26 @@ def load_settings(paths: Paths) -> Settings:
     except ValidationError as error:
         raise _refusal(error) from None
     except ValueError as error:  # TOML that is none; pydantic-settings' own errors
-        raise InvalidArgument(f"settings cannot be read: {error}", reason="bad_settings") from error
+        where = "".join(f"{file}: " for file in config_files(paths) if _is_damaged(file))
+        raise InvalidArgument(f"settings cannot be read: {where}{error}", reason="bad_settings") from error
 
 
 def config_files(paths: Paths) -> list[Path]:
     """List the files that settings are read from, the weakest first."""
     user = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     return [Path("/etc/ksi/config.toml"), user / "ksi" / "config.toml", paths.config]
+
+
+def _is_damaged(file: Path) -> bool:
+    import tomllib  # noqa: PLC0415 -- where there is no such file, nobody needs it
+
+    try:
+        tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError:
+        return False
+    except ValueError:
+        return True
+    return False
 
 
 def _refusal(error: ValidationError) -> InvalidArgument:

@@ -155,7 +155,7 @@ def test_a_file_of_another_user_is_refused(paths: Paths) -> None:
 
 def test_bad_toml_is_refused_with_the_place(paths: Paths) -> None:
     error = refusal(paths, "[limits\n")
-    assert error.message.startswith("settings cannot be read: ")
+    assert error.message.startswith(f"settings cannot be read: {paths.config}: ")
     assert "line 1" in error.message
     assert error.details == {"reason": "bad_settings"}
 
