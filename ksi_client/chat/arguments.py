@@ -46,7 +46,13 @@ class SessionName(click.ParamType[str]):
 
 def parse(argv: Sequence[str]) -> Wishes | None:
     """Read a command line; None where help was asked for and given. Raises click's usage errors."""
-    wishes = chat.main(list(argv), prog_name="chat.py", standalone_mode=False)
+    try:
+        wishes = chat.main(list(argv), prog_name="chat.py", standalone_mode=False)
+    except click.NoSuchOption as error:
+        if error.possibilities:
+            raise
+        message = f"{error.message} A question that begins with - is given by -p."
+        raise click.NoSuchOption(error.option_name, message, ctx=error.ctx) from None
     return wishes if isinstance(wishes, Wishes) else None
 
 

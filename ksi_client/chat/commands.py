@@ -102,7 +102,6 @@ class Commands:
             while (line := self._read_line("… ")) != ".":
                 lines.append(line)
         except (EOFError, KeyboardInterrupt):
-            self._write("")
             return None
         text = "\n".join(lines)
         return text if text.strip() else None

@@ -52,7 +52,8 @@ def lines_of_no_answer(answer: Answer) -> list[str]:
         f"  why: {str(wrong['details']['reason']).replace('_', ' ')}",
     ]
     if wrong["retryable"]:
-        lines.append("  try: ask again")
+        longer = ", or give it longer: --timeout 5m" if wrong["details"]["reason"] == "timed_out" else ""
+        lines.append(f"  try: ask again{longer}")
     return [one_line(line) for line in lines]
 
 

@@ -3,18 +3,30 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from io import TextIOWrapper
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from types import FrameType, TracebackType
+from typing import Any, Final, NoReturn, Self
 
 HISTORY: Final = 1000
 """Lines that are kept."""
 LOOK_S: Final = 0.1
+DUMB: Final = "dumb"
+BREAKING: Final = 0x801
+"""The first version of readline that breaks the line at Ctrl-D, where the terminal marks what is pasted."""
+
+
+class _Stopped(Exception):
+    """Ctrl-Z was pressed. ``unsent``: the line so far."""
+
+    def __init__(self, unsent: str) -> None:
+        super().__init__(unsent)
+        self.unsent = unsent
 
 
 class LineEditor:
@@ -24,6 +36,7 @@ class LineEditor:
         self._history = history
         self._words = words
         self._readline: Any = import_module("readline") if find_spec("readline") else None
+        self._breaks_line = False
 
     def __enter__(self) -> Self:
         if isinstance(sys.stdin, TextIOWrapper):
@@ -32,6 +45,9 @@ class LineEditor:
             self._readline.set_completer_delims(" ")
             self._readline.set_completer(self._complete)
             self._readline.parse_and_bind("tab: complete")
+            if os.environ.get("TERM", DUMB) != DUMB:  # what is pasted is one question, whatever its lines
+                self._readline.parse_and_bind("set enable-bracketed-paste on")
+                self._breaks_line = getattr(self._readline, "_READLINE_VERSION", 0) >= BREAKING
             self._read_history()
         return self
 
@@ -42,9 +58,39 @@ class LineEditor:
             self._write_history()
 
     def ask(self, prompt: str) -> str:
-        """Give a line; raise EOFError at Ctrl-D, KeyboardInterrupt at Ctrl-C."""
-        with _interrupts_are_seen():
-            return input(prompt)
+        """Give a line; raise EOFError at Ctrl-D, KeyboardInterrupt at Ctrl-C, SystemExit at SIGTERM.
+
+        What is written next is on a line of its own, whichever it is.
+        """
+        try:
+            with _interrupts_are_seen():
+                if self._readline is None:
+                    return input(prompt)
+                with _handling({signal.SIGTERM: _end, signal.SIGHUP: _end}):
+                    return self._ask(prompt)
+        except EOFError:
+            if not self._breaks_line:
+                print()  # noqa: T201
+            raise
+        except (KeyboardInterrupt, SystemExit):
+            print()  # noqa: T201
+            raise
+
+    def _ask(self, prompt: str) -> str:
+        unsent = ""
+        while True:
+            self._readline.set_startup_hook(partial(self._readline.insert_text, unsent))
+            try:
+                with _handling({signal.SIGTSTP: self._stop}):
+                    return input(prompt)
+            except _Stopped as stopped:
+                unsent = stopped.unsent
+                os.kill(os.getpid(), signal.SIGTSTP)  # returns at fg
+            finally:
+                self._readline.set_startup_hook()
+
+    def _stop(self, number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG002  (a handler's signature)
+        raise _Stopped(self._readline.get_line_buffer())
 
     def _read_history(self) -> None:
         try:
@@ -85,3 +131,24 @@ def _interrupts_are_seen() -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def _handling(wanted: Mapping[signal.Signals, Callable[[int, FrameType | None], NoReturn]]) -> Iterator[None]:
+    """Handle signals that nobody ignores.
+
+    CPython keeps readline from it: the terminal's next owner would have one that echoes nothing and ends no
+    line. An exception leaves input(), which hands the terminal back.
+    """
+    ours = [number for number in wanted if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, wanted[number])
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001  (a handler's signature)
+    raise SystemExit(128 + number)

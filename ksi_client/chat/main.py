@@ -18,6 +18,7 @@ from ksi_client.chat.talking import talk
 from ksi_client.cli.failures import INTERRUPTED, USAGE, report_file
 from ksi_client.cli.main import BROKEN_PIPE
 from ksi_client.cli.safety import json_visible
+from ksi_client.standard_streams import make_usable
 from ksi_common.errors import KSIError
 from ksi_common.paths import Paths, default_home
 
@@ -30,6 +31,7 @@ def main() -> None:
 def run(argv: Sequence[str]) -> int:
     """Run a command line; give the exit code."""
     os.umask(0o077)  # what is made here, and by a daemon that is started, is its owner's alone
+    make_usable()
     screen = Screen(sys.stdout, sys.stderr, os.environ)
     try:
         return _run(argv, screen)
@@ -78,7 +80,7 @@ def _chat(wishes: Wishes, screen: Screen) -> int:
 
 def _question(wishes: Wishes, screen: Screen) -> str | None:
     """Give what is asked; None where it is to be a conversation."""
-    terminal = sys.stdin is not None and sys.stdin.isatty()
+    terminal = sys.stdin.isatty()
     if wishes.prompt is None and terminal:
         if wishes.format != "text" or not screen.is_terminal:
             raise click.UsageError("there is no question, and a conversation needs a terminal")
@@ -90,6 +92,4 @@ def _question(wishes: Wishes, screen: Screen) -> str | None:
 
 
 def _piped(screen: Screen) -> str:
-    if sys.stdin is None:  # closed by whoever began this
-        return ""
     return read_piped(sys.stdin.buffer, waiting=lambda: screen.note("reading stdin to its end"))

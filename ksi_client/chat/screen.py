@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from io import TextIOWrapper
 from typing import Final, TextIO
 
 from ksi_client.cli.invocation import wants_color
@@ -17,9 +16,6 @@ class Screen:
     """Answers go to ``out``, and what is said about them to ``err``. Everything is written at once."""
 
     def __init__(self, out: TextIO, err: TextIO, environ: Mapping[str, str]) -> None:
-        for stream in (out, err):
-            if isinstance(stream, TextIOWrapper):
-                stream.reconfigure(errors="replace")
         self._out = out
         self._err = err
         self._out_color = wants_color(environ, is_terminal=out.isatty())

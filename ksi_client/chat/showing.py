@@ -111,7 +111,7 @@ class Typed:
         if not self._talking:
             return
         if ahead := step.get("position"):
-            self._screen.note(f"{ahead} of this session are before it")
+            self._screen.note(f"{ahead} of this session {'is' if ahead == 1 else 'are'} before it")
         self._name(step)
 
     def _name(self, step: Step) -> None:

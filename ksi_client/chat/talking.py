@@ -24,6 +24,8 @@ def talk(chat: Chat) -> int:
         except KeyboardInterrupt:  # the second one, while an answer was made
             chat.screen.write("\n")
             code = INTERRUPTED
+        except SystemExit as told:  # by SIGTERM, at the prompt
+            code = int(told.code or 0)
     if chat.asked:
         chat.screen.end_line()
         chat.screen.write(f"Saved. Go on later:  python3 chat.py -r {chat.session}\n")
@@ -45,10 +47,8 @@ class Talk:
             try:
                 line = self._editor.ask(self._chat.screen.prompt("you ▸ "))
             except EOFError:
-                self._chat.screen.write("\n")
                 return 0
             except KeyboardInterrupt:
-                self._chat.screen.write("\n")
                 if interrupted:
                     return INTERRUPTED
                 interrupted = True

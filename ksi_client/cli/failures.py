@@ -40,7 +40,8 @@ _REPEATED: Final = ("nearest", "problems", "socket")
 _SAID: Final = {"daemon_not_running": "KSI is not running"}
 """Reasons that the message may say in words."""
 _EXPLAINED: Final = re.compile(r"system:help {event: (\S+)} shows its fields")
-"""What the daemon hints at, and people type as a command."""
+"""What the daemon hints at, and people type as a command; this, too:"""
+_DISCOVERED: Final = "system:discover lists what there is"
 _HINTS: Final[Mapping[str, str]] = {
     "DEADLINE_EXCEEDED": "give it longer: --timeout 60s",
     "UNAVAILABLE": "try again",
@@ -67,7 +68,7 @@ def report(invocation: Invocation, error: KSIError) -> int:
 
 def four_lines(error: KSIError) -> list[str]:
     """Give the lines: what, why, what to do, and the code."""
-    hint = _EXPLAINED.sub(r"ksi events show \1", error.hint) if error.hint else _HINTS.get(error.code)
+    hint = _typed(error.hint) if error.hint else _HINTS.get(error.code)
     notes = getattr(error, "__notes__", [])
     lines = [
         error.message,
@@ -76,6 +77,12 @@ def four_lines(error: KSIError) -> list[str]:
         "  ".join(["", error.code, *notes]),
     ]
     return [one_line(line) for line in lines if line]
+
+
+def _typed(hint: str) -> str:
+    """Give what the daemon hints at as people type it."""
+    explained = _EXPLAINED.sub(r"ksi events show \1", hint)
+    return explained.replace(_DISCOVERED, "ksi events ls lists what there is")
 
 
 def report_file(error: OSError, *, program: str = "ksi") -> int:

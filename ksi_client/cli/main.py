@@ -14,6 +14,7 @@ from ksi_client.cli.lazy import LazyGroup
 from ksi_client.cli.options import common_options
 from ksi_client.cli.safety import one_line
 from ksi_client.cli.writing import ReaderGone
+from ksi_client.standard_streams import make_usable
 from ksi_common.errors import KSIError
 
 COMMANDS: Final[Mapping[str, str]] = {
@@ -73,6 +74,7 @@ def main() -> None:
 
 def run(argv: Sequence[str]) -> int:
     """Run a command line; give the exit code."""
+    make_usable()
     invocation = begin(argv)
     warnings.showwarning = _warn
     try:

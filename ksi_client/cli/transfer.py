@@ -34,7 +34,7 @@ def export_(invocation: Invocation, file: str) -> int:
     A daemon may run meanwhile. What was broken off is gone on with by the same command; a finished file is
     not written again.
     """  # noqa: D301
-    done = _run("export", file)
+    done = _run(invocation, "export", file)
     if done is None:
         return FAILED
     _show(invocation, done, f"{done.get('lines', 0):,} events written, up to seq {done.get('seq', 0):,}")
@@ -54,7 +54,7 @@ def import_(invocation: Invocation, file: str) -> int:
     Every line is looked at first: a file that is cut short, or says something else than was exported, is
     refused with the number of the line, and nothing is written. Ids, order, versions and times stay.
     """  # noqa: D301
-    done = _run("import", file)
+    done = _run(invocation, "import", file)
     if done is None:
         return FAILED
     _show(invocation, done, f"{done.get('events', 0):,} events read, up to seq {done.get('seq', 0):,}")
@@ -63,7 +63,7 @@ def import_(invocation: Invocation, file: str) -> int:
     return 0
 
 
-def _run(action: str, file: str) -> dict[str, Any] | None:
+def _run(invocation: Invocation, action: str, file: str) -> dict[str, Any] | None:
     """Run the worker and say how far it is; None where it failed, and that was said."""
     with subprocess.Popen([*WORKER, action, file], stdout=subprocess.PIPE, env=os.environ) as worker:  # noqa: S603 -- our own module
         for line in worker.stdout or ():
@@ -72,10 +72,19 @@ def _run(action: str, file: str) -> dict[str, Any] | None:
                 done: dict[str, Any] = said["done"]
                 return done
             if "error" in said:
-                click.echo(f"ksi {action}: {one_line(said['error']['message'])}", err=True)
+                _complain(invocation, action, said["error"])
             elif sys.stderr.isatty():
                 click.echo(f"\r{said['position']:,} of {said['end']:,} ", err=True, nl=False)
     return None
+
+
+def _complain(invocation: Invocation, action: str, error: dict[str, Any]) -> None:
+    if invocation.is_json:
+        write_json(invocation, {"error": error})
+        return
+    click.echo(f"ksi {action}: {one_line(error['message'])}", err=True)
+    if error.get("hint"):
+        click.echo(f"  try: {one_line(error['hint'])}", err=True)
 
 
 def _show(invocation: Invocation, done: dict[str, Any], words: str) -> None:

@@ -5,7 +5,8 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from pathlib import Path
+from typing import Final, NoReturn
 
 from ksi_client.control.logs import LEVELS, Line, Wanted, follow, parse_since, read, render
 from ksi_client.control.settings import reload_settings
@@ -14,6 +15,7 @@ from ksi_client.control.status import health, status
 from ksi_client.control.stopping import stop
 from ksi_client.control.watching import keep_reloading
 from ksi_client.control.wording import Exit, Outcome, Tell, complain, tell_nobody, tell_people
+from ksi_client.standard_streams import make_usable
 from ksi_common.errors import KSIError, PermissionDenied
 from ksi_common.paths import Paths, default_home
 
@@ -33,9 +35,12 @@ exit codes: 0 ok, 1 failed, 2 usage, 3 not running, 4 not permitted or not known
 
 def main(arguments: Sequence[str] | None = None, *, program: str = "daemon_control.py") -> int:
     """Run one command and give its exit code; ``program``: what help calls it."""
-    options = _parser(program).parse_args(arguments)
-    if getattr(options, "home", None):
-        os.environ["KSI_HOME"] = os.path.abspath(options.home)  # noqa: PTH100 -- resolves no links
+    make_usable()
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        options = _parser(program).parse_args(words)
+    except _WrongUsage as wrong:
+        return _refuse(wrong, words)
     os.umask(0o077)  # what is made here and by the daemon is its owner's alone
     try:
         return _run(options)
@@ -53,8 +58,35 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "daemon_contr
         return Exit.FAILED
 
 
+class _WrongUsage(Exception):
+    """A command line that makes no sense. ``usage``: how it would."""
+
+    def __init__(self, message: str, usage: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.usage = usage
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises what is wrong, for a program may want it as JSON."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise it."""
+        raise _WrongUsage(message, f"{self.format_usage()}{self.prog}: error: ")
+
+
+def _refuse(wrong: _WrongUsage, words: Sequence[str]) -> int:
+    if "--json" in words:
+        error = {"code": "INVALID_ARGUMENT", "message": wrong.message, "details": {"reason": "usage"}}
+        tell_people(json.dumps({"error": error}) + "\n")
+    else:
+        complain(f"{wrong.usage}{wrong.message}")
+    return Exit.USAGE
+
+
 def _run(options: argparse.Namespace) -> int:
-    paths = Paths(default_home())
+    home = getattr(options, "home", None)
+    paths = Paths(Path(os.path.abspath(home)) if home else default_home())  # noqa: PTH100 -- resolves no links
     if options.command == "logs":
         return _logs(paths, options)
     if getattr(options, "safe_mode", False):
@@ -129,6 +161,8 @@ def _logs(paths: Paths, options: argparse.Namespace) -> int:
         follow(paths.log, wanted, show)
     for line in read(paths.log, wanted):
         show(line)
+    if not paths.log.exists():
+        complain(f"There is no log yet: {paths.log}")
     return Exit.OK
 
 
@@ -137,10 +171,10 @@ def _wants_json(options: argparse.Namespace) -> bool:
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--home", metavar="DIR", help="where the daemon lives; default: $KSI_HOME, or ./var")
     common.add_argument("--json", action="store_true", help="answer with JSON on stdout")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=program,
         description="Start, stop and look at the KSI daemon.",
         epilog=EPILOG.replace("PROGRAM", f"python3 {program}" if program.endswith(".py") else program),

@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 from ksi_client.control.launching import CannotStart, become_daemon, check, launch
@@ -12,7 +13,7 @@ from ksi_client.control.logs import last_lines
 from ksi_client.control.standing import Standing, look
 from ksi_client.control.stopping import stop
 from ksi_client.control.wording import Exit, Outcome, Tell, duration, models, tell_nobody
-from ksi_client.programs import control, of_checkout
+from ksi_client.programs import control, of_checkout, of_home
 from ksi_client.raw import RawClient
 from ksi_common.errors import FailedPrecondition
 from ksi_common.paths import Paths
@@ -127,7 +128,7 @@ def _started(
         f"  data      {paths.home}   log  {paths.log}",
         f"  plugins   {_plugins(plugins)}",
         f"  models    {models(health)}",
-        f"Ready in {duration(took_s)}, pid {health['pid']}.   Try: {_what_to_try()}",
+        f"Ready in {duration(took_s)}, pid {health['pid']}.   Try: {_what_to_try(paths.home)}",
     ]
     data = {
         "status": "started",
@@ -142,12 +143,14 @@ def _started(
     return Outcome(Exit.OK, "\n".join(lines), data)
 
 
-def _what_to_try() -> str:
+def _what_to_try(home: Path) -> str:
     chat, ksi = of_checkout("chat.py"), of_checkout("ksi")
     if chat is None or ksi is None:
-        return f"ksi events ls   |   ksi plugin new NAME   |   {control('stop')}"
-    command = ksi if "/" in ksi else f"./{ksi}"
-    return f"python3 {chat}   |   {command} events ls   |   {control('stop')}"
+        first, second = of_home("ksi events ls", home), "ksi plugin new NAME"
+    else:
+        first = of_home(f"python3 {chat}", home)
+        second = of_home(f"{ksi if '/' in ksi else f'./{ksi}'} events ls", home)
+    return f"{first}   |   {second}   |   {control('stop', home)}"
 
 
 def _recovered(before: Standing, health: Mapping[str, Any]) -> list[str]:
@@ -194,7 +197,7 @@ def _taken(paths: Paths, standing: Standing) -> Outcome:
         reason = f"{who} uses {paths.home} and does not answer."
     return Outcome(
         Exit.NOT_PERMITTED,
-        f"{reason}\n  End it: {control('stop --now')}",
+        f"{reason}\n  End it: {control('stop --now', paths.home)}",
         {"status": "not_started", "reason": reason, "pid": standing.pid},
     )
 

@@ -30,7 +30,7 @@ def status(paths: Paths) -> Outcome:
         data["models"] = models(standing.health) if standing.health else ""
         text = _screen(data)
     else:
-        text = "\n".join((f"○ {_without(standing)}", *_where(data)))
+        text = "\n".join((f"○ {_without(paths, standing)}", *_where(data)))
     return Outcome(CODES[standing.state], text, data)
 
 
@@ -40,7 +40,9 @@ def health(paths: Paths) -> Outcome:
     if standing.health is None:
         absent = standing.state in {"stopped", "dead"}
         code = Exit.NOT_RUNNING if absent else Exit.FAILED
-        return Outcome(code, _without(standing), {"status": "not_running" if absent else "unresponsive"})
+        return Outcome(
+            code, _without(paths, standing), {"status": "not_running" if absent else "unresponsive"}
+        )
     word = "ok" if standing.health["status"] == "healthy" else standing.health["status"]
     parts = ["live", *_alarms(standing.health), *_figures(standing.health)]
     code = Exit.FAILED if standing.health["status"] == "unhealthy" else Exit.OK
@@ -125,10 +127,10 @@ def _figures(answer: Mapping[str, Any]) -> list[str]:
     return figures
 
 
-def _without(standing: Standing) -> str:
+def _without(paths: Paths, standing: Standing) -> str:
     keeper = standing.supervisor
     if standing.state == "stopped":
-        return f"KSI is not running. Start it: {control('start')}"
+        return f"KSI is not running. Start it: {control('start', paths.home)}"
     if standing.state == "unresponsive":
         who = f" (pid {standing.pid})" if standing.pid else ""
         return f"KSI{who} does not answer: it starts, stops or hangs."

@@ -12,6 +12,7 @@ class Exit(IntEnum):
 
     OK = 0
     FAILED = 1
+    USAGE = 2
     NOT_RUNNING = 3
     NOT_PERMITTED = 4
     """In ``status``: not known, which is also where the socket is another user's."""

@@ -37,9 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say({"error": error.to_wire()})
             return 1
         except OSError as error:
-            say({"error": {"code": "FAILED_PRECONDITION", "message": str(error)}})
+            say({"error": {"code": "FAILED_PRECONDITION", "message": _said(error)}})
             return 1
     return 0
+
+
+def _said(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
 
 
 def _export(file: Path, progress: Progress) -> dict[str, object]:

@@ -33,7 +33,7 @@ from ksi_completion.responses import Responses
 from ksi_completion.retry_manager import RetryManager
 from ksi_completion.running import Attempt
 from ksi_completion.session_manager import SessionManager
-from ksi_completion.settings import CompletionSettings
+from ksi_completion.settings import PROVIDER, CompletionSettings
 from ksi_completion.stall import Stall
 from ksi_completion.storing import Storing
 from ksi_completion.token_tracker import TokenTracker
@@ -66,6 +66,7 @@ async def _providers(
     asked = [embedded, *configured(processes, paths, settings.providers), mocked]
     replaying = ReplayProvider(settings.replay, _recorded(settings, asked))
     await replaying.open()
+    _check_default(settings, [*asked, replaying])
     _check_aliases(settings, [*asked, replaying])
     providers = ProviderManager(
         [*asked, replaying],
@@ -91,6 +92,12 @@ def _recorded(
         if provider.name == settings.replay.record:
             return provider
     raise _no_provider("replay.record", settings.replay.record, providers)
+
+
+def _check_default(settings: CompletionSettings, providers: Sequence[CompletionProvider]) -> None:
+    default = settings.provider
+    if default is not None and default not in (provider.name for provider in providers):
+        raise _no_provider(f"provider (or {PROVIDER})", default, providers)
 
 
 def _check_aliases(settings: CompletionSettings, providers: Sequence[CompletionProvider]) -> None:

@@ -195,3 +195,8 @@ def test_the_log_is_exported_once_and_not_into_a_home_that_has_one(ksi: Ksi, tmp
     assert (again.returncode, again.stderr) == (1, "ksi export: the file is a finished export\n")
     there = ksi("import", file)
     assert (there.returncode, "ksi import: another KSI" in there.stderr) == (1, True)
+    asked = ksi("export", file, "--json")
+    assert (asked.returncode, asked.stderr) == (1, "")
+    assert json.loads(asked.stdout)["error"]["message"] == "the file is a finished export"
+    nowhere = ksi("export", f"{file}/log.jsonl")
+    assert nowhere.stderr == f"ksi export: {file}/log.jsonl: Not a directory\n"

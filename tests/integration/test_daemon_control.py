@@ -21,6 +21,7 @@ import pytest
 from ksi_client import call_raw
 from ksi_client.control.processes import Process
 from ksi_client.control.standing import look, read_supervisor
+from ksi_client.programs import of_checkout
 from ksi_common.paths import Paths
 from tests.faults.test_group_faults import can_mount
 
@@ -727,7 +728,8 @@ def test_a_changed_level_of_the_log_is_in_force_at_once_and_the_rest_is_named(co
     control("start")
     assert control("reload").stdout == "No setting has changed.\n"
     control.paths.config.write_text("[log]\nlevel = 'debug'\nrequests = true\n[limits]\nin_flight = 7\n")
-    at_next_start = "At the next start: limits.in_flight. `daemon_control.py restart` does that.\n"
+    restart = f"python3 {of_checkout('daemon_control.py')} restart"
+    at_next_start = f"At the next start: limits.in_flight. Start anew: {restart}\n"
     assert control("reload").stdout == f"In force now: log.level, log.requests.\n{at_next_start}"
     with control.popen("logs", "--follow", "--json") as following:
         control.ask("state:get", {"key": "seen"})
@@ -760,6 +762,40 @@ def test_a_hang_up_while_it_starts_ends_nothing(control: Control) -> None:
     assert "after a crash" not in status
 
 
+def test_wrong_usage_is_an_object_in_json_too(control: Control) -> None:
+    for words in (("--json", "strat"), ("logs", "-n", "x", "--json")):
+        wrong = control(*words)
+        error = json.loads(wrong.stdout)["error"]
+        assert (wrong.returncode, wrong.stderr) == (2, "")
+        assert (error["code"], error["details"]) == ("INVALID_ARGUMENT", {"reason": "usage"})
+    told = control("strat")
+    assert (told.returncode, told.stdout) == (2, "")
+    assert told.stderr.splitlines()[-1].startswith("daemon_control.py: error: argument COMMAND: ")
+
+
+def test_what_is_to_be_tried_reaches_the_home_that_was_named(control: Control) -> None:
+    program = f"python3 {of_checkout('daemon_control.py')}"
+    other = control.folder / "an other"
+    named = f"{program} --home '{other}'"
+    assert control("status", "--home", str(other)).stdout.splitlines()[0].endswith(f"Start it: {named} start")
+    own = control("status", "--home", str(control.paths.home)).stdout.splitlines()[0]
+    assert own.endswith(f"Start it: {program} start")
+    started = control("start", "--home", str(other))
+    assert control("stop", "--home", str(other)).returncode == 0
+    chat, ksi, stop = started.stdout.splitlines()[-1].partition("Try: ")[2].split("   |   ")
+    assert chat == f"KSI_HOME='{other}' python3 {of_checkout('chat.py')}"
+    assert ksi.startswith(f"KSI_HOME='{other}' ")
+    assert ksi.endswith("/ksi events ls")
+    assert stop == f"{named} stop"
+
+
+def test_where_there_is_no_log_that_is_said(control: Control) -> None:
+    told = control("logs")
+    assert (told.returncode, told.stdout) == (0, "")
+    assert told.stderr == f"There is no log yet: {control.paths.log}\n"
+
+
 def test_without_a_daemon_there_is_nothing_to_reload(control: Control) -> None:
     done = control("reload")
     assert (done.returncode, done.stderr) == (3, "KSI is not running; its next start reads the settings.\n")
+    assert control.json("reload") == {"status": "not_running"}

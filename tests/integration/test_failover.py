@@ -131,6 +131,14 @@ async def test_an_alias_of_a_provider_that_is_none_is_refused_by_name(log_file: 
     assert 'models.any: there is no provider "mokc"' in refused["error"]
 
 
+async def test_a_default_provider_that_is_none_is_refused_by_name(log_file: LogFile) -> None:
+    with log_file.written():
+        async with running_daemon(settings={"plugins": {"completion": {"provider": "mokc"}}}):
+            pass
+    (refused,) = log_file.lines("plugin.refused")
+    assert 'provider (or KSI_PROVIDER): there is no provider "mokc"' in refused["error"]
+
+
 async def test_an_alias_of_a_model_that_its_provider_lacks_is_refused_by_name(log_file: LogFile) -> None:
     with log_file.written():
         async with running_daemon(settings=table(["embedded/smollm"])):

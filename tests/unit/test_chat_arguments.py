@@ -15,6 +15,15 @@ def test_words_are_one_question() -> None:
     assert parse(["-p", "-5 + 3?"]) == Wishes(prompt="-5 + 3?")
 
 
+def test_an_option_that_there_is_not_may_be_a_question_that_begins_with_a_dash() -> None:
+    with pytest.raises(click.NoSuchOption) as caught:
+        parse(["-begins so"])
+    assert str(caught.value) == "No such option '-b'. A question that begins with - is given by -p."
+    with pytest.raises(click.NoSuchOption) as caught:
+        parse(["--promt", "x"])
+    assert caught.value.format_message() == "No such option '--promt'. Did you mean '--prompt'?"
+
+
 def test_every_option_is_a_wish() -> None:
     argv = ["-p", "hi", "-c", "--model", "m", "--provider", "p", "--system", "s", "--timeout", "2m"]
     assert parse([*argv, "--output-format", "json", "--no-start"]) == Wishes(

@@ -8,7 +8,7 @@ import pytest
 
 from ksi_client.chat.answer import Answer
 from ksi_client.chat.chatting import introduction
-from ksi_client.chat.failures import NotStarted, code_of, code_of_answer, lines_of
+from ksi_client.chat.failures import NotStarted, code_of, code_of_answer, lines_of, lines_of_no_answer
 from ksi_client.chat.screen import Screen
 from ksi_client.chat.showing import Show, Typed, effort, notice_of, show
 from ksi_client.chat.steps import Step
@@ -83,6 +83,9 @@ def test_a_conversation_says_what_is_before_it() -> None:
     waiting = step("accepted", model="m", position=2)
     text = shown.answer(Typed(shown.screen, talking=True), waiting, RESULT)
     assert text.startswith("2 of this session are before it\nm ▸ one two\n")
+    one = Shown()
+    text = one.answer(Typed(one.screen, talking=True), step("accepted", model="m", position=1), RESULT)
+    assert text.startswith("1 of this session is before it\n")
 
 
 def test_a_retry_is_told_on_a_line_of_its_own() -> None:
@@ -176,6 +179,12 @@ def test_every_failure_has_its_exit_code(reason: str, code: int) -> None:
     answer = Answer()
     answer.take(step("failed", failure={"reason": reason, "message": "m"}))
     assert code_of_answer(answer) == code
+
+
+def test_an_answer_that_took_too_long_may_be_given_longer() -> None:
+    answer = Answer()
+    answer.take(step("failed", failure={"reason": "timed_out", "message": "m", "retryable": True}))
+    assert lines_of_no_answer(answer)[-1] == "  try: ask again, or give it longer: --timeout 5m"
 
 
 NOT_STARTED = NotStarted(

@@ -361,6 +361,13 @@ def test_data_that_is_refused_leads_to_the_explanation(daemon: FakeDaemon, capsy
             ["  try: ksi events show state:set", "  INVALID_ARGUMENT  correlation id c1"],
         ),
         (
+            "system:discover lists what there is",
+            [
+                "  try: ksi events ls lists what there is",
+                "  INVALID_ARGUMENT  correlation id c1  ksi events show state:set",
+            ],
+        ),
+        (
             "did you mean b?",
             ["  try: did you mean b?", "  INVALID_ARGUMENT  correlation id c1  ksi events show state:set"],
         ),
