@@ -90,7 +90,10 @@ class Terminal:
         deadline = time.monotonic() + PATIENCE_S
         while self._read(deadline):
             pass
-        return self.process.wait(PATIENCE_S)
+        try:
+            return self.process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it did not end:\n{self.text[self._seen :]}") from None
 
     def resize(self, rows: int, columns: int) -> None:
         """Change the size, of which the program is told."""
