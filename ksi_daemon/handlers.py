@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ksi_common.envelope import EventEnvelope, EventMetadata
@@ -16,7 +15,7 @@ from ksi_daemon.immediate import HandlerError
 from ksi_daemon.outcomes import Ended, Endpoint, Replied, Send, Yielded
 from ksi_daemon.remote.server import Line
 from ksi_daemon.router import Route
-from ksi_daemon.services import ServiceError, Services, needs_of
+from ksi_daemon.services import ServiceError, Services, needs_of, place_of
 from ksi_daemon.several import item_of
 from ksi_daemon.subscriptions import Sink
 from ksi_daemon.threads import Threads
@@ -91,12 +90,6 @@ class Compiler:
         if call is None:
             call = function if immediate.waits(function) else self.threads.wrap(function)
         return _bound(call, services, dynamic)
-
-
-def place_of(function: Function) -> str:
-    """Say where a function is written, for people."""
-    code = getattr(function, "__code__", None)
-    return "" if code is None else f" ({Path(code.co_filename).name}:{code.co_firstlineno})"
 
 
 def _parameters(function: Function) -> Mapping[str, Any]:

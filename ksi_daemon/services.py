@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, get_type_hints
 
@@ -102,7 +103,15 @@ class Services:
     async def enter(self, plugin: str, service: Service[T]) -> None:
         """Open one service whose needs are open."""
         needs = {name: self.get(kind) for name, kind in needs_of(service.factory).items()}
+        unfit = ServiceError(
+            f"what makes the service {service.interface.__name__} is no async context manager: "
+            f"put @asynccontextmanager above it, and yield the service{place_of(service.factory)}"
+        )
+        if inspect.iscoroutinefunction(inspect.unwrap(service.factory)):
+            raise unfit  # called, it would be a coroutine that nobody awaits
         opened: Any = service.factory(**needs)
+        if not hasattr(opened, "__aenter__"):
+            raise unfit
         instance: T = await self._marked(plugin, opened.__aenter__())
         self._exit.push_async_exit(opened.__aexit__)
         self.offer(service.interface, instance, plugin=plugin)
@@ -134,6 +143,12 @@ class _Opening:
             if kind in self._offered and not self._services.knows(kind):
                 await self.open(*self._offered[kind], path)
         await self._services.enter(plugin, service)
+
+
+def place_of(function: Callable[..., Any]) -> str:
+    """Say where a function is written, for people."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return "" if code is None else f" ({Path(code.co_filename).name}:{code.co_firstlineno})"
 
 
 def needs_of(function: Callable[..., Any]) -> Mapping[str, Any]:
