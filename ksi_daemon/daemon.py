@@ -35,6 +35,7 @@ from ksi_daemon.dead_letters import REFERRED, DatabaseDeadLetters, DeadLetters
 from ksi_daemon.draining import drain
 from ksi_daemon.durable_listener import DurableListener
 from ksi_daemon.eventlog import EventLog
+from ksi_daemon.explaining import explain
 from ksi_daemon.gates import Gates
 from ksi_daemon.guard import Guard
 from ksi_daemon.handlers import Compiler
@@ -56,7 +57,7 @@ from ksi_daemon.middleware.only_reading import only_reading
 from ksi_daemon.middleware.permissions import permissions
 from ksi_daemon.outcomes import Endpoint, Middleware
 from ksi_daemon.plugin_settings import is_enabled, own_table
-from ksi_daemon.plugins import GROUP, Loader, explain
+from ksi_daemon.plugins import GROUP, Loader
 from ksi_daemon.presence import Presence
 from ksi_daemon.processes import Processes
 from ksi_daemon.projections import Aggregates, Projections

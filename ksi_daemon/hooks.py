@@ -22,9 +22,10 @@ from ksi_common.errors import FailedPrecondition
 from ksi_common.guessing import nearest
 from ksi_daemon import hookspecs
 from ksi_daemon.contributions import Command, HttpRoute
+from ksi_daemon.explaining import explain
 from ksi_daemon.layers import Layer, layer_of
 from ksi_daemon.services import Service
-from ksi_daemon.supervisor import attempt_async
+from ksi_daemon.supervisor import attempt, attempt_async
 
 if TYPE_CHECKING:
     from ksi_daemon.children import Tasks
@@ -231,10 +232,10 @@ class Relay:
             call = partial(implementation.function, **given)
             if later is not None:
                 later.start(call)
-            elif self._marks is None:
-                call()
-            else:
-                self._marks.during(name, call)
+                return
+            error = attempt(call if self._marks is None else partial(self._marks.during, name, call))
+            if isinstance(error, BaseException):
+                log.error("observer.failed", plugin=name, handled=envelope.event, error=explain(error))
 
         return observe
 
@@ -307,7 +308,7 @@ class Beside:
         try:
             error = await attempt_async(lambda: self._relay.awaited(self._plugin, call))
             if isinstance(error, BaseException):
-                log.error("observer.failed", plugin=self._plugin, error=repr(error))
+                log.error("observer.failed", plugin=self._plugin, error=explain(error))
         finally:
             self._at_work -= 1
 

@@ -5,12 +5,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, get_type_hints
 
 from ksi_common.errors import FailedPrecondition
 from ksi_common.guessing import nearest
+from ksi_daemon.explaining import place_of
 from ksi_daemon.supervisor import attempt_async
 
 T = TypeVar("T")
@@ -143,12 +143,6 @@ class _Opening:
             if kind in self._offered and not self._services.knows(kind):
                 await self.open(*self._offered[kind], path)
         await self._services.enter(plugin, service)
-
-
-def place_of(function: Callable[..., Any]) -> str:
-    """Say where a function is written, for people."""
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    return "" if code is None else f" ({Path(code.co_filename).name}:{code.co_firstlineno})"
 
 
 def needs_of(function: Callable[..., Any]) -> Mapping[str, Any]:

@@ -12,9 +12,10 @@ from ksi_common.schema import example
 from ksi_daemon.catalog import Plugin
 from ksi_daemon.checking.findings import Finding, place_of
 from ksi_daemon.daemon import Daemon
+from ksi_daemon.explaining import explain
 from ksi_daemon.handlers import Compiler
 from ksi_daemon.marks import HANDLER, SUBSCRIBER
-from ksi_daemon.plugins import declared, explain, modules_of, notifications_of
+from ksi_daemon.plugins import declared, modules_of, notifications_of
 from ksi_daemon.supervisor import attempt
 from ksi_daemon.threads import Threads
 

@@ -11,6 +11,7 @@ import structlog
 
 from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import Cancelled, InternalError, KSIError, OperationalError
+from ksi_daemon.explaining import LateBug
 from ksi_daemon.outcomes import Endpoint, Failed, Send
 
 log = structlog.get_logger()
@@ -66,7 +67,7 @@ class Errors:
         """Give the error to answer with; what was not expected is logged as a bug (``strict``: raised)."""
         if isinstance(error, OperationalError | ReportedError):
             return error
-        file, line = _origin(error, self._owner_of)
+        file, line = error.place if isinstance(error, LateBug) else _origin(error, self._owner_of)
         where = f"{Path(file).name}:{line}" if file else "unknown"
         plugin = self._culprit(file) or self._blame(envelope.event)
         log.error(

@@ -244,6 +244,26 @@ REFUSED = {
 """,
         "hear takes a Told; use @subscriber for it",
     ),
+    "a stream without a yield": (
+        IMPORTS
+        + """
+    @handler  # here
+    async def follow(request: Follow) -> AsyncIterator[Done]:
+        return [Done()]
+""",
+        "follow is no async generator, but bad:follow is a stream: write async def, and yield its items "
+        "(bad.py:{line})",
+    ),
+    "a stream that is not async": (
+        IMPORTS
+        + """
+    @handler  # here
+    def follow(request: Follow) -> AsyncIterator[Done]:
+        yield Done()
+""",
+        "follow is no async generator, but bad:follow is a stream: write async def, and yield its items "
+        "(bad.py:{line})",
+    ),
     "an unknown hook": (
         IMPORTS
         + """
