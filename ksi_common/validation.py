@@ -64,14 +64,11 @@ def refusal(
 
     ``data``: what was read, where it is at hand; paths are then of places in it.
     """
-    problems = error.errors(include_url=False, include_input=False)
-    problems.sort(
-        key=lambda problem: problem["type"] != "extra_forbidden"
-    )  # a misspelt field is missing, too
-    fields = [_path(problem, data) for problem in problems[:20]]
-    texts = [
-        _describe(problem, path, cls, event) for problem, path in zip(problems[:20], fields, strict=True)
-    ]
+    found = _ordered(
+        [(each, _path(each, data)) for each in error.errors(include_url=False, include_input=False)]
+    )
+    problems, fields = [problem for problem, _ in found], [path for _, path in found[:20]]
+    texts = [_describe(problem, path, cls, event) for problem, path in found[:20]]
     message, hint = texts[0]
     return InvalidArgument(
         message,
@@ -80,6 +77,17 @@ def refusal(
         field=fields[0],
         problems=[{"field": field, "message": text} for field, (text, _) in zip(fields, texts, strict=True)],
     )
+
+
+def _ordered(found: Sequence[tuple[ErrorDetails, str]]) -> Sequence[tuple[ErrorDetails, str]]:
+    """Put fields that are unknown first: a misspelt one is missing, too.
+
+    Of a union, one kind may have the field that another does not: what is wrong with it there is meant.
+    """
+    unknown = {path for problem, path in found if problem["type"] == "extra_forbidden"}
+    known = {path for problem, path in found if problem["type"] != "extra_forbidden"} & unknown
+    kept = [each for each in found if each[0]["type"] != "extra_forbidden" or each[1] not in known]
+    return sorted(kept, key=lambda each: each[1] not in unknown)
 
 
 _PATTERNS = {
