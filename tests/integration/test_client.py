@@ -14,7 +14,7 @@ import pytest
 
 from ksi_client import AsyncClient, Client, call_raw
 from ksi_common.bus import Delivered
-from ksi_common.errors import InvalidArgument, NotFound, PermissionDenied, Unavailable
+from ksi_common.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, Unavailable
 from ksi_common.events import event, state, system
 from ksi_common.frames import Mark
 from ksi_common.messages import Notification
@@ -242,3 +242,13 @@ async def test_a_forked_process_has_a_connection_and_keys_of_its_own(ksi: Runnin
     async with asyncio.timeout(PATIENCE_S):
         out, _ = await process.communicate()
     assert (process.returncode, out.decode().strip()) == (0, "['child', 'same', 'same']")
+
+
+async def test_a_client_that_is_open_is_not_opened_again(ksi: RunningDaemon) -> None:
+    async with AsyncClient(ksi.paths.socket) as client:
+        with pytest.raises(FailedPrecondition, match="this client is open already"):
+            async with client:
+                pass
+        assert await client.call_raw("system:health", safe=True)
+    async with client:
+        assert await client.call_raw("system:health", safe=True)
