@@ -35,7 +35,6 @@ from ksi_daemon.dead_letters import REFERRED, DatabaseDeadLetters, DeadLetters
 from ksi_daemon.draining import drain
 from ksi_daemon.durable_listener import DurableListener
 from ksi_daemon.eventlog import EventLog
-from ksi_daemon.explaining import explain
 from ksi_daemon.gates import Gates
 from ksi_daemon.guard import Guard
 from ksi_daemon.handlers import Compiler
@@ -146,8 +145,8 @@ class Daemon:
             stack.enter_context(Watchdog(self.guard.owner, self.guard.held, self.guard.resumed))
             self.tasks.create_task(Presence(self.paths.socket).watch(self._unreachable))
             if not self.sandbox:
-                for plugin, error in (await gates.open(self.assembly.loaded)).items():
-                    self._switch_off(plugin, f"its transport cannot be opened: {explain(error)}")
+                for plugin, why in (await gates.open(self.assembly.loaded)).items():
+                    self._switch_off(plugin, f"its transport cannot be opened: {why}")
                 await self._announce(recovered=recovered)
             ready(self)
             stop = await self.lifecycle.stopping
