@@ -32,6 +32,8 @@ class AsyncLink(asyncio.Protocol):
 
     async def open(self) -> None:
         """Connect now; raises where that fails for ``connect_timeout_s``."""
+        if self._is_open:  # a second connection would take the place of the first, which nobody closed
+            raise FailedPrecondition("this client is open already", hint="open it once, for all that use it")
         self._loop = asyncio.get_running_loop()
         await self._connect()
         self._is_open = True

@@ -1,6 +1,7 @@
 """Drive a session over a plain socket, in the thread of the caller. No event loop."""
 
 import math
+import os
 import select
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ READ_SIZE: Final = 256 * 1024
 class BlockingLink:
     """The connection of a blocking client. It is read only while its owner waits for something.
 
-    One thread at a time, which says so by ``turn``.
+    One thread at a time, which says so by ``turn``. In a process that is forked it makes one of its own.
     """
 
     def __init__(self, path: Path, *, connect_timeout_s: float | None) -> None:
@@ -31,6 +32,7 @@ class BlockingLink:
         self._sock: socket | None = None
         self._unwritten = b""
         self._turn = Lock()
+        self._pid = os.getpid()
 
     def open(self) -> None:
         """Connect now; raises where that fails for ``connect_timeout_s``."""
@@ -46,6 +48,7 @@ class BlockingLink:
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Keep other threads out; raises where one is using it."""
+        self._leave_to_parent()
         if not self._turn.acquire(blocking=False):
             raise FailedPrecondition("another thread is using this client", hint="one Client for each thread")
         try:
@@ -60,6 +63,7 @@ class BlockingLink:
 
     def cancel(self, exchange: Exchange) -> None:
         """Stop a request."""
+        self._leave_to_parent()
         self._session.cancel(exchange)
         self._write()
 
@@ -79,6 +83,14 @@ class BlockingLink:
     def statistics(self) -> ClientStatistics:
         """Give figures."""
         return self._session.statistics()
+
+    def _leave_to_parent(self) -> None:
+        if self._pid == os.getpid():
+            return
+        self._pid = os.getpid()
+        self._turn = Lock()  # a thread that there is no more may have held it
+        self._hang_up()
+        self._session.lost()
 
     def _try_to_connect(self, deadline: float) -> KSIError | None:
         """Make one attempt; give the error where no further one is to be made."""

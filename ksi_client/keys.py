@@ -13,11 +13,19 @@ def key_source() -> Callable[[], str]:
     """Make a source of keys: hex digits of the time of start (ms), 40 random bits, and a counter.
 
     Keys of one source sort nearly in the order made, so that they are neighbours in the daemon's index. Each
-    client has a source of its own: processes that were forked from one do not make the same keys.
+    client has a source of its own, and begins anew in a process that is forked: a key is never made twice.
     """
-    prefix = f"{time.time_ns() // 1_000_000:011x}{os.urandom(5).hex()}"
     numbers = count(1)
-    return lambda: f"{prefix}{next(numbers):x}"
+    made_in, prefix = 0, ""
+
+    def new_key() -> str:
+        nonlocal made_in, prefix
+        if made_in != os.getpid():
+            prefix = f"{time.time_ns() // 1_000_000:011x}{os.urandom(5).hex()}"
+            made_in = os.getpid()
+        return f"{prefix}{next(numbers):x}"
+
+    return new_key
 
 
 def make_repeatable(call: Call, key: str) -> bool:

@@ -9,7 +9,7 @@ import asyncio
 import inspect
 import logging
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, get_type_hints
@@ -155,13 +155,14 @@ class _Desk:
             self._link.say(answer.encode())
 
     async def _answer(self, asked: Asked, which: _Which) -> ServedAnswer:
+        served = self._served[asked.event]
         try:
-            return await self._ask(self._served[asked.event], asked, which)
+            return await self._ask(served, asked, which)
         except KSIError as error:
             return ServedAnswer(asked.id, "error", error.to_wire())
         except Exception as error:
             log.exception("the handler of %s failed", asked.event)
-            bug = InternalError(f"{type(error).__name__} ({_place(error)})")
+            bug = InternalError(f"{type(error).__name__} ({_place(error, served.handle)})")
             return ServedAnswer(asked.id, "error", bug.to_wire())
 
     async def _ask(self, served: Served, asked: Asked, which: _Which) -> ServedAnswer:
@@ -172,6 +173,8 @@ class _Desk:
                 self._say(ServedAnswer(asked.id, "item", _plain(item)), which)
                 await self._link.wait_writable()
             return ServedAnswer(asked.id, "end", {})
+        if not inspect.isawaitable(given):
+            raise TypeError(f"the handler of {asked.event} is no async function")
         return ServedAnswer(asked.id, "reply", _plain(await given))
 
 
@@ -232,6 +235,19 @@ def _plain(value: Any) -> Mapping[str, Any]:
     raise TypeError(f"a handler gives an object, not {type(value).__name__}")
 
 
-def _place(error: BaseException) -> str:
-    frames: Sequence[traceback.FrameSummary] = traceback.extract_tb(error.__traceback__)
-    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown"
+def _place(error: BaseException, handle: Handler) -> str:
+    """Give the last place in the author's folder: what is wrong with a reply shows when none is left."""
+    code = getattr(inspect.unwrap(handle), "__code__", None)
+    if code is None:
+        return "unknown"
+    folder = Path(code.co_filename).parent
+    places = [(Path(step.f_code.co_filename), line) for step, line in traceback.walk_tb(error.__traceback__)]
+    own = [(file, line) for file, line in places if _is_in(folder, file)]
+    file, line = own[-1] if own else (Path(code.co_filename), code.co_firstlineno)
+    return f"{file.name}:{line}"
+
+
+def _is_in(folder: Path, file: Path) -> bool:
+    return file.is_relative_to(folder) and not {"site-packages", "ksi_client", "ksi_common"} & set(
+        file.relative_to(folder).parts
+    )

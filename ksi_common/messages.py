@@ -183,6 +183,8 @@ def public_name(name: str, info: FieldInfo) -> str:
 def spec_of(cls: type[BaseModel]) -> EventSpec:
     """Give what ``cls`` declares; raise TypeError where it declares no event."""
     spec: EventSpec | None = getattr(cls, "__ksi__", None)
+    if spec is None and issubclass(cls, type):
+        raise TypeError("this is the class of an event: make a message of it, such as Get(key=…)")
     if spec is None:
         raise TypeError(f"{cls.__qualname__} declares no event: class X(Request[Y], event='ns:verb')")
     return spec

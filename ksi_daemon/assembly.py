@@ -18,7 +18,7 @@ from ksi_daemon.deprecations import Deprecations
 from ksi_daemon.handlers import Compiler
 from ksi_daemon.hooks import Relay
 from ksi_daemon.immediate import HandlerError, endpoint
-from ksi_daemon.layers import Layer, name_of
+from ksi_daemon.layers import Layer, answering, name_of
 from ksi_daemon.marks import DURABLE, HANDLER, PROJECTION, REBUILDER, SUBSCRIBER, UPCASTER, Durable
 from ksi_daemon.middleware.observation import Observer
 from ksi_daemon.needs import NeedError, nobody_called
@@ -225,7 +225,7 @@ class Assembly:
     def _marked_layer(self, plugin: Plugin, given: Layer) -> Layer:
         if plugin.builtin:
             return given
-        call = self.breadcrumb.around_call(plugin.name, given.call)
+        call = answering(given, self.breadcrumb.around_call(plugin.name, given.call))
         setattr(call, "__name__", name_of(given.call))  # noqa: B010 -- what people are told it is called
         return replace(given, call=call)
 

@@ -56,7 +56,7 @@ from ksi_daemon.middleware.only_reading import only_reading
 from ksi_daemon.middleware.permissions import permissions
 from ksi_daemon.outcomes import Endpoint, Middleware
 from ksi_daemon.plugin_settings import is_enabled, own_table
-from ksi_daemon.plugins import GROUP, Loader, explain
+from ksi_daemon.plugins import GROUP, Loader
 from ksi_daemon.presence import Presence
 from ksi_daemon.processes import Processes
 from ksi_daemon.projections import Aggregates, Projections
@@ -145,8 +145,8 @@ class Daemon:
             stack.enter_context(Watchdog(self.guard.owner, self.guard.held, self.guard.resumed))
             self.tasks.create_task(Presence(self.paths.socket).watch(self._unreachable))
             if not self.sandbox:
-                for plugin, error in (await gates.open(self.assembly.loaded)).items():
-                    self._switch_off(plugin, f"its transport cannot be opened: {explain(error)}")
+                for plugin, why in (await gates.open(self.assembly.loaded)).items():
+                    self._switch_off(plugin, f"its transport cannot be opened: {why}")
                 await self._announce(recovered=recovered)
             ready(self)
             stop = await self.lifecycle.stopping

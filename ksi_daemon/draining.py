@@ -8,8 +8,8 @@ from typing import Final
 import structlog
 
 from ksi_daemon.catalog import Plugin
+from ksi_daemon.explaining import explain
 from ksi_daemon.hooks import Relay
-from ksi_daemon.plugins import explain
 from ksi_daemon.services import Services
 from ksi_daemon.supervisor import attempt_async
 from ksi_daemon.transports.unix import UnixServer

@@ -10,6 +10,7 @@ from typing import Final, Self
 import structlog
 
 from ksi_daemon.catalog import Plugin
+from ksi_daemon.explaining import explain
 from ksi_daemon.hooks import Relay
 from ksi_daemon.supervisor import attempt_async
 
@@ -35,13 +36,13 @@ class Gates:
     ) -> None:
         await self.close()
 
-    async def open(self, plugins: Iterable[Plugin]) -> dict[str, BaseException]:
-        """Open what each plugin gives; give what went wrong, by plugin. The others are not touched by it."""
-        errors = {}
+    async def open(self, plugins: Iterable[Plugin]) -> dict[str, str]:
+        """Open what each plugin gives; say what went wrong, by plugin. The others are not touched by it."""
+        errors: dict[str, str] = {}
         for plugin in plugins:
             error = await attempt_async(lambda name=plugin.name: self._open_those_of(name))  # type: ignore[misc]
             if error is not None:
-                errors[plugin.name] = error
+                errors[plugin.name] = explain(error)
         return errors
 
     async def close(self) -> None:

@@ -3,15 +3,15 @@
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ksi_common.envelope import EventEnvelope, EventMetadata
-from ksi_common.errors import InternalError, Unimplemented
+from ksi_common.errors import Unimplemented
 from ksi_common.messages import EventSpec, Message, Notification, Request, Stream, spec_of
 from ksi_common.validation import parser
 from ksi_daemon import immediate
 from ksi_daemon.database import Database, Transaction
+from ksi_daemon.explaining import LateBug, place_of
 from ksi_daemon.immediate import HandlerError
 from ksi_daemon.outcomes import Ended, Endpoint, Replied, Send, Yielded
 from ksi_daemon.remote.server import Line
@@ -48,16 +48,22 @@ class Compiler:
         bound = self._bind(function)
         handle: Endpoint
         if inspect.isasyncgenfunction(function):
-            handle = _streaming(bound, event, spec, self.database)
-        else:
+            handle = _streaming(function, bound, event, spec, self.database)
+        elif Sink in _parameters(function).values():
             handle = _sinking(bound, event, spec, self.database)
+        else:
+            raise HandlerError(
+                f"{function.__qualname__} is no async generator, but {spec.name} is a stream: "
+                f"write async def, and yield its items{place_of(function)}"
+            )
         return Route(spec, event, plugin, handle)
 
     def _request(self, function: Function, event: type[Message], spec: EventSpec, plugin: str) -> Route:
         call = immediate.call_of(function)
         if call is None:
-            return Route(spec, event, plugin, _unary(self._bind(function), event, spec, self.database))
-        begin = immediate.compiled(self._bind(function, call), event, spec)
+            handle = _unary(function, self._bind(function), event, spec, self.database)
+            return Route(spec, event, plugin, handle)
+        begin = immediate.compiled(function, self._bind(function, call), event, spec)
         return Route(spec, event, plugin, immediate.endpoint(begin, spec, self.database), begin)
 
     def subscriber(self, function: Function) -> tuple[type[Notification], Callable[..., Awaitable[Any]]]:
@@ -91,12 +97,6 @@ class Compiler:
         if call is None:
             call = function if immediate.waits(function) else self.threads.wrap(function)
         return _bound(call, services, dynamic)
-
-
-def place_of(function: Function) -> str:
-    """Say where a function is written, for people."""
-    code = getattr(function, "__code__", None)
-    return "" if code is None else f" ({Path(code.co_filename).name}:{code.co_firstlineno})"
 
 
 def _parameters(function: Function) -> Mapping[str, Any]:
@@ -198,7 +198,9 @@ def _check_reply(function: Function, spec: EventSpec) -> None:
 _ITERATORS = (AsyncIterator, AsyncGenerator, AsyncIterable)
 
 
-def _unary(call: Function, event: type[Message], spec: EventSpec, database: Database) -> Endpoint:
+def _unary(
+    function: Function, call: Function, event: type[Message], spec: EventSpec, database: Database
+) -> Endpoint:
     parse = parser(event)
     to_record = spec.recorded and not spec.safe
     reply_type = spec.reply or Message
@@ -210,9 +212,7 @@ def _unary(call: Function, event: type[Message], spec: EventSpec, database: Data
         envelope.to_record = to_record
         reply = await call(message, envelope)
         if not isinstance(reply, reply_type):
-            raise InternalError(
-                f"the handler of {spec.name} returned {type(reply).__name__}, not {reply_type.__name__}"
-            )
+            raise immediate.wrong_reply(function, reply, reply_type, spec)
         if to_record and not envelope.recorded:
             await database.record(envelope, reply)
         await send(Replied(reply))
@@ -220,7 +220,9 @@ def _unary(call: Function, event: type[Message], spec: EventSpec, database: Data
     return handle
 
 
-def _streaming(call: Function, event: type[Message], spec: EventSpec, database: Database) -> Endpoint:
+def _streaming(
+    function: Function, call: Function, event: type[Message], spec: EventSpec, database: Database
+) -> Endpoint:
     parse = parser(event)
     item_type = spec.reply or Message
 
@@ -232,7 +234,8 @@ def _streaming(call: Function, event: type[Message], spec: EventSpec, database: 
         try:
             async for item in items:
                 if not isinstance(item, item_type):
-                    raise InternalError(f"the handler of {spec.name} gave {type(item).__name__} as an item")
+                    given = type(item).__name__
+                    raise LateBug(f"the handler of {spec.name} gave {given} as an item", function)
                 await send(Yielded(item))
         finally:
             await items.aclose()

@@ -6,7 +6,7 @@ implementations from pluggy, in its order, and awaits them itself.
 """
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,9 +22,10 @@ from ksi_common.errors import FailedPrecondition
 from ksi_common.guessing import nearest
 from ksi_daemon import hookspecs
 from ksi_daemon.contributions import Command, HttpRoute
+from ksi_daemon.explaining import explain
 from ksi_daemon.layers import Layer, layer_of
 from ksi_daemon.services import Service
-from ksi_daemon.supervisor import attempt_async
+from ksi_daemon.supervisor import attempt, attempt_async
 
 if TYPE_CHECKING:
     from ksi_daemon.children import Tasks
@@ -35,6 +36,9 @@ PROJECT = "ksi"
 
 MAX_OBSERVING: Final = 256
 """Events that an observer that waits may have at work."""
+
+MAX_SHOWN: Final = 100
+"""Characters of what a hook gives, where it does not fit."""
 
 T = TypeVar("T")
 
@@ -94,11 +98,11 @@ class Relay:
 
     def handlers(self, name: str) -> Sequence[Callable[..., Any]]:
         """Give the handlers that a plugin makes at load."""
-        return [handler for several in self._ask("ksi_handlers", name) for handler in several]
+        return self._listed("ksi_handlers", name, "functions", callable)
 
     def services(self, name: str) -> Sequence[Service[Any]]:
         """Give the services that a plugin offers."""
-        return [service for several in self._ask("ksi_services", name) for service in several]
+        return self._listed("ksi_services", name, "Service(interface, factory)", _is_service)
 
     def settings(self, name: str) -> type[BaseModel] | None:
         """Give the model of a plugin's settings."""
@@ -110,24 +114,30 @@ class Relay:
 
     def transports(self, name: str) -> Sequence[hookspecs.Transport]:
         """Give a plugin's ways in."""
-        return [transport for several in self._ask("ksi_transports", name) for transport in several]
+        return self._listed("ksi_transports", name, "functions", callable)
 
     def routes(self, name: str) -> Sequence[HttpRoute]:
         """Give a plugin's paths of HTTP."""
-        return [replace(route, plugin=name) for several in self._ask("ksi_routes", name) for route in several]
+        routes = self._listed("ksi_routes", name, "HttpRoute(…)", lambda each: isinstance(each, HttpRoute))
+        return [replace(route, plugin=name) for route in routes]
 
     def commands(self, name: str) -> Sequence[Command]:
         """Give a plugin's commands."""
-        return [command for several in self._ask("ksi_cli", name) for command in several]
+        return self._listed("ksi_cli", name, "Command(…)", lambda each: isinstance(each, Command))
 
     def middleware(self, name: str) -> Sequence[Layer]:
         """Give the layers of a plugin."""
-        return [layer_of(given, name) for several in self._ask("ksi_middleware", name) for given in several]
+        return [layer_of(given, name) for given in self._listed("ksi_middleware", name, "functions")]
 
     def migrations(self, name: str) -> Mapping[int, str]:
         """Give the scripts of a plugin's tables."""
         merged: dict[int, str] = {}
         for scripts in self._ask("ksi_migrations", name):
+            if scripts and not _are_scripts(scripts):
+                raise HookError(
+                    f"ksi_migrations must give SQL by number, as {{1: 'CREATE TABLE …'}}, "
+                    f"not {_short(scripts)}"
+                )
             merged.update(scripts)
         return merged
 
@@ -191,6 +201,20 @@ class Relay:
             return [impl.function() or () for impl in found]
         return [self._marks.during(name, impl.function) or () for impl in found]
 
+    def _listed(
+        self, hook: str, name: str, of_what: str, fits: Callable[[Any], bool] = lambda _: True
+    ) -> Sequence[Any]:
+        listed: list[Any] = []
+        for several in self._ask(hook, name):
+            if isinstance(several, str) or not isinstance(several, Iterable):
+                raise HookError(f"{hook} must give a list of {of_what}, not {_short(several)}")
+            given = list(several)
+            for each in given:
+                if not fits(each):
+                    raise HookError(f"{hook} must give a list of {of_what}; {_short(each)} is none")
+            listed += given
+        return listed
+
     def _implementations(self, hook: str, name: str) -> Sequence[Any]:
         caller = getattr(self._manager.hook, hook)
         return [impl for impl in reversed(caller.get_hookimpls()) if impl.plugin_name == name]
@@ -210,10 +234,10 @@ class Relay:
             call = partial(implementation.function, **given)
             if later is not None:
                 later.start(call)
-            elif self._marks is None:
-                call()
-            else:
-                self._marks.during(name, call)
+                return
+            error = attempt(call if self._marks is None else partial(self._marks.during, name, call))
+            if isinstance(error, BaseException):
+                log.error("observer.failed", plugin=name, handled=envelope.event, error=explain(error))
 
         return observe
 
@@ -246,6 +270,21 @@ def _check(hook: str, function: Callable[..., Any]) -> None:
         raise HookError(f"hook {hook} is called without await; {function.__name__} must not be async")
 
 
+def _is_service(given: object) -> bool:
+    return isinstance(given, Service) and isinstance(given.interface, type) and callable(given.factory)
+
+
+def _are_scripts(given: object) -> bool:
+    return isinstance(given, Mapping) and all(
+        isinstance(number, int) and isinstance(script, str) for number, script in given.items()
+    )
+
+
+def _short(given: object) -> str:
+    text = repr(given)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
+
+
 class Beside:
     """Runs an observer that waits, for many events at once; what is too much is passed over."""
 
@@ -271,7 +310,7 @@ class Beside:
         try:
             error = await attempt_async(lambda: self._relay.awaited(self._plugin, call))
             if isinstance(error, BaseException):
-                log.error("observer.failed", plugin=self._plugin, error=repr(error))
+                log.error("observer.failed", plugin=self._plugin, error=explain(error))
         finally:
             self._at_work -= 1
 

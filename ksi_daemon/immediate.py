@@ -19,6 +19,7 @@ from ksi_common.errors import FailedPrecondition, InternalError, KSIError
 from ksi_common.messages import EventSpec, Message, Rendered
 from ksi_common.validation import parser
 from ksi_daemon.database import Database, Telling, Transaction, Unit
+from ksi_daemon.explaining import LateBug
 from ksi_daemon.outcomes import Begin, Endpoint, Later, Replied, Reply, Send, is_reply
 
 Function = Callable[..., Any]
@@ -54,8 +55,8 @@ def waits(function: Function) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
 
 
-def compiled(call: Bound, event: type[Message], spec: EventSpec) -> Begin:
-    """Make what begins a handler that does not wait."""
+def compiled(function: Function, call: Bound, event: type[Message], spec: EventSpec) -> Begin:
+    """Make what begins a handler that does not wait. ``function``: as its plugin wrote it."""
     parse = parser(event)
     to_record = spec.recorded and not spec.safe
     reply_type = spec.reply or Message
@@ -69,10 +70,10 @@ def compiled(call: Bound, event: type[Message], spec: EventSpec) -> Begin:
         if type(outcome) is Telling:
             return outcome
         if callable(outcome):
-            return lambda tx: _checked(outcome(tx), reply_type, spec)
+            return lambda tx: _checked(outcome(tx), reply_type, spec, function)
         if type(outcome) is not reply_type and isinstance(outcome, Awaitable):
             return outcome
-        reply = _checked(outcome, reply_type, spec)
+        reply = _checked(outcome, reply_type, spec, function)
         return (lambda _: reply) if to_record else Replied(reply)
 
     return begin
@@ -117,10 +118,16 @@ async def arrival(later: Later) -> Reply:
         later.cancel()
 
 
-def _checked(reply: Any, wanted: type[Message], spec: EventSpec) -> Reply:
+def wrong_reply(function: Function | None, reply: object, wanted: type[Message], spec: EventSpec) -> KSIError:
+    """Make the error of a handler that gives what is no reply to its event."""
+    message = f"the handler of {spec.name} returned {type(reply).__name__}, not {wanted.__name__}"
+    return InternalError(message) if function is None else LateBug(message, function)
+
+
+def _checked(reply: Any, wanted: type[Message], spec: EventSpec, function: Function | None = None) -> Reply:
     if is_reply(reply, wanted):
         return reply  # type: ignore[no-any-return]
-    raise InternalError(f"the handler of {spec.name} returned {type(reply).__name__}, not {wanted.__name__}")
+    raise wrong_reply(function, reply, wanted, spec)
 
 
 def _check_unit(function: Function, hints: Mapping[str, Any]) -> None:

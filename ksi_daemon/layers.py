@@ -18,7 +18,8 @@ from typing import Final, Literal, get_args
 from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import FailedPrecondition
 from ksi_common.messages import is_event_pattern, matches
-from ksi_daemon.outcomes import Endpoint, Middleware, Send
+from ksi_daemon.explaining import LateBug
+from ksi_daemon.outcomes import Endpoint, Middleware, Outcome, Send
 
 Stage = Literal["validate", "before", "after"]
 STAGES: Final[Sequence[Stage]] = get_args(Stage)
@@ -78,6 +79,32 @@ def layer_of(given: object, plugin: str) -> Layer:
     if staged is None:
         return Layer(call, plugin=plugin)  # type: ignore[arg-type]  # its signature fits
     return Layer(staged.call, staged.stage, staged.events, plugin)
+
+
+def answering(each: Layer, call: Middleware) -> Middleware:
+    """Have ``call`` go on or answer, as ``each`` must: where it does neither, that is said of it."""
+
+    async def watched(envelope: EventEnvelope, send: Send, call_next: Endpoint) -> None:
+        passed = False
+
+        async def go_on(envelope: EventEnvelope, send: Send) -> None:
+            nonlocal passed
+            passed = True
+            await call_next(envelope, send)
+
+        async def answer(outcome: Outcome) -> None:
+            nonlocal passed
+            passed = True
+            await send(outcome)
+
+        await call(envelope, answer, go_on)
+        if not passed:
+            raise LateBug(
+                f"layer {each.name} neither answered {envelope.event} nor awaited call_next(envelope, send)",
+                each.call,
+            )
+
+    return watched
 
 
 def in_order(layers: Sequence[Layer]) -> Sequence[Layer]:

@@ -11,11 +11,12 @@ from typing import Any, Final
 
 import structlog
 
-from ksi_common.errors import KSIError, PermissionDenied
+from ksi_common.errors import PermissionDenied
 from ksi_common.messages import Message, Notification
 from ksi_common.paths import stranger
 from ksi_daemon.breadcrumb import Breadcrumb
 from ksi_daemon.catalog import Catalog, Plugin
+from ksi_daemon.explaining import explain
 from ksi_daemon.first_style import adapted, is_first_style
 from ksi_daemon.hooks import Relay
 from ksi_daemon.needs import NeedError, Needs, arrange, needs_of, nobody_called
@@ -30,9 +31,6 @@ UNKNOWN: Final = "0"
 """The version of a single file that has no ``__version__``."""
 
 _FILE = re.compile(r"^[a-z][a-z0-9_]*\.py$")
-
-_NOT_ITS_OWN = frozenset(("importlib", "ksi_common", "ksi_daemon", "pluggy", "pydantic"))
-"""Folders of code that a plugin's error only passes through."""
 
 Found = tuple[Plugin, Callable[[], ModuleType]]
 
@@ -141,18 +139,6 @@ def refuse(plugin: Plugin, error: BaseException) -> None:
     log.error("plugin.refused", plugin=plugin.name, origin=plugin.origin, error=plugin.error)
 
 
-def explain(error: BaseException) -> str:
-    """Say in one line what is wrong with a plugin, and where."""
-    if isinstance(error, KSIError):
-        return error.message
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"SyntaxError: {error.msg} ({Path(error.filename).name}:{error.lineno})"
-    said = str(error)
-    text = f"{type(error).__name__}: {said}".splitlines()[0][:300] if said else type(error).__name__
-    place = _place(error)
-    return f"{text} ({place})" if place else text
-
-
 def declared(module: object, mark: str) -> list[Callable[..., Any]]:
     """List the functions of a module that carry a mark, in the order written."""
     members = vars(module).values() if module is not None else ()
@@ -229,14 +215,3 @@ def _file_loader(path: Path, check: Callable[[Path], None]) -> Callable[[], Modu
         return module
 
     return load
-
-
-def _place(error: BaseException) -> str | None:
-    traceback = error.__traceback__
-    place = None
-    while traceback is not None:
-        code = traceback.tb_frame.f_code
-        if "frozen" not in code.co_filename and _NOT_ITS_OWN.isdisjoint(Path(code.co_filename).parts):
-            place = f"{Path(code.co_filename).name}:{traceback.tb_lineno}"
-        traceback = traceback.tb_next
-    return place

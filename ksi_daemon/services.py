@@ -10,6 +10,7 @@ from typing import Any, Generic, Self, TypeVar, get_type_hints
 
 from ksi_common.errors import FailedPrecondition
 from ksi_common.guessing import nearest
+from ksi_daemon.explaining import place_of
 from ksi_daemon.supervisor import attempt_async
 
 T = TypeVar("T")
@@ -102,7 +103,15 @@ class Services:
     async def enter(self, plugin: str, service: Service[T]) -> None:
         """Open one service whose needs are open."""
         needs = {name: self.get(kind) for name, kind in needs_of(service.factory).items()}
+        unfit = ServiceError(
+            f"what makes the service {service.interface.__name__} is no async context manager: "
+            f"put @asynccontextmanager above it, and yield the service{place_of(service.factory)}"
+        )
+        if inspect.iscoroutinefunction(inspect.unwrap(service.factory)):
+            raise unfit  # called, it would be a coroutine that nobody awaits
         opened: Any = service.factory(**needs)
+        if not hasattr(opened, "__aenter__"):
+            raise unfit
         instance: T = await self._marked(plugin, opened.__aenter__())
         self._exit.push_async_exit(opened.__aexit__)
         self.offer(service.interface, instance, plugin=plugin)

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 from ksi_client.control.processes import is_alive
 from ksi_client.raw import call_raw
-from ksi_common.errors import DeadlineExceeded, Unavailable
+from ksi_common.errors import DeadlineExceeded, KSIError, Unavailable
 from ksi_common.paths import Paths
 
 ANSWER_S: Final = 2.0
@@ -34,7 +34,8 @@ class Supervised:
 class Standing:
     """How the daemon stands.
 
-    ``unresponsive``: it has the home but does not answer: it starts, drains, or hangs. ``restarting``: it has
+    ``unresponsive``: it has the home but does not answer: it starts, drains, or hangs, or a plugin refuses in
+    its name. ``restarting``: it has
     crashed, and its supervisor will start it again. ``dead``: it ended without cleaning up.
     ``pid``: that of the daemon, or of the one that is dead.
     """
@@ -43,6 +44,8 @@ class Standing:
     pid: int | None = None
     health: Mapping[str, Any] | None = None
     supervisor: Supervised | None = None
+    refusal: str | None = None
+    """What it says in place of its health: a layer of a plugin may stand before that, too."""
 
     @property
     def supervisor_pid(self) -> int | None:
@@ -67,6 +70,11 @@ def look(paths: Paths, *, timeout_s: float = ANSWER_S) -> Standing:
         return Standing("unresponsive", _holder(paths), supervisor=supervisor)
     except DeadlineExceeded:
         return Standing("unresponsive", _holder(paths), supervisor=supervisor)
+    except KSIError as error:
+        holder = None if error.details.get("reason") == "foreign_server" else _holder(paths)
+        if holder is None:
+            raise
+        return Standing("unresponsive", holder, supervisor=supervisor, refusal=error.message)
     return Standing("running", health["pid"], health, supervisor)
 
 

@@ -15,7 +15,7 @@ from ksi_client.control.stopping import stop
 from ksi_client.control.wording import Exit, Outcome, Tell, duration, models, tell_nobody
 from ksi_client.programs import control, of_checkout, of_home
 from ksi_client.raw import RawClient
-from ksi_common.errors import FailedPrecondition
+from ksi_common.errors import FailedPrecondition, KSIError
 from ksi_common.paths import Paths
 
 START_S: Final = 15.0
@@ -36,7 +36,7 @@ def start(paths: Paths, *, timeout_s: float = START_S) -> Outcome:
                 return _already_running(standing)
             if mine and standing.state in {"stopped", "dead"}:
                 return _start(paths, standing, timeout_s)
-        if time.monotonic() >= deadline:
+        if time.monotonic() >= deadline or standing.refusal is not None:
             return _taken(paths, standing)
         time.sleep(RETRY_S)  # another starts, drains or restarts it: nothing here could be waited for
 
@@ -98,9 +98,15 @@ def _start(paths: Paths, before: Standing, timeout_s: float) -> Outcome:
         launch(paths, timeout_s=timeout_s)
     except CannotStart as error:
         return _failed(paths, error, timeout_s)
-    with RawClient(paths.socket, connect_timeout_s=timeout_s) as client:
-        health = client.call_raw("system:health", timeout_s=timeout_s)
-        plugins = client.call_raw("plugin:list", timeout_s=timeout_s)["plugins"]
+    try:
+        with RawClient(paths.socket, connect_timeout_s=timeout_s) as client:
+            health = client.call_raw("system:health", timeout_s=timeout_s)
+            plugins = client.call_raw("plugin:list", timeout_s=timeout_s)["plugins"]
+    except KSIError as error:
+        standing = look(paths)
+        if standing.refusal is None:
+            raise
+        return _started_but(paths, standing, error)
     return _started(paths, before, health, plugins, time.monotonic() - begun)
 
 
@@ -141,6 +147,15 @@ def _started(
         "recovered": recovered,
     }
     return Outcome(Exit.OK, "\n".join(lines), data)
+
+
+def _started_but(paths: Paths, standing: Standing, error: KSIError) -> Outcome:
+    reason = f"it does not say how it fares: {error.message}"
+    return Outcome(
+        Exit.FAILED,
+        f"Started KSI (pid {standing.pid}), but {reason}.\n  End it: {control('stop', paths.home)}",
+        {"status": "started", "pid": standing.pid, "reason": reason},
+    )
 
 
 def _what_to_try(home: Path) -> str:
@@ -194,7 +209,8 @@ def _taken(paths: Paths, standing: Standing) -> Outcome:
         )
     else:
         who = f"Another KSI (pid {standing.pid})" if standing.pid else "Another KSI"
-        reason = f"{who} uses {paths.home} and does not answer."
+        does = "does not answer" if standing.refusal is None else f"answers only: {standing.refusal}"
+        reason = f"{who} uses {paths.home} and {does}."
     return Outcome(
         Exit.NOT_PERMITTED,
         f"{reason}\n  End it: {control('stop --now', paths.home)}",

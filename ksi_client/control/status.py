@@ -133,6 +133,8 @@ def _without(paths: Paths, standing: Standing) -> str:
         return f"KSI is not running. Start it: {control('start', paths.home)}"
     if standing.state == "unresponsive":
         who = f" (pid {standing.pid})" if standing.pid else ""
+        if standing.refusal is not None:
+            return f"KSI{who} runs, but does not say how it fares: {standing.refusal}."
         return f"KSI{who} does not answer: it starts, stops or hangs."
     if standing.state == "restarting" and keeper is not None:
         return f"KSI has crashed ({keeper.last_exit}); its supervisor (pid {keeper.pid}) will start it again."

@@ -122,9 +122,15 @@ def _loaded(plugin: Plugin, took_ms: float) -> Iterator[Finding]:
             "import what is heavy where it is used: every start of the daemon waits for this",
         )
     yield Finding(level, f"loads in {took_ms:.0f} ms", hint=hint)  # type: ignore[arg-type]
-    for does, events in (("answers", plugin.handled), ("tells", plugin.told), ("hears", plugin.subscribed)):
-        if events:
-            yield Finding("ok", f"{does} {', '.join(events)}")
+    done = {
+        "answers": plugin.handled,
+        "tells": plugin.told,
+        "hears": plugin.subscribed,
+        "keeps": declarations.kept_by(plugin),
+    }
+    for does, names in done.items():
+        if names:
+            yield Finding("ok", f"{does} {', '.join(names)}")
 
 
 if __name__ == "__main__":

@@ -58,7 +58,10 @@ def _service_hint(wanted: str, there_are: list[str]) -> str:
 
 def _named(text: str, module: object) -> str | None:
     names = vars(module) if module is not None else {}
+    own = str(getattr(module, "__name__", "")).partition(".")[0]
     for word in _WORD.findall(text):
-        if isinstance(found := names.get(word), FunctionType):
+        found = names.get(word)
+        # What it imports has a place, too, which is not the author's.
+        if isinstance(found, FunctionType) and found.__module__.partition(".")[0] == own:
             return place_of(found)
     return None

@@ -12,9 +12,10 @@ from ksi_common.schema import example
 from ksi_daemon.catalog import Plugin
 from ksi_daemon.checking.findings import Finding, place_of
 from ksi_daemon.daemon import Daemon
+from ksi_daemon.explaining import explain
 from ksi_daemon.handlers import Compiler
-from ksi_daemon.marks import HANDLER, SUBSCRIBER
-from ksi_daemon.plugins import declared, explain, modules_of, notifications_of
+from ksi_daemon.marks import HANDLER, PROJECTION, REBUILDER, SUBSCRIBER, UPCASTER
+from ksi_daemon.plugins import declared, modules_of, notifications_of
 from ksi_daemon.supervisor import attempt
 from ksi_daemon.threads import Threads
 
@@ -43,12 +44,19 @@ def events(daemon: Daemon, plugin: Plugin) -> Iterator[Finding]:
     """Look at the events that a plugin answers and tells."""
     for event in classes_of(daemon, plugin):
         yield from _event(event, plugin)
-    if not (plugin.handled or plugin.subscribed or plugin.services or daemon.relay.hooks_of(plugin.name)):
+    does = (plugin.handled, plugin.subscribed, plugin.services, plugin.told, kept_by(plugin))
+    if not any((*does, daemon.relay.hooks_of(plugin.name))):
         yield Finding(
             "warning",
             "it does nothing: no @handler, no @subscriber, no hook",
             hint="the entry point must name the module that has them",
         )
+
+
+def kept_by(plugin: Plugin) -> Sequence[str]:
+    """Name the functions of a plugin that make tables and documents of the log, or read it."""
+    marks = (PROJECTION, REBUILDER, UPCASTER)
+    return [made.__name__ for mark in marks for made in declared(plugin.module, mark)]
 
 
 def classes_of(daemon: Daemon, plugin: Plugin) -> Sequence[type[Message]]:

@@ -45,9 +45,8 @@ def migrate(
     connection.execute("BEGIN IMMEDIATE")
     try:
         connection.execute(_VERSIONS)
-        for script in pending.values():
-            for statement in statements(script):
-                connection.execute(statement)
+        for number, script in pending.items():
+            _run(connection, number, script)
         connection.execute("REPLACE INTO schema_versions VALUES (?, ?)", (component, newest))
         connection.execute("COMMIT")
     except BaseException:
@@ -88,6 +87,15 @@ def _versions(
             hint="run the newer version, or restore a backup",
         )
     return current, newest
+
+
+def _run(connection: sqlite3.Connection, number: int, script: str) -> None:
+    try:
+        for statement in statements(script):
+            connection.execute(statement)
+    except sqlite3.Error as error:
+        error.args = (f"migration {number}: {error}",)
+        raise
 
 
 def _back_up(connection: sqlite3.Connection, target: Path) -> None:

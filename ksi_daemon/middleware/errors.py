@@ -11,6 +11,7 @@ import structlog
 
 from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import Cancelled, InternalError, KSIError, OperationalError
+from ksi_daemon.explaining import LateBug
 from ksi_daemon.outcomes import Endpoint, Failed, Send
 
 log = structlog.get_logger()
@@ -67,7 +68,7 @@ class Errors:
         """Give the error to answer with; what was not expected is logged as a bug (``strict``: raised)."""
         if isinstance(error, OperationalError | ReportedError):
             return error
-        file, line = _origin(error, self._owner_of)
+        file, line = error.place if isinstance(error, LateBug) else _origin(error, self._owner_of)
         plugin = self._culprit(file)
         if plugin is None and envelope.answered_by is not None:  # what is wrong is the answer
             answerer, file, line = envelope.answered_by

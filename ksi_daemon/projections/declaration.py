@@ -9,8 +9,10 @@ from typing import Any, Final, Protocol, TypeVar, Union, get_args, get_origin, g
 
 from ksi_common.bus import Delivered
 from ksi_common.envelope import StoredEvent
-from ksi_common.errors import FailedPrecondition
+from ksi_common.errors import FailedPrecondition, InvalidArgument
 from ksi_common.messages import Message, Notification, is_event_pattern, spec_of
+from ksi_daemon.database.trial import check_table
+from ksi_daemon.explaining import place_of
 from ksi_daemon.marks import PROJECTION
 
 S = TypeVar("S", bound=Message)
@@ -165,7 +167,14 @@ def fold_of(function: Apply) -> Declaration:
 
 
 def declaration_of(function: Apply, plugin: str) -> Declaration:
-    """Read what a decorated function declares; raise ProjectionError."""
+    """Read what a decorated function declares; raise ProjectionError, with its place."""
+    try:
+        return _declared(function, plugin)
+    except ProjectionError as error:
+        raise ProjectionError(f"{error.message}{place_of(function)}") from error
+
+
+def _declared(function: Apply, plugin: str) -> Declaration:
     options: _Options = getattr(function, _OPTIONS)
     name = options.name or function.__name__
     if not _NAME.fullmatch(name):
@@ -175,6 +184,8 @@ def declaration_of(function: Apply, plugin: str) -> Declaration:
     patterns = tuple(options.patterns) or tuple(classes)
     if not patterns or not all(map(is_event_pattern, patterns)):
         raise ProjectionError(f"projection {name}: patterns={list(patterns)} are to be event patterns")
+    if options.columns is not None:
+        _check_table(options.columns, name)
     return Declaration(
         name=name,
         plugin=plugin,
@@ -200,6 +211,8 @@ def parameters_of(function: Apply, name: str) -> tuple[Any, Any]:
         hints = get_type_hints(function)
     except NameError as error:
         raise ProjectionError(f"projection {name}: annotation not found at load: {error}") from error
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise ProjectionError(f"projection {name} must not be async: it runs in a thread, and awaits nothing")
     names = list(inspect.signature(function).parameters)
     if len(names) != 2 or not all(parameter in hints for parameter in names):
         raise ProjectionError(f"projection {name} takes a state and an event, both annotated")
@@ -217,10 +230,17 @@ def classes_of(annotation: Any, name: str) -> Mapping[str, type[Notification]]:
     return {name: option for option in options for name in (spec_of(option).name, *spec_of(option).formerly)}
 
 
+def _check_table(columns: str, name: str) -> None:
+    try:
+        check_table(columns)
+    except InvalidArgument as error:
+        raise ProjectionError(f"projection {name}: {error.message}") from error
+
+
 def _document(annotation: Any, name: str) -> type[Message]:
     if not (isinstance(annotation, type) and issubclass(annotation, Message)):
         raise ProjectionError(f"projection {name}: the state must be annotated with a Message")
     needed = [field for field, info in annotation.model_fields.items() if info.is_required()]
     if needed:
-        raise ProjectionError(f"projection {name}: {', '.join(needed)} of its state have no default")
+        raise ProjectionError(f"projection {name}: its state has no default for {', '.join(needed)}")
     return annotation

@@ -14,10 +14,11 @@ import pytest
 
 from ksi_client import AsyncClient, Client, call_raw
 from ksi_common.bus import Delivered
-from ksi_common.errors import InvalidArgument, NotFound, PermissionDenied, Unavailable
+from ksi_common.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, Unavailable
 from ksi_common.events import event, state, system
 from ksi_common.frames import Mark
 from ksi_common.messages import Notification
+from ksi_daemon.testing import RunningDaemon
 from tests.unit.test_client_fake import Conformance, Wire, open_wire, socket_folder
 
 PATIENCE_S = 60.0
@@ -207,3 +208,47 @@ def test_the_blocking_client_does_the_same(daemon: RealDaemon) -> None:
                 seen.append(entry.data["n"])
         assert seen == [1, 2]
         assert client.call(state.Get(key="a")).value == 1
+
+
+FORKING = """
+import os, sys
+from ksi_client import Client
+from ksi_common.events import event
+
+def append(ksi, who):
+    told = [event.NewEvent(event="demo:told", data={"who": who})]
+    return ksi.call(event.Append(stream="fork/1", events=told)).version
+
+with Client(sys.argv[1]) as ksi:
+    followed = ksi.subscribe("demo:*")
+    append(ksi, "parent")
+    assert next(followed).data == {"who": "parent"}
+    pid = os.fork()
+    if pid == 0:
+        followed.close()  # in this process: the parent follows on
+        append(ksi, "child")
+        append(ksi, "same")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    append(ksi, "same")
+    print([next(followed).data["who"] for _ in range(3)])
+"""
+
+
+async def test_a_forked_process_has_a_connection_and_keys_of_its_own(ksi: RunningDaemon) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", FORKING, str(ksi.paths.socket), stdout=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(PATIENCE_S):
+        out, _ = await process.communicate()
+    assert (process.returncode, out.decode().strip()) == (0, "['child', 'same', 'same']")
+
+
+async def test_a_client_that_is_open_is_not_opened_again(ksi: RunningDaemon) -> None:
+    async with AsyncClient(ksi.paths.socket) as client:
+        with pytest.raises(FailedPrecondition, match="this client is open already"):
+            async with client:
+                pass
+        assert await client.call_raw("system:health", safe=True)
+    async with client:
+        assert await client.call_raw("system:health", safe=True)

@@ -54,6 +54,23 @@ def read(request: Read) -> Line:
         return Line(text=pipe.read())
 '''
 
+GATE = '''\
+"""A layer before every event, for nobody has said which it is for."""
+
+from ksi_daemon.plugin import PermissionDenied, hookimpl
+
+
+async def nobody(envelope, send, call_next):
+    """Refuse."""
+    raise PermissionDenied("nobody may")
+
+
+@hookimpl
+def ksi_middleware():
+    """Give it."""
+    return [nobody]
+'''
+
 Completed = subprocess.CompletedProcess[str]
 
 
@@ -639,6 +656,22 @@ def test_a_daemon_that_does_not_answer_is_neither_up_nor_down(control: Control) 
         f"Another KSI (pid {pid}) uses {control.paths.home} and does not answer.\n"
     )
     assert control.pid == pid
+
+
+def test_a_daemon_whose_plugin_refuses_everything_is_named_and_can_be_stopped(control: Control) -> None:
+    control.add_plugin("gate", GATE)
+    started = control("start")
+    pid = look(control.paths).pid
+    assert started.returncode == 1
+    assert f"Started KSI (pid {pid}), but it does not say how it fares: nobody may.\n" in started.stderr
+    status, again = control("status"), control("start")
+    assert (status.returncode, again.returncode) == (4, 4)
+    assert f"KSI (pid {pid}) runs, but does not say how it fares: nobody may.\n" in status.stdout
+    assert f"Another KSI (pid {pid}) uses {control.paths.home} and answers only: nobody may." in again.stderr
+    stopped = control("stop")
+    assert (stopped.returncode, stopped.stderr) == (0, "")
+    assert f"Stopped KSI (pid {pid})." in stopped.stdout
+    assert look(control.paths).state == "stopped"
 
 
 @pytest.mark.root

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -504,6 +505,88 @@ async def test_an_observer_may_wait_beside_the_events_and_cannot_alter_them(
     assert "does not support item assignment" in failed[0]["error"]
 
 
+async def test_an_observer_that_raises_is_named_with_its_place(
+    write_plugin: WritePlugin, log_file: LogFile
+) -> None:
+    source = """
+    @hookimpl
+    def ksi_event_handled(envelope):
+        if envelope.event == "state:get":
+            raise ValueError("oh")
+    """
+    with log_file.written():
+        async with running_daemon(plugins=[write_plugin(HEAD + source)]) as ksi:
+            await ksi.call_raw("state:get", {"key": "a"})
+            await ksi.call_raw("system:health")
+    (line,) = log_file.lines("observer.failed")
+    place = f"probe.py:{at_line(HEAD + source, 'raise ValueError')}"
+    assert (line["plugin"], line["handled"]) == ("probe", "state:get")
+    assert line["error"] == f"ValueError: oh ({place})"
+
+
+@pytest.mark.parametrize("does", ["pass", "call_next(envelope, send)"])
+@pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
+async def test_a_layer_that_neither_answers_nor_goes_on_is_named_with_its_place(
+    write_plugin: WritePlugin, log_file: LogFile, does: str
+) -> None:
+    source = f"""
+    async def silent(envelope, send, call_next):
+        if envelope.event.startswith("state:"):
+            {does}
+        else:
+            await call_next(envelope, send)
+
+    @hookimpl
+    def ksi_middleware():
+        return [silent]
+    """
+    plugin = write_plugin(HEAD + source)
+    with log_file.written():
+        async with running_daemon(plugins=[plugin], settings={"strict": False}) as ksi:
+            error = await ksi.call_error("state:get", {"key": "a"})
+            assert await ksi.call_raw("system:health")
+    place = f"probe.py:{at_line(HEAD + source, 'async def silent')}"
+    assert error.message == f"plugin probe failed in state:get: LateBug ({place})"
+    (line,) = log_file.lines("handler.crashed")
+    says = "layer probe.silent neither answered state:get nor awaited call_next(envelope, send)"
+    assert line["error"] == f"LateBug: {says}"
+
+
+async def test_a_wrong_reply_is_placed_at_the_handler_that_gave_it(
+    write_plugin: WritePlugin, log_file: LogFile
+) -> None:
+    source = """
+    class Follow(Stream[Said], event="probe:follow"):
+        '''Follow.'''
+
+    class Take(Request[Said], event="probe:take"):
+        '''Take.'''
+
+    @handler
+    async def ask(request: Ask) -> Said:
+        return {"text": "a dict"}
+
+    @handler
+    async def follow(request: Follow) -> AsyncIterator[Said]:
+        yield 1
+
+    @handler
+    def take(request: Take, tx: Transaction) -> Said:
+        return None
+    """
+    text = HEAD.replace("Request,", "Request, Stream, Transaction,") + source
+    says = []
+    with log_file.written():
+        async with running_daemon(plugins=[write_plugin(text)], settings={"strict": False}) as ksi:
+            for name in ("ask", "follow", "take"):
+                says.append((await ksi.call_error(f"probe:{name}")).message)
+    assert says == [
+        f"plugin probe failed in probe:{name}: LateBug (probe.py:{at_line(text, f'def {name}(') - 1})"
+        for name in ("ask", "follow", "take")
+    ]
+    assert [line["plugin"] for line in log_file.lines("handler.crashed")] == ["probe"] * 3
+
+
 async def test_a_plugin_in_the_style_of_the_first_ksi_is_loaded_through_an_adapter() -> None:
     async with running_daemon(plugins=[EXAMPLES / "first_style.py"]) as ksi, ksi.connect() as wire:
         await wire.call("state:set", {"key": "name", "value": "Ada"})
@@ -648,3 +731,9 @@ async def test_a_full_disk_keeps_nobody_from_the_end(
     async with running_daemon(plugins=[write_plugin(source)]) as ksi:
         monkeypatch.setattr(ksi.daemon.bus, "notify", full)
     assert (tmp_path / "ended").exists()
+
+
+def at_line(source: str, part: str) -> int:
+    """Give the line of a written plugin that has ``part``."""
+    lines = textwrap.dedent(source).lstrip().splitlines()
+    return next(number for number, line in enumerate(lines, 1) if part in line)

@@ -126,6 +126,17 @@ CASES = {
         GOOD + "def ksi_shutdown(): ...\n",
         3, "ksi_shutdown is never called", "hookimpl",
     ),
+    "a projection whose state has no beginning": (
+        "from ksi_daemon.plugin import projection\n"
+        "class Told(Notification, event='probe:told'): ...\n"
+        "@projection()\n"
+        "def said(state: Said, event: Told) -> Said: ...\n",
+        2, "projection said: its state has no default for text", None,
+    ),
+    "a hook that gives no list": (
+        GOOD + "@hookimpl\ndef ksi_handlers(): return handler\n",
+        4, "ksi_handlers must give a list of functions", None,
+    ),
     "a crash of the process": (
         "import ctypes\nctypes.string_at(0)\n",
         1, "it crashed the process (Segmentation fault)", None,
@@ -213,6 +224,22 @@ def test_what_could_be_better_is_said_and_does_not_fail_unless_that_is_wanted(ch
     ]
     with pytest.raises(AssertionError):
         check(source, "--strict")
+
+
+def test_one_that_only_keeps_a_projection_does_something(check: Check) -> None:
+    source = """\
+    from ksi_daemon.plugin import Delivered, Message, Rows, projection, table_projection
+
+    class Sum(Message):
+        total: int = 0
+
+    @projection(patterns=["probe:*"])
+    def total(state: Sum, event: Delivered) -> Sum: ...
+
+    @table_projection("name TEXT PRIMARY KEY", patterns=["probe:*"])
+    def names(rows: Rows, event: Delivered) -> None: ...
+    """
+    assert [each["text"] for each in check(source)][1:] == ["keeps total, names"]
 
 
 def test_one_that_does_nothing_is_told_so(check: Check) -> None:

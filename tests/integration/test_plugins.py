@@ -244,6 +244,26 @@ REFUSED = {
 """,
         "hear takes a Told; use @subscriber for it",
     ),
+    "a stream without a yield": (
+        IMPORTS
+        + """
+    @handler  # here
+    async def follow(request: Follow) -> AsyncIterator[Done]:
+        return [Done()]
+""",
+        "follow is no async generator, but bad:follow is a stream: write async def, and yield its items "
+        "(bad.py:{line})",
+    ),
+    "a stream that is not async": (
+        IMPORTS
+        + """
+    @handler  # here
+    def follow(request: Follow) -> AsyncIterator[Done]:
+        yield Done()
+""",
+        "follow is no async generator, but bad:follow is a stream: write async def, and yield its items "
+        "(bad.py:{line})",
+    ),
     "an unknown hook": (
         IMPORTS
         + """
@@ -317,7 +337,64 @@ REFUSED = {
     def ksi_migrations():
         return {1: "CREATE TABEL x (y);"}
 """,
-        'near "TABEL": syntax error',
+        'OperationalError: migration 1: near "TABEL": syntax error',
+    ),
+    "migrations without numbers": (
+        IMPORTS
+        + """
+    @hookimpl
+    def ksi_migrations():
+        return ["CREATE TABLE bad_x (y);"]
+""",
+        "ksi_migrations must give SQL by number, as {{1: 'CREATE TABLE …'}}, not ['CREATE TABLE bad_x (y);']",
+    ),
+    "a class where a service is wanted": (
+        IMPORTS
+        + """
+    @hookimpl
+    def ksi_services():
+        return [Store]
+""",
+        "ksi_services must give a list of Service(interface, factory); <class 'ksi_file_bad.Store'> is none",
+    ),
+    "one thing where a list is wanted": (
+        IMPORTS
+        + """
+    async def layer(envelope, send, call_next):
+        await call_next(envelope, send)
+
+    @hookimpl
+    def ksi_middleware():
+        return layer
+""",
+        "ksi_middleware must give a list of functions, not <function layer at ",
+    ),
+    "what makes a service, without its decorator": (
+        IMPORTS
+        + """
+    async def make_store() -> AsyncIterator[Store]:  # here
+        yield object()
+
+    @hookimpl
+    def ksi_services():
+        return [Service(Store, make_store)]
+""",
+        "what makes the service Store is no async context manager: put @asynccontextmanager above it, "
+        "and yield the service (bad.py:{line})",
+    ),
+    "what makes a service, without a yield": (
+        IMPORTS
+        + """
+    @asynccontextmanager  # here
+    async def make_store() -> AsyncIterator[Store]:
+        return object()
+
+    @hookimpl
+    def ksi_services():
+        return [Service(Store, make_store)]
+""",
+        "what makes the service Store is no async context manager: put @asynccontextmanager above it, "
+        "and yield the service (bad.py:{line})",
     ),
     "an event name that is none": (
         IMPORTS

@@ -1,5 +1,6 @@
 """Projections follow the log, say how far they are, and are built again beside what readers see."""
 
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,18 @@ async def test_an_event_that_cannot_be_applied_stops_it_before_that_event(
         ("@projection(patterns=['a:b c'])\ndef p(state: S, event: Delivered) -> S: return state", "patterns"),
         ("@projection(patterns=['a:b'])\ndef p(state: N, event: Delivered) -> N: return state", "no default"),
         (
+            "@projection(patterns=['a:b'])\nasync def p(s: S, e: Delivered) -> S: return s",
+            "p must not be async",
+        ),
+        (
+            "@table_projection('sku TEXT', patterns=['a:b'])\ndef p(rows: Rows, e: Delivered) -> None: ...",
+            "its table has no primary key",
+        ),
+        (
+            "@table_projection('sku TEXT,', patterns=['a:b'])\ndef p(rows: Rows, e: Delivered) -> None: ...",
+            "its columns make no table: near",
+        ),
+        (
             "@projection(patterns=['a:b'])\ndef p(state: int, event: Delivered) -> int: return state",
             "a Message",
         ),
@@ -238,12 +251,13 @@ async def test_what_is_declared_wrongly_refuses_the_plugin(
     write_plugin: WritePlugin, source: str, reason: str
 ) -> None:
     start = (
-        "from ksi_daemon.plugin import Delivered, Message, projection\n"
+        "from ksi_daemon.plugin import Delivered, Message, Rows, projection, table_projection\n"
         "class S(Message): n: int = 0\nclass N(Message): n: int\n"
     )
     async with running_daemon(plugins=[write_plugin(start + source)], settings={"strict": False}) as ksi:
         found = await ksi.call_raw("plugin:inspect", {"plugin_name": "probe"})
         assert (found["status"], reason in found["error"]) == ("refused", True), found["error"]
+        assert re.search(r" \(probe\.py:\d+\)$|already$", found["error"])
         assert (await ksi.call_raw("projection:list"))["count"] == 0
 
 

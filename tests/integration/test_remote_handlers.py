@@ -431,6 +431,31 @@ async def test_python_serves_typed_handlers(ksi: RunningDaemon) -> None:
         assert help_["summary"] == "Double a number."
 
 
+async def _no_number(request: Double) -> Doubled:
+    return Doubled.model_validate({"n": "four"})
+
+
+async def _no_message(request: Double) -> Doubled:
+    return 4  # type: ignore[return-value]
+
+
+def _not_async(request: Double) -> Doubled:
+    return Doubled(n=4)
+
+
+@pytest.mark.parametrize(
+    ("handler", "error", "offset"),
+    [(_no_number, "ValidationError", 1), (_no_message, "TypeError", 0), (_not_async, "TypeError", 0)],
+)
+async def test_a_bug_is_placed_in_the_program_of_its_author(
+    ksi: RunningDaemon, handler: Any, error: str, offset: int
+) -> None:
+    line = handler.__code__.co_firstlineno + offset
+    async with serving(ksi, handler):
+        bug = await ksi.call_error("math:double", {"n": 4})
+    assert bug.message == f"plugin math failed in math:double: {error} (test_remote_handlers.py:{line})"
+
+
 async def test_python_serves_plain_handlers_by_their_schemas(ksi: RunningDaemon) -> None:
     async def say(data: dict[str, Any], asked: Any) -> dict[str, Any]:
         return {"text": f"{data['text']} {asked.actor}"}

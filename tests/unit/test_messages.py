@@ -58,6 +58,11 @@ def test_a_notification_has_no_reply() -> None:
     assert spec_of(Sold) == EventSpec("shop:sold", "notification", None, ephemeral=True, version=2)
 
 
+def test_a_class_given_in_place_of_its_message_is_said_to_be_one() -> None:
+    with pytest.raises(TypeError, match="this is the class of an event: make a message of it"):
+        spec_of(type(Get))  # type: ignore[arg-type]  # as a caller without mypy does
+
+
 def test_a_class_without_an_event_has_no_spec() -> None:
     with pytest.raises(TypeError, match="Found declares no event"):
         spec_of(Found)

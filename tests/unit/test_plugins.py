@@ -14,8 +14,9 @@ from ksi_common.errors import NotFound
 from ksi_common.events import event, state, system
 from ksi_daemon.breadcrumb import Breadcrumb
 from ksi_daemon.catalog import Catalog, Plugin
+from ksi_daemon.explaining import explain
 from ksi_daemon.hooks import Relay
-from ksi_daemon.plugins import Loader, declared, explain, modules_of, notifications_of
+from ksi_daemon.plugins import Loader, declared, modules_of, notifications_of
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import pytest
 from pydantic import Field, model_validator
 
 from ksi_common.errors import InvalidArgument
+from ksi_common.events.event import Subscribe
 from ksi_common.events.types import EventName, EventPattern, Name, StreamName
 from ksi_common.messages import Message, Request, renamed_from
 from ksi_common.protocol import MAX_DATA
@@ -255,3 +256,21 @@ def test_data_that_is_too_large_is_refused_with_the_limit() -> None:
 def test_data_as_large_as_the_limit_is_read() -> None:
     frame = len('{"amount":1,"name":""}')
     assert len(buy({"amount": 1, "name": "x" * (MAX_DATA - frame)}).name) == MAX_DATA - frame
+
+
+@pytest.mark.parametrize(
+    ("start", "field", "message"),
+    [
+        ({"time": "2026-01-31T12:00:00"}, "start.time", "has no UTC offset; write it like"),
+        ({"time": 5}, "start.time", "start.time: input should be a valid string"),
+        ({"cursor": 5}, "start.cursor", "start.cursor: input should be a valid string"),
+        ({"tim": "x"}, "start.tim", 'event:subscribe has no field "start.tim"'),
+    ],
+)
+def test_a_field_of_one_kind_of_a_union_is_not_called_unknown(
+    start: dict[str, Any], field: str, message: str
+) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        parser(Subscribe)({"patterns": ["state:*"], "start": start})
+    assert refused.value.details["field"] == field
+    assert message in refused.value.message
