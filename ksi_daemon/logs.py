@@ -5,10 +5,11 @@ import logging.handlers
 import os
 import queue
 import re
+import warnings
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 
@@ -47,9 +48,11 @@ def logging_to(path: Path, settings: LogSettings, *, echo: bool = False) -> Iter
     logging.getLogger("aiosqlite").setLevel(logging.WARNING)
     _configure()
     listener.start()
+    shown, warnings.showwarning = warnings.showwarning, _log_warning
     try:
         yield
     finally:
+        warnings.showwarning = shown
         root.setLevel(before[0])
         root.handlers[:] = before[1]
         listener.stop()
@@ -61,6 +64,21 @@ def logging_to(path: Path, settings: LogSettings, *, echo: bool = False) -> Iter
 def set_level(level: str) -> None:
     """Write what matters as much as this, or more, from now on."""
     logging.getLogger().setLevel(level.upper())
+
+
+def _log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Take what Python warns of, as a coroutine that nobody awaited: it is a bug that says nothing else."""
+    del file, line
+    structlog.get_logger().warning(
+        "python.warning", warning=f"{category.__name__}: {message}", where=f"{filename}:{lineno}"
+    )
 
 
 class _LogFile(logging.handlers.RotatingFileHandler):

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -251,3 +252,14 @@ def test_logging_is_restored_after_an_error(path: Path) -> None:
 def test_the_folder_is_made_for_its_owner_only(path: Path) -> None:
     logged(path, lambda: None)
     assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_python_warns_of_is_a_line(path: Path) -> None:
+    async def forgotten() -> None: ...
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        (line,) = logged(path, lambda: forgotten() and None)
+    assert (line["event"], line["level"]) == ("python.warning", "warning")
+    assert line["warning"] == f"RuntimeWarning: coroutine '{forgotten.__qualname__}' was never awaited"
+    assert line["where"].startswith(f"{__file__}:")
