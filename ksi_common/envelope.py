@@ -90,8 +90,6 @@ class EventEnvelope:
     """What its handler has begun at once and still waits for."""
     warnings: Sequence[str] | None = None
     """What its caller is to be told beside the answer."""
-    answered_by: tuple[str, str, int] | None = None
-    """Plugin, file and line of the hook that answers it, where no class declares it."""
 
     @property
     def metadata(self) -> EventMetadata:

@@ -14,7 +14,7 @@ import structlog
 from ksi_common.bus import Bus
 from ksi_common.clock import Clock, SystemClock
 from ksi_common.envelope import EventEnvelope
-from ksi_common.errors import InternalError, KSIError
+from ksi_common.errors import KSIError
 from ksi_common.events.plugin import Quarantined
 from ksi_common.events.system import Started, Stopping
 from ksi_common.events.timer import Failed as TimerFailed
@@ -314,11 +314,7 @@ class Daemon:
         if not self.relay.handles_unrouted:
             return None
         envelope.to_record = True
-        reply: Mapping[str, Any] | None = await self.relay.handle_event(envelope)
-        if reply is not None and not isinstance(reply, Mapping):
-            raise InternalError(
-                f"{envelope.event} was answered with {type(reply).__name__}, not with an object"
-            )
+        reply = await self.relay.handle_event(envelope)
         if reply is not None and not envelope.recorded:
             await self.database.record(envelope, reply)
         return reply

@@ -19,7 +19,7 @@ from ksi_common.frames import (
 from ksi_common.ids import new_id
 from ksi_common.messages import Message, Rendered
 from ksi_common.protocol import MAX_ANSWER
-from ksi_common.strict_json import dumps, non_finite
+from ksi_common.strict_json import dumps
 from ksi_daemon.hub import Batch
 from ksi_daemon.outcomes import Ended, Failed, Later, Outcome, Replied, Reply, Yielded
 from ksi_daemon.router import Route
@@ -219,10 +219,6 @@ def encode(value: Reply | Mapping[str, Any]) -> bytes:
     if serializer is not None:
         return serializer.to_json(value, by_alias=True)  # type: ignore[no-any-return]
     try:
-        text = dumps(value)
+        return dumps(value)
     except TypeError as error:
         raise InternalError(f"the reply is no JSON: {error}") from error
-    number = non_finite(value) if b"null" in text else None
-    if number is not None:
-        raise InternalError(f"the reply is no JSON: it has a number {number}")
-    return text

@@ -12,11 +12,15 @@ _NOT_ITS_OWN = frozenset(("importlib", "ksi_common", "ksi_daemon", "pluggy", "py
 
 
 class LateBug(InternalError):
-    """What a plugin's function did wrong, found when it has returned: no traceback leads to it."""
+    """What a plugin's function did wrong, found when it has returned: no traceback leads to it.
 
-    def __init__(self, message: str, function: Callable[..., Any]) -> None:
+    ``plugin``: whose function it is, where that cannot be told from its file or the event.
+    """
+
+    def __init__(self, message: str, function: Callable[..., Any], *, plugin: str | None = None) -> None:
         super().__init__(message)
         self.place = _written(function)
+        self.plugin = plugin
 
 
 def explain(error: BaseException) -> str:

@@ -20,9 +20,10 @@ from pydantic import BaseModel
 from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import FailedPrecondition
 from ksi_common.guessing import nearest
+from ksi_common.strict_json import dumps, non_finite
 from ksi_daemon import hookspecs
 from ksi_daemon.contributions import Command, HttpRoute
-from ksi_daemon.explaining import explain
+from ksi_daemon.explaining import LateBug, explain
 from ksi_daemon.layers import Layer, layer_of
 from ksi_daemon.services import Service
 from ksi_daemon.supervisor import attempt, attempt_async
@@ -166,15 +167,22 @@ class Relay:
         """Tell whether any plugin wants events that no class declares."""
         return bool(self._manager.hook.ksi_handle_event.get_hookimpls())
 
-    async def handle_event(self, envelope: EventEnvelope) -> Any:
-        """Ask plugins for an event that no class declares; the first answer that is not None wins."""
+    async def handle_event(self, envelope: EventEnvelope) -> Mapping[str, Any] | None:
+        """Ask plugins for an event that no class declares; the first answer that is not None wins.
+
+        Raises LateBug where that cannot be sent: it is found here, where it is known whose it is.
+        """
         arguments = {"event": envelope.event, "data": envelope.data, "context": envelope}
         for implementation in reversed(self._manager.hook.ksi_handle_event.get_hookimpls()):
             answer = await self._call(implementation, arguments)
             if answer is not None:
-                code = inspect.unwrap(implementation.function).__code__
-                envelope.answered_by = implementation.plugin_name, code.co_filename, code.co_firstlineno
-                return answer
+                if (wrong := _wrong_answer(answer)) is not None:
+                    raise LateBug(
+                        f"{envelope.event} was answered with {wrong}",
+                        implementation.function,
+                        plugin=implementation.plugin_name,
+                    )
+                return answer  # type: ignore[no-any-return]
         return None
 
     def observers(self, name: str) -> Sequence[Callable[[EventEnvelope, float, str], None]]:
@@ -268,6 +276,17 @@ def _check(hook: str, function: Callable[..., Any]) -> None:
     may_wait = inspect.iscoroutinefunction(spec) or hook == "ksi_event_handled"
     if inspect.iscoroutinefunction(function) and not may_wait:
         raise HookError(f"hook {hook} is called without await; {function.__name__} must not be async")
+
+
+def _wrong_answer(answer: object) -> str | None:
+    if not isinstance(answer, Mapping):
+        return f"{type(answer).__name__}, not with an object"
+    try:
+        text = dumps(answer)
+    except TypeError as error:
+        return f"what is no JSON: {error}"
+    number = non_finite(answer) if b"null" in text else None
+    return None if number is None else f"what is no JSON: it has a number {number}"
 
 
 def _is_service(given: object) -> bool:

@@ -134,7 +134,8 @@ def _let_go(home: Presence) -> None:
     SQLite closes, its write-ahead log with all that it has acknowledged.
     """
     if not home.lasts:
-        log.error("home.lost", hint="it was moved or removed; what is stored is where it is now")
+        # No line of the log: that is at a path, too.
+        _print("KSI ends: its home was moved or removed; what is stored is where it is now")
         notify.stopping("its home was taken away")
         os._exit(0)
 

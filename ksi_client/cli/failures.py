@@ -39,9 +39,11 @@ _REPEATED: Final = ("nearest", "problems", "socket")
 """Details that the hint and the message say in words."""
 _SAID: Final = {"daemon_not_running": "KSI is not running"}
 """Reasons that the message may say in words."""
-_EXPLAINED: Final = re.compile(r"system:help {event: (\S+)} shows its fields")
-"""What the daemon hints at, and people type as a command; this, too:"""
-_DISCOVERED: Final = "system:discover lists what there is"
+_TYPED: Final = (
+    (re.compile(r"system:help {event: (\S+)} shows its fields"), r"ksi events show \1"),
+    (re.compile("system:discover lists"), "ksi events ls lists"),
+)
+"""Events that the daemon's hints name, and the commands that people type for them."""
 _HINTS: Final[Mapping[str, str]] = {
     "DEADLINE_EXCEEDED": "give it longer: --timeout 60s",
     "UNAVAILABLE": "try again",
@@ -81,8 +83,9 @@ def four_lines(error: KSIError) -> list[str]:
 
 def _typed(hint: str) -> str:
     """Give what the daemon hints at as people type it."""
-    explained = _EXPLAINED.sub(r"ksi events show \1", hint)
-    return explained.replace(_DISCOVERED, "ksi events ls lists what there is")
+    for event, command in _TYPED:
+        hint = event.sub(command, hint)
+    return hint
 
 
 def report_file(error: OSError, *, program: str = "ksi") -> int:

@@ -35,9 +35,8 @@ class Standing:
     """How the daemon stands.
 
     ``unresponsive``: it has the home but does not answer: it starts, drains, or hangs, or a plugin refuses in
-    its name. ``restarting``: it has
-    crashed, and its supervisor will start it again. ``dead``: it ended without cleaning up.
-    ``pid``: that of the daemon, or of the one that is dead.
+    its name. ``restarting``: it has crashed, and its supervisor will start it again. ``dead``: it ended
+    without cleaning up. ``pid``: that of the daemon, or of the one that is dead.
     """
 
     state: State

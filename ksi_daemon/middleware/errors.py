@@ -34,7 +34,7 @@ class Errors:
     """Answer errors. ``strict``: bugs are raised on, which ends the daemon (tests want that).
 
     ``blame`` is told of each bug: it gives the name of the plugin that handles an event, and counts. It is
-    given the plugin itself where a hook of that has answered.
+    given the plugin itself where the error names it.
     ``culprit`` is asked first: it knows the plugin that a file belongs to, for that may be another's layer.
     ``owner_of`` tells what is a plugin's: a bug is placed there, not in a library that was called.
     """
@@ -68,12 +68,11 @@ class Errors:
         """Give the error to answer with; what was not expected is logged as a bug (``strict``: raised)."""
         if isinstance(error, OperationalError | ReportedError):
             return error
-        file, line = error.place if isinstance(error, LateBug) else _origin(error, self._owner_of)
+        late = error if isinstance(error, LateBug) else None
+        file, line = late.place if late is not None else _origin(error, self._owner_of)
         plugin = self._culprit(file)
-        if plugin is None and envelope.answered_by is not None:  # what is wrong is the answer
-            answerer, file, line = envelope.answered_by
-            plugin = self._blame(answerer)
-        plugin = plugin or self._blame(envelope.event)
+        if plugin is None:
+            plugin = self._blame(late.plugin if late is not None and late.plugin else envelope.event)
         where = f"{Path(file).name}:{line}" if file else "unknown"
         log.error(
             "handler.crashed",

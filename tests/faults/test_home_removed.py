@@ -37,6 +37,7 @@ async def test_a_daemon_whose_home_was_moved_takes_nothing_of_the_one_in_its_pla
         second.environ["KSI_HOME"] = str(first.home)
         async with second:
             assert await first.wait() == 0
+            assert "its home was moved or removed" in first.stderr.read_text()
             assert second.socket.is_socket()
             async with AsyncClient(second.socket) as ksi:
                 await ksi.call(state.Set(key="color", value="green"))

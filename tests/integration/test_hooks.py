@@ -665,7 +665,7 @@ async def test_a_wrong_answer_of_a_hook_is_its_plugins(
         async with running_daemon(plugins=files, settings=settings) as ksi, ksi.connect() as wire:
             error = (await wire.call("legacy:ask"))["error"]
             plugins = (await ksi.call_raw("plugin:list"))["plugins"]
-    assert error["message"] == "plugin legacy failed in legacy:ask: InternalError (legacy.py:3)"
+    assert error["message"] == "plugin legacy failed in legacy:ask: LateBug (legacy.py:3)"
     assert [plugin["failures"] for plugin in plugins if plugin["name"] == "legacy"] == [1]
     [crash] = log_file.lines("handler.crashed")
     assert why in crash["error"]
