@@ -321,10 +321,12 @@ class Connection(asyncio.Protocol):
 
         The last request at work does not wait for the end of the turn: nothing would join it.
         """
-        self.write(line)
         self._exchanges.pop(exchange.ident, None)
         self._streams -= exchange.stream
-        if not self._receiving and self.idle:
+        if self._receiving or not self.idle:
+            self.write(line)
+        else:
+            self._out.append(line)
             self.flush()
         if self._last_words is not None:
             self._end_if_done()

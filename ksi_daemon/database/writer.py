@@ -24,6 +24,8 @@ UNIT_LIMIT_S: Final = 0.25
 _IDLE_S: Final = 0.2
 FORCED_CHECKPOINT_BYTES: Final = 64 * 1024 * 1024
 _FORCE_AGAIN_S: Final = 1.0
+_LOOK_AGAIN_S: Final = 0.01
+"""Between looks at the length of the log while it is busy: each gives the GIL away."""
 _NEVER: Final = float("inf")
 _PROGRESS_STEPS: Final = 20_000
 
@@ -84,6 +86,7 @@ class Writer(threading.Thread):
         self._wal = WalFile(wal)
         self._uncheckpointed = False
         self._force_after = 0.0
+        self._look_after = 0.0
         self._deliver = deliver
         self._fail = fail
         self._queue: SimpleQueue[Sequence[Job] | None] = SimpleQueue()
@@ -299,10 +302,14 @@ class Writer(threading.Thread):
             self._stop_if_unsynced(error)
 
     def _keep_wal_small(self) -> None:
+        now = self._clock.monotonic()
+        if now < self._look_after:
+            return
+        self._look_after = now + _LOOK_AGAIN_S
         if self._wal.has_grown():
             self._checkpoint("PASSIVE")
-        if self._wal.size > FORCED_CHECKPOINT_BYTES and self._clock.monotonic() > self._force_after:
-            self._force_after = self._clock.monotonic() + _FORCE_AGAIN_S
+        if self._wal.size > FORCED_CHECKPOINT_BYTES and now > self._force_after:
+            self._force_after = now + _FORCE_AGAIN_S
             self._checkpoint("TRUNCATE")
 
     def _checkpoint(self, mode: str) -> None:

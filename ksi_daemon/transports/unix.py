@@ -57,8 +57,8 @@ class UnixServer:
 
     async def __aenter__(self) -> Self:
         listener = _listen(self.path)
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(self._connected, sock=listener, backlog=BACKLOG)
+        self._loop = asyncio.get_running_loop()
+        self._server = await self._loop.create_unix_server(self._connected, sock=listener, backlog=BACKLOG)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -90,7 +90,7 @@ class UnixServer:
     def flush_later(self, connection: Connection) -> None:
         """Flush at the end of this turn: one callback of the loop for all connections that have frames."""
         if not self._unflushed:
-            asyncio.get_running_loop().call_soon(self._flush)
+            self._loop.call_soon(self._flush)
         self._unflushed.append(connection)
 
     def progressed(self) -> None:

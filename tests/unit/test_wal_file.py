@@ -10,8 +10,10 @@ from queue import SimpleQueue
 
 import pytest
 
-from ksi_daemon.database import wal
+from ksi_daemon.database import wal, writer
+from ksi_daemon.database.transaction import Transaction, Unit
 from ksi_daemon.database.wal import WalFile
+from ksi_daemon.testing import FakeClock
 from tests.support.databases import bench, put, rows
 
 _Usage = namedtuple("_Usage", "total used free")
@@ -129,17 +131,30 @@ def test_a_copy_of_a_long_log_is_recovered(tmp_path: Path) -> None:
 def test_a_log_that_outgrew_its_extent_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wal, "EXTENT", 200_000)
     log = tmp_path / "ksi.db-wal"
-    with bench(tmp_path) as desk:
+    clock = FakeClock()
+
+    def nothing(tx: Transaction) -> None:
+        """Leave only time for a look at the log, after this unit and before the next one."""
+        clock.advance(1)
+
+    def insert(size: int) -> Unit[object]:
+        return lambda tx: tx.execute(f"INSERT INTO things VALUES (randomblob({size}))")
+
+    with bench(tmp_path, clock=clock) as desk:
         ran: SimpleQueue[str] = SimpleQueue()
         desk.connection.set_trace_callback(ran.put)
         desk.group(put(1))
         while ran.get(timeout=30) != "PRAGMA wal_checkpoint(PASSIVE)":
             pass
-        desk.group(lambda tx: None)  # the writer is back from its idle moment
+        monkeypatch.setattr(writer, "_IDLE_S", 60)
+        desk.group(nothing)  # the writer is back from its idle moment
         assert log.stat().st_size == 200_000
-        desk.group(lambda tx: tx.execute("INSERT INTO things VALUES (randomblob(300000))"))
-        desk.group(lambda tx: None)
+        desk.group(insert(300_000))
         grown = log.stat().st_size
         assert grown > 300_000
-        desk.group(lambda tx: tx.execute("INSERT INTO things VALUES (randomblob(200000))"))
+        desk.group(insert(20_000))
+        assert log.stat().st_size > grown, "it was looked at a moment ago"
+        desk.group(nothing)
+        grown = log.stat().st_size
+        desk.group(insert(200_000))
         assert log.stat().st_size == grown
