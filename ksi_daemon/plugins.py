@@ -4,7 +4,9 @@ import importlib.util
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import entry_points, version
+from functools import cache
+from importlib.metadata import Distribution, entry_points
+from importlib.metadata import version as version_of
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -167,18 +169,20 @@ def modules_of(module: object, handled: Iterable[type[Message]]) -> list[str]:
 
 
 def _core() -> Iterator[Found]:
-    plugin = Plugin(CORE, "ksi_daemon.core_plugin", version(GROUP), builtin=True)
+    plugin = Plugin(CORE, "ksi_daemon.core_plugin", version_of(GROUP), builtin=True)
     yield plugin, lambda: importlib.import_module("ksi_daemon.core_plugin")
 
 
 def _packages() -> Iterator[Found]:
+    described = cache(_name_and_version)
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
-        distribution = entry.dist
-        name = distribution.name if distribution else ""
-        plugin = Plugin(
-            entry.name, entry.value, distribution.version if distribution else UNKNOWN, builtin=name == GROUP
-        )
-        yield plugin, entry.load
+        name, version = described(entry.dist) if entry.dist else ("", UNKNOWN)
+        yield Plugin(entry.name, entry.value, version, builtin=name == GROUP), entry.load
+
+
+def _name_and_version(distribution: Distribution) -> tuple[str, str]:
+    metadata = distribution.metadata  # a file that is parsed at each look, README and all
+    return metadata["Name"], metadata["Version"]
 
 
 def _files(folder: Path, check: Callable[[Path], None] = lambda _: None) -> Iterator[Found]:

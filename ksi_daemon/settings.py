@@ -38,7 +38,7 @@ Count = Annotated[int, BeforeValidator(_number), Field(le=MAX_INTEGER)]
 class Section(BaseModel):
     """A table of the file; unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class LogSettings(Section):
@@ -90,7 +90,7 @@ class RetentionSettings(Section):
     max_age_days: Days = Field(30.0, ge=0, description="The data of events, where no rule says otherwise.")
     max_bytes: Count = Field(2_000_000_000, ge=0, description="Of that data in all; the oldest goes first.")
     rules: list[RetentionRule] = Field(
-        default_factory=list,
+        default_factory=list[RetentionRule],
         description="Tables of pattern, max_age_days, max_bytes; the first that matches an event holds.",
     )
     stubs_max_age_days: Days = Field(90.0, ge=0, description="What is left of an event without its data.")
@@ -120,18 +120,19 @@ class Settings(BaseSettings):
         env_nested_delimiter="__",
         extra="forbid",
         frozen=True,
+        defer_build=True,
         nested_model_default_partial_update=True,
     )
 
     strict: bool = Field(default=False, description="Bugs in handlers end the daemon; for tests.")
     load_plugins: str | None = Field(None, description="Only these plugins, by name, parted by commas.")
     plugins_dir: Annotated[list[Path], NoDecode, BeforeValidator(_folders)] = Field(
-        default_factory=list,
+        default_factory=list[Path],
         description="More folders of single-file plugins; in the environment parted by ':'.",
     )
-    log: LogSettings = LogSettings()
-    limits: Limits = Limits()
-    retention: RetentionSettings = RetentionSettings()
+    log: LogSettings = LogSettings.model_construct()
+    limits: Limits = Limits.model_construct()
+    retention: RetentionSettings = RetentionSettings.model_construct()
     plugins: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Tables of plugins.")
 
     @classmethod

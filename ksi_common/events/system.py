@@ -231,7 +231,7 @@ class PluginDetails(PluginSummary):
     middleware: list[str]
     told: list[str] = Field(default_factory=list)
     """Notifications that it declares."""
-    figures: PluginFigures = PluginFigures()
+    figures: PluginFigures = PluginFigures.model_construct()
     requires: list[str] = Field(default_factory=list)
     """Plugins that it does not run without."""
     wants: list[str] = Field(default_factory=list)

@@ -95,7 +95,8 @@ class CompletionSettings(BaseModel):
         description="So has one that has begun, and says nothing more for this long.",
     )
     prompt_roots: list[WholePath] = Field(
-        default_factory=list, description="Folders that a prompt_file may be in, besides $KSI_HOME/lib."
+        default_factory=list[WholePath],
+        description="Folders that a prompt_file may be in, besides $KSI_HOME/lib.",
     )
     worker: Annotated[list[str], Field(min_length=1)] | None = Field(
         None, description="Command of the embedded model's worker, in place of the built-in one."
@@ -108,7 +109,7 @@ class CompletionSettings(BaseModel):
     )
 
     budgets: list[BudgetSettings] = Field(
-        default_factory=list,
+        default_factory=list[BudgetSettings],
         description='What may be used: tables of scope (session, agent, all), subject ("*": each), '
         "per (ever, day), tokens, cost_usd.",
     )
@@ -116,7 +117,8 @@ class CompletionSettings(BaseModel):
         None, description="Answers are given again to the same request; without the table they are not."
     )
     injection: InjectionSettings = Field(
-        InjectionSettings(), description="What a session may be given: max_depth, max_tokens, max_per_minute."
+        InjectionSettings.model_construct(),
+        description="What a session may be given: max_depth, max_tokens, max_per_minute.",
     )
     mock: MockSettings | None = Field(
         None,
@@ -128,7 +130,8 @@ class CompletionSettings(BaseModel):
     )
 
     providers: ProvidersSettings = Field(
-        ProvidersSettings(), description="Tables of the providers litellm, claude-cli and jsonl-cli."
+        ProvidersSettings.model_construct(),
+        description="Tables of the providers litellm, claude-cli and jsonl-cli.",
     )
 
     @property

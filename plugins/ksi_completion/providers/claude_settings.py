@@ -28,7 +28,7 @@ class McpServer(Section):
     """A server of tools: a program (``command``), or a service (``url``)."""
 
     command: str | None = Field(None, description="A program that speaks MCP on its streams.")
-    args: list[str] = Field(default_factory=list, description="Its arguments.")
+    args: list[str] = Field(default_factory=list[str], description="Its arguments.")
     env: dict[str, str] = Field(default_factory=dict, description="Its environment; ${NAME} is the CLI's.")
     url: str | None = Field(None, description="A service, in place of a program.")
     headers: dict[str, str] = Field(default_factory=dict, description="Of each request to it.")
@@ -62,7 +62,8 @@ class ClaudeCliSettings(Section):
     api_key_file: KeyFile | None = Field(None, description="File that has the key, in place of a variable.")
     base_url: str | None = Field(None, description="Another address of the Messages API.")
     pass_env: list[str] = Field(
-        default_factory=list, description="More of the daemon's variables that the CLI, and its tools, get."
+        default_factory=list[str],
+        description="More of the daemon's variables that the CLI, and its tools, get.",
     )
     env: dict[str, str] = Field(default_factory=dict, description="Variables for it, nothing secret.")
     config_dir: WholePath | None = Field(
@@ -82,7 +83,7 @@ class ClaudeCliSettings(Section):
         description="Keep the CLI's long system prompt, some 12,000 tokens, and add to it.",
     )
     tools: list[Tool] = Field(
-        default_factory=list,
+        default_factory=list[Tool],
         description="Tools that it may use without asking: Read, Bash(git log:*), mcp__server, "
         "mcp__server__tool. A request's allowed_tools chooses among these.",
     )

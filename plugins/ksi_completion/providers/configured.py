@@ -30,9 +30,11 @@ def _free(programs: dict[str, JsonlCliSettings]) -> dict[str, JsonlCliSettings]:
 class ProvidersSettings(Section):
     """How providers are reached."""
 
-    litellm: LitellmSettings = Field(LitellmSettings(), description="Services on the network.")
+    litellm: LitellmSettings = Field(
+        LitellmSettings.model_construct(), description="Services on the network."
+    )
     claude_cli: ClaudeCliSettings = Field(
-        ClaudeCliSettings(), alias="claude-cli", description="The Claude CLI."
+        ClaudeCliSettings.model_construct(), alias="claude-cli", description="The Claude CLI."
     )
     jsonl_cli: Annotated[dict[Name, JsonlCliSettings], AfterValidator(_free)] = Field(
         default_factory=dict, alias="jsonl-cli", description="Other programs, each a provider by its name."

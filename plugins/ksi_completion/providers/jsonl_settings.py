@@ -79,20 +79,21 @@ class JsonlCliSettings(Section):
 
     file: WholePath | None = Field(None, description="A file of YAML that has what does not stand here.")
     command: list[Template] = Field(
-        default_factory=list, description="The program, and arguments that it always gets."
+        default_factory=list[Template], description="The program, and arguments that it always gets."
     )
     arguments: list[Template] = Field(
-        default_factory=list,
+        default_factory=list[Template],
         description="More of them, each a template; one that names what a request does not have is left out.",
     )
     resume: list[Template] = Field(
-        default_factory=list, description="More, where it knows the session; without them it keeps none."
+        default_factory=list[Template],
+        description="More, where it knows the session; without them it keeps none.",
     )
     stdin: Template = Field("{prompt}", description="What it reads.")
     models: list[ModelName] = Field(["default"], min_length=1, description="Models that may be asked for.")
     concurrency: int = Field(2, ge=1, le=64, description="Runs at once.")
     pass_env: list[str] = Field(
-        default_factory=list,
+        default_factory=list[str],
         description="The daemon's variables that it gets, besides PATH, locale, proxies.",
     )
     env: dict[str, str] = Field(default_factory=dict, description="Variables for it, nothing secret.")
@@ -100,7 +101,7 @@ class JsonlCliSettings(Section):
         None, description="Where it runs, and its HOME; default: state/jsonl-cli/NAME in $KSI_HOME."
     )
     lines: list[Meaning] = Field(
-        default_factory=list, description="What its lines mean; of those that fit, the first."
+        default_factory=list[Meaning], description="What its lines mean; of those that fit, the first."
     )
     exits: Annotated[dict[str, ExitMeaning], BeforeValidator(_by_text)] = Field(
         default_factory=dict, description='What its exit codes mean; "*" stands for any other but 0.'

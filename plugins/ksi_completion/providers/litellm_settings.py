@@ -42,5 +42,5 @@ class LitellmSettings(Section):
         600.0, gt=0, le=MAX_TIMEOUT_S, description="It leaves memory, 200 MB, after this long without work."
     )
     pass_env: list[Annotated[str, Field(min_length=1)]] = Field(
-        default_factory=list, description="More of the daemon's variables that it gets, as AWS_PROFILE."
+        default_factory=list[str], description="More of the daemon's variables that it gets, as AWS_PROFILE."
     )
