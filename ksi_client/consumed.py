@@ -1,13 +1,13 @@
 """What a named consumer is given, and how it says what became of it."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any
 
 from ksi_common.bus import Delivered
+from ksi_common.records import record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(kw_only=True)
 class Consumed(Delivered):
     """An event for a named consumer. One that is neither acked nor given back comes again."""
 
@@ -30,7 +30,7 @@ class Consumed(Delivered):
         await self.report(delay_s=delay_s, reason=reason, give_up=give_up)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(kw_only=True)
 class BlockingConsumed(Delivered):
     """An event for a named consumer, blocking. One that is neither acked nor given back comes again."""
 

@@ -1,10 +1,10 @@
 """The contract of a daemon, its discovery document: two of them compared, for those who rely on the first."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from ksi_client.narrowing import broken_for_readers, broken_for_writers
+from ksi_common.records import record
 
 Document = Mapping[str, Any]
 Described = Mapping[str, Any]
@@ -12,7 +12,7 @@ Described = Mapping[str, Any]
 _NONE: Final[Mapping[str, Any]] = {}
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Change:
     """One difference. ``breaking``: what worked with the old document does not with the new one."""
 

@@ -10,7 +10,6 @@ import inspect
 import logging
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, get_type_hints
 
@@ -23,6 +22,7 @@ from ksi_client.timeouts import CONNECT_TIMEOUT_S
 from ksi_common.errors import InternalError, KSIError, Unavailable
 from ksi_common.frames import Asked, Call, FrameId, Revoked, ServedAnswer
 from ksi_common.messages import Message, Request, Stream, spec_of
+from ksi_common.records import record
 from ksi_common.validation import refusal
 
 log = logging.getLogger("ksi_client")
@@ -33,7 +33,7 @@ Handler = Callable[..., Awaitable[Any] | AsyncIterator[Any]]
 """An async function whose first parameter is the event; a second, if there is one, is the ``Asked`` frame."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Served:
     """An event and what handles it. Without ``kind_of``, a class, data and replies are plain objects.
 

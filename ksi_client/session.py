@@ -7,7 +7,6 @@ while there is no connection or too many are in flight, and sends again what may
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import count
 from typing import Final
 
@@ -16,12 +15,13 @@ from ksi_client.outgoing import with_id
 from ksi_common.errors import FailedPrecondition, InvalidArgument, KSIError
 from ksi_common.frames import Answer, Asked, Cancel, End, Failure, FrameId, FromDaemon, Reply, Revoked
 from ksi_common.protocol import ClientConnection, LineTooLong
+from ksi_common.records import record
 
 MAX_IN_FLIGHT: Final = 128
 """Unary requests of one connection that the daemon takes at once."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ClientStatistics:
     """What a client is doing."""
 

@@ -1,19 +1,19 @@
 """The one interface to events: a plugin has it in process, a client over the socket."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, Self, TypeVar
 
 from pydantic import JsonValue
 
 from ksi_common.envelope import StoredEvent
 from ksi_common.messages import Message, Notification, Request, Stream
+from ksi_common.records import record
 from ksi_common.strict_json import loads
 
 R = TypeVar("R", bound=Message)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Delivered:
     """An event as a subscriber gets it."""
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from ksi_common.clock import format_time
 from ksi_common.messages import EventSpec, Message
+from ksi_common.records import record
 
 T = TypeVar("T")
 
@@ -15,7 +16,7 @@ OWNER = "owner"
 """The actor of every connection of the user whom the daemon belongs to."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class EventMetadata:
     """Facts of an event that are not its data."""
 

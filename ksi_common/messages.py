@@ -18,6 +18,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 from ksi_common.errors import KSIError
+from ksi_common.records import record
 
 Kind = Literal["request", "stream", "notification"]
 
@@ -45,7 +46,7 @@ def matches(pattern: str, event: str) -> bool:
     return event.startswith(pattern[:-1]) if pattern.endswith("*") else event == pattern
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class EventSpec:
     """What a class declares of its event."""
 

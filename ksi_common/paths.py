@@ -1,15 +1,16 @@
 """Where things are. ``$KSI_HOME`` is var/: run, db, logs, state, lib, secrets, backups, blobs."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from ksi_common.records import record
 
 MAX_SOCKET_PATH: Final = 100
 """Bytes; the system allows 107, of which a longer name of a temporary twin may need some."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Paths:
     """The files and folders of one daemon."""
 

@@ -10,6 +10,7 @@ import structlog
 
 from ksi_common.errors import AlreadyExists
 from ksi_common.messages import Notification, spec_of
+from ksi_common.records import record
 from ksi_daemon.breadcrumb import Breadcrumb
 from ksi_daemon.catalog import Catalog, Plugin
 from ksi_daemon.contributions import Commands, HttpRoutes
@@ -37,7 +38,7 @@ from ksi_daemon.upcasting import Data, UpcasterError, missing_upcasters, upcaste
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Subscriber:
     """A function of a plugin that hears a notification."""
 

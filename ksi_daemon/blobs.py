@@ -11,7 +11,6 @@ import hashlib
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
@@ -19,6 +18,7 @@ import aiofiles
 
 from ksi_common.errors import DataLoss, InvalidArgument, KSIError
 from ksi_common.ids import new_id
+from ksi_common.records import record
 from ksi_common.references import OCTETS, Reference
 from ksi_daemon import blob_files
 from ksi_daemon.database.errors import StoreUnavailable
@@ -36,7 +36,7 @@ _UNAVAILABLE: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno
 """Says nothing of the bytes."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BlobStatistics:
     """Figures since the start."""
 

@@ -1,15 +1,15 @@
 """Who wants to know of child processes: told of each when it starts, and when nothing of it is left."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
+from ksi_common.records import record
 from ksi_daemon import runner
 from ksi_daemon.runner_link import Exit, RunnerLink
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Child:
     """A process under a runner. ``started``: in clock ticks since the boot that ``boot_id`` names.
 

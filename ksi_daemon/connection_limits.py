@@ -1,16 +1,16 @@
 """Where one connection has to stop."""
 
-from dataclasses import dataclass
 from typing import Final
 
 from ksi_common.errors import KSIError, ResourceExhausted
+from ksi_common.records import record
 
 HIGH_WATER: Final = 1024 * 1024
 """Bytes unread by a client, above which it gets no more; the log keeps the rest for it."""
 LOW_WATER: Final = 256 * 1024
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ConnectionLimits:
     """Counts and seconds of one connection."""
 

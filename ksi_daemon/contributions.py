@@ -6,13 +6,14 @@ from typing import Literal
 
 from ksi_common.errors import FailedPrecondition
 from ksi_common.messages import is_event_name
+from ksi_common.records import record
 
 
 class ContributionError(FailedPrecondition):
     """A route or a command is declared wrongly; the message says how."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class HttpRoute:
     """Answer a path of HTTP by an event: query and body become its data, its reply the body.
 
@@ -38,7 +39,7 @@ class HttpRoutes:
     all: list[HttpRoute] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Command:
     """A command of ``ksi``: ``ksi NAME ARGUMENT...`` sends ``event``, each argument as a field."""
 

@@ -1,11 +1,10 @@
 """Cursors: a position in one log, opaque to clients."""
 
-from dataclasses import dataclass
-
 from ksi_common.errors import InvalidArgument
+from ksi_common.records import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Cursor:
     """After ``seq`` of the log ``log_id``."""
 

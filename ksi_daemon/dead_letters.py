@@ -5,7 +5,7 @@ Whoever gives something up writes a letter in the unit of work in which it does 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final, Literal, Protocol
 
 from ksi_common.clock import Clock
@@ -13,6 +13,7 @@ from ksi_common.envelope import StoredEvent
 from ksi_common.errors import FailedPrecondition, NotFound
 from ksi_common.events.deadletter import Added, Discarded, Edited, Redriven
 from ksi_common.ids import new_id
+from ksi_common.records import record
 from ksi_daemon.database import Database, Transaction
 
 LetterKind = Literal["event", "job", "step", "message"]
@@ -32,7 +33,7 @@ REFERRED: Final = (
 _GET: Final = f"SELECT {_COLUMNS} FROM dead_letters WHERE id = ?"  # noqa: S608
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(kw_only=True)
 class DeadLetter:
     """What failed for good. Times in microseconds since 1970; ``data``, ``original``, ``reference``: JSON."""
 

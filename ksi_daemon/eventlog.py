@@ -1,13 +1,13 @@
 """The log, read: by position, by stream, by id, by question. What is damaged is named, and left out."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from ksi_common.envelope import StoredEvent
 from ksi_common.errors import DataLoss
 from ksi_common.events.event import Event
 from ksi_common.messages import matches
+from ksi_common.records import record
 from ksi_common.strict_json import loads
 from ksi_daemon.cursors import parse_cursor
 from ksi_daemon.database import Connection, Database, Error
@@ -48,7 +48,7 @@ _AT_TIME: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LogPage:
     """Events that match, and how far was read: ``last`` may be beyond the last of them."""
 
@@ -59,7 +59,7 @@ class LogPage:
     """Events that match, and whose data retention has removed."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Place:
     """Where a cursor leads to, and what lies between what it had and what there is."""
 

@@ -2,12 +2,13 @@
 
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ksi_common.envelope import EventEnvelope, EventMetadata
 from ksi_common.errors import Unimplemented
 from ksi_common.messages import EventSpec, Message, Notification, Request, Stream, spec_of
+from ksi_common.records import record
 from ksi_common.validation import parser
 from ksi_daemon import immediate
 from ksi_daemon.database import Database, Transaction
@@ -24,7 +25,7 @@ from ksi_daemon.threads import Threads
 Function = Callable[..., Any]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Compiler:
     """What handlers are made with."""
 

@@ -8,7 +8,7 @@ implementations from pluggy, in its order, and awaits them itself.
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import FailedPrecondition
 from ksi_common.guessing import nearest
+from ksi_common.records import record
 from ksi_common.strict_json import dumps, non_finite
 from ksi_daemon import hookspecs
 from ksi_daemon.contributions import Command, HttpRoute
@@ -64,7 +65,7 @@ class HookError(FailedPrecondition):
     """A hook is implemented wrongly; the message says which and how."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class HookInfo:
     """A hook and the plugins that implement it, in the order they are called."""
 

@@ -12,12 +12,12 @@ in which their plugins were loaded.
 
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import FailedPrecondition
 from ksi_common.messages import is_event_pattern, matches
+from ksi_common.records import record
 from ksi_daemon.explaining import LateBug
 from ksi_daemon.outcomes import Endpoint, Middleware, Outcome, Send
 
@@ -29,7 +29,7 @@ class LayerError(FailedPrecondition):
     """A layer is declared wrongly; the message says how."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Layer:
     """A layer and where it stands. It is called as the layer is."""
 

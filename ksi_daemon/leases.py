@@ -4,11 +4,11 @@ The token is the fence. It grows by one with every acquisition of a name, for ev
 of a lease checks it in the same unit of work, so that between check and write nothing fits.
 """
 
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from ksi_common.clock import Clock
 from ksi_common.errors import FailedPrecondition, InvalidArgument
+from ksi_common.records import record
 from ksi_daemon.database import Database, Transaction
 
 _FIND: Final = "SELECT owner, token, expires FROM leases WHERE name = ?"
@@ -23,7 +23,7 @@ _REVOKE: Final = "UPDATE leases SET owner = NULL WHERE name = ? AND owner IS NOT
 _RELEASE: Final = "UPDATE leases SET owner = NULL WHERE name = ? AND token = ? AND owner IS NOT NULL"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Lease:
     """The right of ``owner`` to what ``name`` stands for, until another takes it after ``expires_us``."""
 
@@ -33,7 +33,7 @@ class Lease:
     expires_us: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LeaseStatistics:
     """Figures since the start."""
 

@@ -5,8 +5,10 @@ from asyncio import Future
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from ksi_common.records import record
 
-@dataclass(frozen=True, slots=True)
+
+@record
 class Stop:
     """Why the daemon stops, and how long running work has."""
 

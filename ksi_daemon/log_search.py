@@ -6,12 +6,12 @@ indexes decide what is looked at, never what is found.
 
 import heapq
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
 
 import orjson
 
+from ksi_common.records import record
 from ksi_daemon.database import Connection, Error
 from ksi_daemon.database.log_index import BLOCK, INDEXED_TO
 from ksi_daemon.database.log_rows import Damage, Row, is_damage, look_at_each
@@ -35,7 +35,7 @@ _NAMES: Final = (
 _BLOCKS: Final = "SELECT block FROM log_times WHERE latest >= ? AND earliest < ? AND block BETWEEN ? AND ?"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LogQuery:
     """What to look for; None: anything. Times in microseconds since 1970; ``until`` excluded."""
 
@@ -216,7 +216,7 @@ class _Search:
             yield from self._connection.execute(sql, (*self._parameters, orjson.dumps(some).decode()))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Way:
     """Positions of ``low <= seq <= high`` that an index has under any of ``keys``."""
 

@@ -1,7 +1,8 @@
 """How decorated functions are recognised."""
 
-from dataclasses import dataclass
 from typing import Final, Literal
+
+from ksi_common.records import record
 
 KSI_API: Final = "1"
 """The version of what plugins are written with."""
@@ -14,7 +15,7 @@ UPCASTER: Final = "__ksi_upcaster__"
 DURABLE: Final = "__ksi_durable__"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Durable:
     """How a durable subscriber wants its events."""
 

@@ -6,11 +6,11 @@ where it is there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from ksi_common.errors import FailedPrecondition
 from ksi_common.guessing import nearest
+from ksi_common.records import record
 from ksi_daemon.catalog import Plugin
 from ksi_daemon.marks import KSI_API
 
@@ -19,7 +19,7 @@ class NeedError(FailedPrecondition):
     """A plugin cannot run, for what it needs; the message says the way to what is missing."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Need:
     """Another plugin, and the versions of it that will do."""
 
@@ -28,7 +28,7 @@ class Need:
     fits: Callable[[str], bool]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Needs:
     """What one plugin declares."""
 

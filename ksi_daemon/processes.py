@@ -13,7 +13,6 @@ import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -21,6 +20,7 @@ from typing import Any, Final, Self
 import structlog
 
 from ksi_common.errors import InvalidArgument, ResourceExhausted, Unavailable
+from ksi_common.records import record
 from ksi_daemon.child_watchers import Child, ChildWatcher, watch
 from ksi_daemon.runner_link import Exit, RunnerLink
 from ksi_daemon.runner_marks import KILL_S, Reaped, reap_all, reap_runner
@@ -44,7 +44,7 @@ START_TIMEOUT_S: Final = 10.0
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Limits:
     """Bound a child's resources; None leaves the daemon's own, which is never exceeded."""
 
@@ -66,7 +66,7 @@ class Limits:
         return {name: value for name, value in limits.items() if value is not None}
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Stopped:
     """Prove that nothing of a child is left; ``pids_gone`` names at most 1,000."""
 
@@ -75,7 +75,7 @@ class Stopped:
     elapsed_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ProcessesStatistics:
     """Count the children: running now, started ever, and those whose runner was found dead."""
 

@@ -1,16 +1,16 @@
 """Who refers to files below the home: what is named by a row is verified, and is not collected."""
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from ksi_common.errors import DataLoss
+from ksi_common.records import record
 from ksi_daemon.database import Connection, Database
 
 _PAGE: Final = 500
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Referred:
     """Bytes that a row refers to; of a damaged row the types may be others."""
 

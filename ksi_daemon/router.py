@@ -1,20 +1,20 @@
 """The table of events, compiled at load: an event costs one look-up, whatever number of plugins there is."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import KSIError, NotFound, Unavailable
 from ksi_common.guessing import guess, nearest
 from ksi_common.messages import EventSpec, Message
+from ksi_common.records import record
 from ksi_daemon.outcomes import Begin, Endpoint, Replied, Send
 
 Unrouted = Callable[[EventEnvelope], Awaitable[Mapping[str, Any] | None]]
 """Ask plugins' ``ksi_handle_event``; None: nobody wants it."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(eq=False)
 class Route:
     """Where an event goes."""
 
@@ -34,7 +34,7 @@ class Route:
     """A client of the daemon handles it."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Absent:
     """A plugin that does not run. ``why``: ``refused: what is wrong``; ``mend``: what to do about it."""
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from signal import SIGKILL
 from typing import Any, Final, Self, cast
 
@@ -21,6 +20,7 @@ from ksi_common.errors import (
     PermissionDenied,
     Unavailable,
 )
+from ksi_common.records import record
 from ksi_daemon import runner
 from ksi_daemon.runner_marks import Reaped
 
@@ -31,7 +31,7 @@ DRAIN_S: Final = 1.0
 """How long to wait for the end of output when nothing of the child is left."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Exit:
     """How a child ended: a code, a signal, or neither where its runner was killed before it could see."""
 

@@ -4,11 +4,11 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGKILL
 from typing import Final
 
+from ksi_common.records import record
 from ksi_daemon import runner
 
 KILL_S: Final = 5.0
@@ -17,7 +17,7 @@ KILL_S: Final = 5.0
 _LOOK_AGAIN_S: Final = 0.005
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Reaped:
     """What a killed runner had left; ``pids_left`` outlived even SIGKILL, and stay marked."""
 
@@ -27,7 +27,7 @@ class Reaped:
     pids_left: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Mark:
     """What was written of a child before its command ran; start times are in clock ticks since boot.
 

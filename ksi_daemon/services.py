@@ -3,13 +3,13 @@
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, get_type_hints
 
 from ksi_common.errors import FailedPrecondition
 from ksi_common.guessing import nearest
+from ksi_common.records import record
 from ksi_daemon.explaining import place_of
 from ksi_daemon.supervisor import attempt_async
 
@@ -24,7 +24,7 @@ class ServiceError(FailedPrecondition):
     """A service cannot be had: nobody offers it, two do, or it needs itself."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Service(Generic[T]):
     """Offer ``interface`` (a Protocol or a class).
 

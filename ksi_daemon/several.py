@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
 
@@ -10,6 +10,7 @@ from ksi_common.answers import Answer, Answers, refusal_of
 from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import InternalError, KSIError
 from ksi_common.messages import EventSpec, Message, Rendered
+from ksi_common.records import record
 from ksi_common.validation import parser
 from ksi_daemon.database import Database
 from ksi_daemon.immediate import HandlerError
@@ -39,7 +40,7 @@ def item_of(spec: EventSpec) -> EventSpec:
     return replace(spec, reply=reply, recorded=False)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Several:
     """The end of the chain for such a request: ``members`` in the order loaded."""
 

@@ -7,12 +7,12 @@ no memory beyond its own bounded one, and nobody else notices.
 import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
 from ksi_common.clock import parse_time
 from ksi_common.envelope import StoredEvent
 from ksi_common.frames import MarkKind
+from ksi_common.records import record
 from ksi_daemon.eventlog import PAGE, Damage, EventLog, Place
 from ksi_daemon.hub import Batch, Hub
 
@@ -46,7 +46,7 @@ class Sink(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Interest:
     """What a subscriber wants. ``start``: "now", "beginning", {"cursor": …} or {"time": …}."""
 
@@ -56,7 +56,7 @@ class Interest:
     overflow: Overflow = "log"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SubscriptionStatistics:
     """Who follows at present, the daemon's own subscribers too."""
 

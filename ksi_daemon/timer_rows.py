@@ -1,7 +1,6 @@
 """Timers as rows: what a unit of work does to them, and how they are read."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -10,6 +9,7 @@ from pydantic_core import from_json, to_json
 from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import FailedPrecondition, InternalError, InvalidArgument, KSIError
 from ksi_common.messages import Message, Notification, Request, spec_of
+from ksi_common.records import record
 from ksi_common.validation import refusal
 from ksi_daemon.database import Database, Transaction
 from ksi_daemon.dead_letters import DeadLetter
@@ -37,7 +37,7 @@ _NAMED: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Timer:
     """A timer as it is stored."""
 

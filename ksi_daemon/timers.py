@@ -8,7 +8,6 @@ exactly once. A Request is asked first and the timer taken away then: at least o
 import asyncio
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
@@ -21,6 +20,7 @@ from ksi_common.envelope import set_current
 from ksi_common.errors import Cancelled, KSIError, OperationalError
 from ksi_common.events.timer import Failed
 from ksi_common.messages import Message, Notification, Request
+from ksi_common.records import record
 from ksi_daemon import timer_rows
 from ksi_daemon.database import Database, Transaction
 from ksi_daemon.dead_letters import DeadLetter, DeadLetters
@@ -45,7 +45,7 @@ PAGE: Final = 64
 """Timers of one look at the table."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TimerStatistics:
     """Figures since the start."""
 

@@ -3,7 +3,6 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from pydantic import JsonValue
@@ -11,6 +10,7 @@ from pydantic import JsonValue
 from ksi_common.clock import Clock, format_time
 from ksi_common.envelope import EventEnvelope
 from ksi_common.events.system import Traced
+from ksi_common.records import record
 from ksi_common.strict_json import loads
 from ksi_daemon.catalog import Catalog, Plugin
 from ksi_daemon.hub import Batch, Hub
@@ -22,7 +22,7 @@ MAX_SHOWN: Final = 4096
 """Bytes of an event's data; of more, only the size is shown."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(eq=False)
 class Tracing:
     """The service. ``observers``: of the path of an event, which looks at them anew for each."""
 

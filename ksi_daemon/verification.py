@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from ksi_common.errors import DataLoss, InvalidArgument
+from ksi_common.records import record
 from ksi_common.references import Reference
 from ksi_daemon.blobs import Blobs
 from ksi_daemon.database import Connection, Database
@@ -32,7 +33,7 @@ PAGE: Final = 500
 """Rows of one hop to a reader."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DamagedReference:
     """Bytes that a row of a plugin refers to, and that are not what they were."""
 

@@ -11,11 +11,12 @@ import linecache
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from types import CodeType, FrameType, TracebackType
 from typing import Final, Self
+
+from ksi_common.records import record
 
 TICK_S: Final = 0.05
 LONGEST_S: Final = 1.0
@@ -24,7 +25,7 @@ HELD_S: Final = 0.25
 """From here on a loop is held, not busy."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Place:
     """Where the loop's thread stands: of all frames the innermost that belongs to a plugin, else to us."""
 

@@ -1,7 +1,6 @@
 """What a run of ``chat.py`` was asked for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import click
@@ -9,13 +8,14 @@ import click
 from ksi_client.chat.showing import FORMATS, Format
 from ksi_client.cli.options import Duration
 from ksi_common.ids import is_name
+from ksi_common.records import record
 
 EXIT_CODES: Final = """\
 Exit codes: 0 answered, 1 it failed, 2 wrong usage, 3 KSI is not running, 5 timed out, 6 overloaded:
 retry later, 130 stopped by Ctrl-C."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Wishes:
     """The options. ``prompt``: None where none was given; ``timeout_s``: seconds for each answer."""
 

@@ -1,7 +1,6 @@
 """What can be said in a conversation besides questions: /help and its like."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
@@ -10,6 +9,7 @@ from ksi_client.chat.spending import left, spent
 from ksi_client.cli.safety import one_line
 from ksi_client.raw import call_raw
 from ksi_common.guessing import nearest
+from ksi_common.records import record
 
 SHOWN: Final = 10
 """Sessions that /sessions lists."""
@@ -19,7 +19,7 @@ class Leave(Exception):
     """The conversation is over."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Command:
     """A command. ``run`` gives the question that it stands for, if any, from its argument."""
 

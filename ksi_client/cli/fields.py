@@ -1,12 +1,12 @@
 """Read an event's data from words: ``key=text``, ``key:=json`` and ``-`` for an object on stdin."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import click
 
 from ksi_common.errors import InvalidArgument
+from ksi_common.records import record
 from ksi_common.strict_json import loads
 
 _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
@@ -21,7 +21,7 @@ _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
 Schema = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Words:
     """What the words say, before the types of the event are known."""
 

@@ -5,10 +5,11 @@ import os
 import re
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any, Final
+
+from ksi_common.records import record
 
 LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 BLOCK: Final = 64 * 1024
@@ -19,7 +20,7 @@ _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 Line = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Wanted:
     """Which lines to show. ``since``: RFC 3339, UTC, as the log writes it; ``lines``: the last so many."""
 

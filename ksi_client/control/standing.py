@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -12,13 +11,14 @@ from ksi_client.control.processes import is_alive
 from ksi_client.raw import call_raw
 from ksi_common.errors import DeadlineExceeded, KSIError, Unavailable
 from ksi_common.paths import Paths
+from ksi_common.records import record
 
 ANSWER_S: Final = 2.0
 
 State = Literal["running", "unresponsive", "restarting", "dead", "stopped"]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Supervised:
     """What the supervisor says of itself and of its daemon."""
 
@@ -30,7 +30,7 @@ class Supervised:
     gave_up: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Standing:
     """How the daemon stands.
 

@@ -2,9 +2,11 @@
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import IntEnum
 from typing import Any
+
+from ksi_common.records import record
 
 
 class Exit(IntEnum):
@@ -20,7 +22,7 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Outcome:
     """The end of a command: ``text`` for people, ``data`` for ``--json``."""
 

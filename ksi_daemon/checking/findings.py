@@ -2,14 +2,15 @@
 
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from ksi_common.records import record
 
 Level = Literal["ok", "warning", "problem"]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Finding:
     """A sentence, and where: ``place`` is a file and a line of the author's, ``hint`` what to do."""
 

@@ -1,9 +1,10 @@
 """Consumers as rows: what a unit of work does to them, and how they are read."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
+from ksi_common.records import record
 from ksi_daemon.consumers.ledger import Failures
 from ksi_daemon.database import Database, Transaction
 
@@ -19,7 +20,7 @@ _ADVANCE: Final = "UPDATE consumers SET position = ?, changed = ? WHERE id = ?"
 _PAGE: Final = 10_000
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ConsumerRow:
     """A consumer as it is stored."""
 
@@ -34,7 +35,7 @@ class ConsumerRow:
     patterns: Sequence[str] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class EventRow:
     """An event of which the position alone does not say enough."""
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field, replace
 
 from ksi_common.envelope import StoredEvent
 from ksi_common.errors import KSIError, Unavailable
+from ksi_common.records import record
 from ksi_daemon.consumers.ledger import Entry, Member
 from ksi_daemon.hub import item_tail
 from ksi_daemon.subscriptions import Sink
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Refusal:
     """Why events are given back."""
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ from ksi_common.clock import Clock, parse_time
 from ksi_common.envelope import EventEnvelope, reset_current, set_current
 from ksi_common.errors import FailedPrecondition, InternalError, InvalidArgument, NotFound
 from ksi_common.ids import new_id
+from ksi_common.records import record
 from ksi_daemon.children import Tasks
 from ksi_daemon.consumers import rows
 from ksi_daemon.consumers.lag import lag_of
@@ -33,7 +34,7 @@ MAX_INFLIGHT: Final = 64
 MAX_ATTEMPTS: Final = 5
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Opened:
     """A consumer as it was left."""
 
@@ -44,7 +45,7 @@ class Opened:
     redriven: list[DeadLetter] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ConsumerState:
     """How a consumer fares."""
 
@@ -56,7 +57,7 @@ class ConsumerState:
     members: Sequence[Member]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ConsumerStatistics:
     """Figures of now."""
 

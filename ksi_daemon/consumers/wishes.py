@@ -1,10 +1,10 @@
 """What those who follow under a name ask for."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from ksi_common.errors import InvalidArgument
+from ksi_common.records import record
 from ksi_daemon.consumers.rows import ConsumerRow
 
 SUBSCRIBER: Final = "subscriber"
@@ -15,7 +15,7 @@ Key = tuple[str, str]
 """Kind and name."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(kw_only=True)
 class Wish:
     """What a member wants. ``start``: as of a subscription, for the first time only."""
 

@@ -4,7 +4,6 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
@@ -13,6 +12,7 @@ from ksi_common.async_db import AsyncSQLiteDB, Parameters, pragmas
 from ksi_common.clock import Clock
 from ksi_common.envelope import EventEnvelope, StoredEvent, current_envelope
 from ksi_common.errors import FailedPrecondition, InternalError, ResourceExhausted, Unavailable
+from ksi_common.records import record
 from ksi_common.strict_json import dumps
 from ksi_daemon import blob_files
 from ksi_daemon.database.head_file import HeadFile
@@ -30,7 +30,7 @@ MAX_WAITING: Final = 100_000
 READERS: Final = 2
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DatabaseStatistics:
     """Figures since the start."""
 

@@ -6,12 +6,12 @@ size in one write; torn by a loss of power it is no JSON, and says nothing.
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Final
 
 from ksi_common.errors import InvalidArgument
+from ksi_common.records import record
 from ksi_common.strict_json import dumps, loads
 
 SIZE: Final = 192
@@ -19,7 +19,7 @@ SIZE: Final = 192
 EVERY_S: Final = 0.1
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Head:
     """The end of a log."""
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import orjson
 
+from ksi_common.records import record
 from ksi_daemon.database.head_file import Head, read_head
 
 _VALUE: Final = "SELECT value FROM meta WHERE name = ?"
@@ -16,7 +17,7 @@ _KEEP: Final = "REPLACE INTO meta VALUES (?, ?)"
 LOST_TAIL: Final = "lost_tail"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LostTail:
     """Events that were on disk once, and are not in the log any more."""
 

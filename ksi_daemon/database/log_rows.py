@@ -8,13 +8,13 @@ import hashlib
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import orjson
 
 from ksi_common.envelope import StoredEvent
+from ksi_common.records import record
 from ksi_daemon import blob_files
 from ksi_daemon.database.log_writer import READ, digest_of, from_row
 
@@ -33,7 +33,7 @@ CHAIN: Final = 14
 CHAINED: Final = f"{READ}, chain"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Damage:
     """A position of the log that has no event to show, and why."""
 

@@ -1,9 +1,9 @@
 """Idempotency keys as rows: what was asked under a key, and what it was answered."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
+from ksi_common.records import record
 from ksi_daemon.database import Transaction
 
 _FIND: Final = (
@@ -30,7 +30,7 @@ class KeyName(NamedTuple):
     actor: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class KeyRow:
     """A key whose request took effect; ``reply`` or ``error`` (JSON) is its answer, where that is known."""
 

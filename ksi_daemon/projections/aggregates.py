@@ -1,13 +1,13 @@
 """What a stream comes to: its events, folded, from the last snapshot on."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Final, Generic, TypeVar
 
 from ksi_common.envelope import StoredEvent
 from ksi_common.errors import DataLoss
 from ksi_common.messages import Message
+from ksi_common.records import record
 from ksi_daemon.database import Database, Transaction
 from ksi_daemon.eventlog import Damage, EventLog, RemovedEvent
 from ksi_daemon.projections.declaration import Declaration, fold_of
@@ -21,7 +21,7 @@ SNAPSHOT_EVERY: Final = 100
 _PAGE: Final = 1000
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Loaded(Generic[S]):
     """The state of a stream, and its version: append with that as the one expected."""
 

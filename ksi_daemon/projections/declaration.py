@@ -3,7 +3,6 @@
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import UnionType
 from typing import Any, Final, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -11,6 +10,7 @@ from ksi_common.bus import Delivered
 from ksi_common.envelope import StoredEvent
 from ksi_common.errors import FailedPrecondition, InvalidArgument
 from ksi_common.messages import Message, Notification, is_event_pattern, spec_of
+from ksi_common.records import record
 from ksi_daemon.database.trial import check_table
 from ksi_daemon.explaining import place_of
 from ksi_daemon.marks import PROJECTION
@@ -65,7 +65,7 @@ class Rows:
         return list(rows)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(eq=False)
 class Declaration:
     """A projection, as its author declared it."""
 
@@ -103,7 +103,7 @@ class Declaration:
         return key
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Options:
     version: int
     name: str | None

@@ -1,7 +1,6 @@
 """Apply events to a generation: what they make, and how far they go, in one commit a slice."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 from typing import Final, Protocol
@@ -11,6 +10,7 @@ import orjson
 from ksi_common.envelope import StoredEvent
 from ksi_common.errors import InternalError
 from ksi_common.messages import Message
+from ksi_common.records import record
 from ksi_daemon.database import Database, Error, Transaction
 from ksi_daemon.database.errors import StoreUnavailable, translate
 from ksi_daemon.eventlog import EventLog, LogPage
@@ -59,7 +59,7 @@ def missing_in(page: LogPage) -> int:
     return sum(damage.count for damage in page.damaged) + page.removed
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Reading:
     """Make of events what ``apply`` is given, in a thread."""
 
@@ -87,7 +87,7 @@ class _Reading:
 _Given = tuple[Sequence[tuple[str, object]], ApplyError | None]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Tables:
     reading: _Reading
     database: Database
@@ -129,7 +129,7 @@ class _Tables:
         return done
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Documents:
     reading: _Reading
     database: Database

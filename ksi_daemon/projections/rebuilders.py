@@ -1,10 +1,10 @@
 """What an author declares of tables that a plugin keeps itself: how they are made of the log again."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from ksi_common.messages import Notification
+from ksi_common.records import record
 from ksi_daemon.catalog import Plugin
 from ksi_daemon.database import Connection
 from ksi_daemon.marks import REBUILDER, UPCASTER
@@ -33,7 +33,7 @@ class Tables:
         return self._connection.execute(sql, parameters)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(eq=False)
 class Rebuilder:
     """How some tables of a plugin are made of the log again."""
 

@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ksi_common.clock import Clock
 from ksi_common.errors import FailedPrecondition, NotFound
 from ksi_common.messages import Message
+from ksi_common.records import record
 from ksi_daemon.catalog import Catalog
 from ksi_daemon.database import Connection, Database
 from ksi_daemon.eventlog import EventLog
@@ -28,7 +28,7 @@ READING = 2
 _LIVE = "SELECT generation FROM projections WHERE name = ? AND role = 'live'"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Lag:
     """How far what readers see is behind the log."""
 

@@ -1,10 +1,10 @@
 """Two tables, held against each other row by row."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Final
 
+from ksi_common.records import record
 from ksi_daemon.database import Connection
 from ksi_daemon.database.apart import last_number
 
@@ -14,7 +14,7 @@ SHOWN: Final = 500
 _Row = tuple[Any, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Compared:
     """What came of it: how many rows are the same, and where the first difference is."""
 

@@ -10,6 +10,7 @@ from typing import Final
 
 from ksi_common.envelope import StoredEvent
 from ksi_common.paths import Paths
+from ksi_common.records import record
 from ksi_daemon.database import Connection
 from ksi_daemon.database.apart import apart, attach, copy_table
 from ksi_daemon.projections.rebuilders import Rebuilder
@@ -22,7 +23,7 @@ Progress = Callable[[Rebuilding, int], None]
 _FACTS: Final = ("log_id", "former_logs", "horizon", "horizon_chain")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Plan:
     """What a sandbox is made of."""
 

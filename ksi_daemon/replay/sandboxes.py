@@ -6,7 +6,7 @@ import shutil
 import sys
 from collections.abc import AsyncIterator, Container, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ import orjson
 from ksi_common.errors import InternalError, error_from_wire
 from ksi_common.ids import new_id
 from ksi_common.paths import Paths
+from ksi_common.records import record
 from ksi_daemon.database import Database
 from ksi_daemon.processes import Process, Processes
 from ksi_daemon.replay.snapshots import Snapshot, remove_others
@@ -29,7 +30,7 @@ _SNAPSHOT: Final = "snapshot"
 """In ``meta``."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Order:
     """What a sandbox is told when it starts; JSON."""
 

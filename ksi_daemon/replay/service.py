@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ksi_common.envelope import EventEnvelope, StoredEvent, event_context
 from ksi_common.errors import NotFound
 from ksi_common.messages import spec_of
+from ksi_common.records import record
 from ksi_daemon.assembly import Assembly, Subscriber
 from ksi_daemon.database import Database
 from ksi_daemon.eventlog import EventLog
@@ -23,7 +24,7 @@ from ksi_daemon.supervisor import attempt_async
 from ksi_daemon.threads import Threads
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Step:
     """How far a replay is."""
 

@@ -4,19 +4,19 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from ksi_common.errors import DataLoss
 from ksi_common.paths import Paths
+from ksi_common.records import record
 from ksi_daemon.database.apart import apart, attach, copy_table
 
 FOLDER: Final = "snapshots"
 """Below the home."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Snapshot:
     """A file with the tables of plugins, as the log up to ``seq`` makes them."""
 

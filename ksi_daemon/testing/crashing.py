@@ -6,11 +6,11 @@ Nobody is answered any more, no handler goes on, nothing is cleaned up: the daem
 
 from collections.abc import Callable, Hashable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 from ksi_common.messages import matches
+from ksi_common.records import record
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.database import Database, Transaction
 from ksi_daemon.database.writer import Job
@@ -19,7 +19,7 @@ from ksi_daemon.hub import Tap
 Moment = Literal["before_commit", "after_commit"]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CrashPoint:
     """When: as a unit of work of a matching event is about to commit, or has, and nobody knows yet."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ksi_common.messages import matches
+from ksi_common.records import record
 
 Data = Mapping[str, Any]
 
@@ -28,7 +29,7 @@ class Exchange:
     """Of this run only; it is not kept."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Difference:
     """What is not as it was recorded."""
 

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -14,6 +13,7 @@ from ksi_common.async_db import AsyncSQLiteDB
 from ksi_common.clock import Clock, format_time
 from ksi_common.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFound
 from ksi_common.paths import Paths
+from ksi_common.records import record
 from ksi_daemon.database import Connection
 from ksi_daemon.database.log_rows import DIGEST, Damage, RemovedEvent, event_of, read_page
 from ksi_daemon.database.log_writer import EMPTY_CHAIN
@@ -28,7 +28,7 @@ _BEGINS: Final = b'{"specversion":"1.0","id":"'
 """How every line of an export does, also a torn one as far as it goes."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Exported:
     """What a file holds."""
 

@@ -3,7 +3,6 @@
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -14,6 +13,7 @@ import orjson
 from ksi_common.clock import Clock
 from ksi_common.errors import AlreadyExists, InvalidArgument
 from ksi_common.paths import Paths
+from ksi_common.records import record
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.database import Connection, Database, Transaction
 from ksi_daemon.database.apart import apart
@@ -36,7 +36,7 @@ _REMOVED: Final = '{"path":null}'
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Export:
     """What the lines of a file come to."""
 
@@ -50,7 +50,7 @@ class Export:
     """What stands for the events that retention had taken."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Imported:
     """What came of an import."""
 

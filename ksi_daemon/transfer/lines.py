@@ -6,7 +6,6 @@ Extension attributes are those that CloudEvents has no name for: small letters a
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
@@ -14,6 +13,7 @@ import orjson
 from ksi_common.clock import parse_time
 from ksi_common.envelope import StoredEvent
 from ksi_common.errors import InvalidArgument
+from ksi_common.records import record
 from ksi_daemon.database.log_writer import KINDS, digest_of
 
 STARTED: Final = "ksi:export:started"
@@ -27,7 +27,7 @@ class BadLine(InvalidArgument):
         super().__init__(f"line {number}: {detail}", reason="bad_line", line=number)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Line:
     """An event of an export, and what its row has besides."""
 

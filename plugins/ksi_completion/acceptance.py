@@ -3,12 +3,13 @@
 import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 from ksi_common.clock import Clock
 from ksi_common.events.completion import Accepted, Asked, ChatMessage, CompletionAccepted, PromptMessage
+from ksi_common.records import record
 from ksi_completion.injections import Injections
 from ksi_completion.jobs import insert_tools_in
 from ksi_completion.prompts import Prompts
@@ -160,7 +161,7 @@ def _again(tx: Transaction, row: Row, digest: str | None) -> Accepted:
     return _accepted(row, ahead)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Entering:
     """What is to be put on disk of a request."""
 

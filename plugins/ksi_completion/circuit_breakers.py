@@ -5,13 +5,14 @@ one call is let through, and its end decides. What is known is on disk, and a re
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 import structlog
 
 from ksi_common.clock import Clock
 from ksi_common.events.completion_providers import BreakerState, CompletionBreakerChanged
+from ksi_common.records import record
 from ksi_completion.providers.interface import FailureClass, ProviderFailure
 from ksi_daemon.plugin import Database, OperationalError, Transaction
 
@@ -45,7 +46,7 @@ class Candidate(NamedTuple):
         return f"{self.provider}/{self.model}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Breaker:
     """What is known of a candidate. ``opened_us``: 0 where it is closed; ``reason``: of the last failure."""
 

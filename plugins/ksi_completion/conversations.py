@@ -1,7 +1,6 @@
 """What was said in the sessions: prompts are in rows and blobs, answers in the files that rows refer to."""
 
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
 import orjson
@@ -10,6 +9,7 @@ import structlog
 from ksi_common.events.completion import ChatMessage, State
 from ksi_common.events.conversation import Conversation, List, Listed, Messages, Said
 from ksi_common.guessing import guess, nearest
+from ksi_common.records import record
 from ksi_completion.prompts import is_whole
 from ksi_completion.responses import Responses, path_of
 from ksi_completion.rows import Row, StoredMessage, messages_query
@@ -68,7 +68,7 @@ _OUTCOMES: Final[Mapping[State, Literal["result", "failed", "cancelled"]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Turn:
     """A prompt and its answer. ``is_whole``: it was a conversation of its own."""
 

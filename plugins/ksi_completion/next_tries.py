@@ -1,6 +1,6 @@
 """Completions that wait for their next try: noted on disk, so that a restart keeps the time of it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from ksi_common.clock import Clock, format_time
@@ -8,6 +8,7 @@ from ksi_common.events.budget import BudgetExceeded
 from ksi_common.events.completion import CompletionRetrying, Usage
 from ksi_common.events.completion_providers import CompletionFailover
 from ksi_common.events.completion_queue import Retries, Retrying
+from ksi_common.records import record
 from ksi_completion.budgets import Budgets
 from ksi_completion.circuit_breakers import Candidate
 from ksi_completion.rows import Row
@@ -33,7 +34,7 @@ _COUNT: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(kw_only=True)
 class Setback:
     """Why a completion is to be tried again, and what is to be noted with it."""
 

@@ -1,15 +1,15 @@
 """What an attempt comes to: one of the three ways in which a completion ends, or another try."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 from ksi_common.events.completion import Failure, Proof, Usage
+from ksi_common.records import record
 from ksi_completion.providers.interface import Answer
 from ksi_completion.rows import Row
 from ksi_daemon.plugin import Lease
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Outcome:
     """An answer, a failure or a proof: exactly one. ``attempt``: the last one, 0 where none began."""
 
@@ -36,7 +36,7 @@ class Outcome:
         return "failed" if self.failure is not None else "cancelled"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(kw_only=True)
 class Again:
     """Another try, ``delay_s`` from now."""
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from ksi_common.events.budget import BudgetExceeded, BudgetKey
+from ksi_common.records import record
 from ksi_completion.rows import Row
 
 CHARACTERS_PER_TOKEN: Final = 4
@@ -16,7 +17,7 @@ _USED: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Limit:
     """A budget, as it is set."""
 
@@ -26,7 +27,7 @@ class Limit:
     by: Literal["settings", "request"] = "request"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Account:
     """What is counted together: the calls of a session, an agent, or all; of a day, or ever."""
 

@@ -16,7 +16,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import fields
 from errno import ENOSPC
 from functools import cache, partial
 from pathlib import Path
@@ -27,6 +27,7 @@ import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from ksi_common.events.completion import Failure, Proof
+from ksi_common.records import record
 from ksi_completion.batches import Batches
 from ksi_completion.response_files import PARTS, ResponseFile, ResponseFolder
 from ksi_daemon.plugin import (
@@ -53,7 +54,7 @@ _BESIDE: Final = ("response", "error", "proof")
 """Fields that stand beside ``ksi``."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(kw_only=True)
 class Line:
     """How a completion ended: with a ``response`` of its provider, an ``error`` or a ``proof``."""
 
@@ -89,7 +90,7 @@ class Line:
 
     def to_bytes(self) -> bytes:
         """Give the line with its end; raise InvalidArgument (``not_json``). NaN becomes null."""
-        about = {name: getattr(self, name) for name in self.__slots__ if name not in _BESIDE}
+        about = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in _BESIDE}
         for name in ("client_id", "provider_session", "resume_at"):
             if about[name] is None:
                 del about[name]
@@ -128,7 +129,7 @@ def _adapter() -> TypeAdapter[Line]:
     return TypeAdapter(Line)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Written:
     """A line that stands in its file; one that was found there is not on disk before ``sync``."""
 
@@ -150,7 +151,7 @@ class Written:
         self.file.sync()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Recovered:
     """What was found after the last line of a session that a row names."""
 
@@ -162,7 +163,7 @@ class Recovered:
     """How many bytes that rows name are not there any more."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Storing:
     """A line that is to be stored."""
 

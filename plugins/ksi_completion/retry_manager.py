@@ -1,10 +1,10 @@
 """Whether an attempt that failed is made again, and when."""
 
-from dataclasses import dataclass
 from random import Random
 from typing import Final
 
 from ksi_common.events.completion import Failure
+from ksi_common.records import record
 from ksi_completion.providers.interface import FailureClass, ProviderFailure
 
 RETRIED: Final[frozenset[FailureClass]] = frozenset(("transient", "rate_limited", "stalled"))
@@ -19,7 +19,7 @@ FIRST_DELAY_S: Final = 1.0
 MAX_DELAY_S: Final = 60.0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Retry:
     """Try again after ``delay_s``."""
 

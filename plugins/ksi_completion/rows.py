@@ -1,12 +1,12 @@
 """The rows of completions: as they are read, and the statements that write them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from ksi_common.envelope import EventEnvelope
 from ksi_common.events.completion import ChatMessage, Failure, Priority, Proof, Role, State, Usage
 from ksi_common.events.completion_status import Completion, ProcessState
+from ksi_common.records import record
 from ksi_completion.circuit_breakers import Candidate
 from ksi_completion.queue_manager import Entry
 from ksi_completion.responses import LINES, path_of
@@ -44,7 +44,7 @@ _MESSAGES: Final = "SELECT * FROM completion_messages WHERE request_id = ? ORDER
 _INSERT_MESSAGE: Final = "INSERT INTO completion_messages VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Row:
     """One completion as its row has it."""
 
@@ -212,7 +212,7 @@ class Row:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StoredMessage:
     """A message of a prompt: its text, or the blob that holds it."""
 

@@ -1,10 +1,11 @@
 """Sessions: their names and rows, who answered last, and that only one at a time works on each."""
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 from weakref import WeakValueDictionary
 
+from ksi_common.records import record
 from ksi_common.session_names import candidates
 from ksi_daemon.plugin import (
     AlreadyExists,
@@ -66,7 +67,7 @@ _MESSAGES: Final = """
 """
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Session:
     """What a session goes on from: ``provider`` and ``model`` gave its last answer."""
 

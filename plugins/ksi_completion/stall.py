@@ -1,9 +1,9 @@
 """How long a provider may be silent."""
 
-from dataclasses import dataclass
+from ksi_common.records import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Stall:
     """Limits in seconds: ``first_s`` until something of an answer comes, ``idle_s`` from then on."""
 

@@ -1,17 +1,17 @@
 """What properties must be, as SQL: for an index to begin with, or for each candidate to be held against."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from ksi_common.events.properties import Condition, Value
+from ksi_common.records import record
 from ksi_graph.tables import Kind, marks
 from ksi_graph.values import to_row
 
 _COMPARISONS: Final = {"lt": "<", "lte": "<=", "gt": ">", "gte": ">="}
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Sql:
     """A piece of a statement, and what its marks stand for. ``{p}``: the row of a property."""
 
@@ -26,7 +26,7 @@ class Sql:
         return Sql(self.text.replace("{p}", alias), self.parameters)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Demand:
     """What one property must be.
 

@@ -2,14 +2,14 @@
 
 import base64
 import binascii
-from dataclasses import dataclass
 
 import orjson
 
+from ksi_common.records import record
 from ksi_daemon.plugin import InvalidArgument
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Position:
     """A row by its number, and by the property that it is ordered by, where it has it."""
 

@@ -5,9 +5,9 @@ know the values to choose well, and has seen only the shape of the question when
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
+from ksi_common.records import record
 from ksi_graph.conditions import Demand, Sql, held_against, of_one_row, without
 from ksi_graph.page_cursors import Position
 from ksi_graph.tables import Kind, Reading, marks, types
@@ -16,7 +16,7 @@ PROBED: Final = 10_000
 """Rows of an index counted to find out where it leads."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Question:
     """What to look for. ``ends``: the numbers that relationships must have in ``source`` or ``target``."""
 
@@ -26,7 +26,7 @@ class Question:
     ends: Sequence[tuple[str, int]] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Order:
     """By a property, or by number: the order of creation."""
 
@@ -47,7 +47,7 @@ class Order:
         return f"{self.by or ''} {self.direction}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Candidates:
     """Rows to begin with, and what is left to hold them against."""
 

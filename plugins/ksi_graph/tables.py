@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from ksi_common.events.properties import Value
 from ksi_common.guessing import nearest
+from ksi_common.records import record
 from ksi_daemon.plugin import NotFound
 from ksi_graph.values import from_row
 
@@ -34,7 +34,7 @@ class Reading(Protocol):
         """Run one statement."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Kind:
     """Entities, or relationships: the tables of either have the same shape."""
 
@@ -46,7 +46,7 @@ ENTITIES: Final = Kind("entities", "entity_properties")
 RELATIONSHIPS: Final = Kind("relationships", "relationship_properties")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class EntityRow:
     """One entity as its row has it."""
 

@@ -4,11 +4,11 @@ A recursive statement would follow every path, of which there are many more than
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from ksi_common.events.graph import Reached, Step, Traverse, Traversed
 from ksi_common.events.properties import Value
+from ksi_common.records import record
 from ksi_graph.tables import ENTITIES, Reading, by_keys, entities, get, marks, properties, snapshot
 from ksi_graph.values import size
 
@@ -19,7 +19,7 @@ _ENTITY_BYTES: Final = 100
 _STEP_BYTES: Final = 300
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Edge:
     """How an entity was reached first: the relationship, which may be gone against."""
 

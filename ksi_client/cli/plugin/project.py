@@ -5,19 +5,20 @@ import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from ksi_common.errors import InvalidArgument, NotFound
+from ksi_common.records import record
 
 GROUP: Final = "ksi"
 """The entry-point group by which the daemon finds plugins."""
 DECLARE: Final = 'add to pyproject.toml: [project.entry-points.ksi] and below it NAME = "PACKAGE.handlers"'
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Project:
     """A folder with a plugin, or several; or a single file, which has no ``requires`` and no version."""
 

@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +18,7 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from ksi_common.events.completion import Usage
+from ksi_common.records import record
 from ksi_completion.providers.interface import Answer, FailureClass, Job, ProviderFailure
 from ksi_daemon.plugin import DataLoss, JsonValue
 
@@ -26,7 +26,7 @@ _FIELDS: Final = ("model", "system", "max_tokens", "tools", "allowed_tools", "re
 """What makes a request, besides its messages: ids, attempts and time limits differ from run to run."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RecordedFailure:
     """A ProviderFailure, as it is written."""
 
@@ -52,7 +52,7 @@ class RecordedFailure:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Episode:
     """One call, from the request to its ``answer`` or ``failure``."""
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -14,6 +14,7 @@ import structlog
 from orjson import loads
 
 from ksi_common.events.completion import Usage
+from ksi_common.records import record
 from ksi_completion.providers.generation import FedGeneration
 from ksi_completion.providers.interface import Answer, FailureClass, ProviderFailure, cancelled
 from ksi_daemon.plugin import OperationalError, Process, Processes, Unavailable
@@ -56,7 +57,7 @@ class Reading(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Ended:
     """How a program ended. ``words``: the end of what it wrote to stderr; ``noise``: lines without JSON."""
 
@@ -71,7 +72,7 @@ class Ended:
         return how + f": {last_line}" * bool(last_line)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Invocation:
     """One run of a program. ``env``: all of its environment; ``cwd`` is made where it is missing."""
 

@@ -1,13 +1,14 @@
 """What a provider of completions is: start, deltas, answer with usage, cancel with proof."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from math import isfinite
 from typing import Final, Literal, Protocol
 
 from pydantic import JsonValue
 
 from ksi_common.events.completion import ChatMessage, Proof, Usage
+from ksi_common.records import record
 
 FailureClass = Literal[
     "transient", "rate_limited", "stalled", "invalid", "auth", "unknown_outcome", "not_deployed"
@@ -21,7 +22,7 @@ ANY_MODEL: Final = "*"
 """Among a provider's models: it takes any other name, too."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Job:
     """One attempt at one completion. ``messages``: the whole conversation, oldest first, the prompt last.
 
@@ -58,7 +59,7 @@ def size_of(messages: Sequence[ChatMessage]) -> int:
     return sum([len(message.content) for message in messages])
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Answer:
     """A whole answer. ``response``: what the provider gave, as it goes into the session's file.
 

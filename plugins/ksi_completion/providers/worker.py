@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import count
 from typing import Final
 
 import structlog
 from pydantic import ValidationError
 
+from ksi_common.records import record
 from ksi_common.strict_json import dumps
 from ksi_completion.providers.interface import FailureClass, Job, ProviderFailure
 from ksi_completion.providers.worker_generation import WorkerGeneration
@@ -30,7 +30,7 @@ LAST_WORDS_BYTES: Final = 4096
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class WorkerSettings:
     """How a worker is run. ``argv``, ``env``: of its process, and nothing else is passed on."""
 

@@ -3,15 +3,15 @@
 import asyncio
 from collections.abc import Mapping
 from contextvars import Context
-from dataclasses import dataclass
 
+from ksi_common.records import record
 from ksi_completion.providers.interface import Job, ProviderFailure
 from ksi_completion.providers.worker import Worker, WorkerSettings
 from ksi_completion.providers.worker_generation import WorkerGeneration
 from ksi_daemon.plugin import JsonValue, Processes
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class WorkerStatistics:
     """``pid``: of the worker, where one runs; ``started``: workers, ever; ``generations``: under way."""
 
