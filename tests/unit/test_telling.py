@@ -1,5 +1,9 @@
 """A unit that is nothing but an event stores what any unit would, and needs no transaction of its own."""
 
+import sqlite3  # noqa: TID251 -- another program that writes
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,8 +11,10 @@ import pytest
 from ksi_common.envelope import current_envelope, event_context
 from ksi_common.errors import AlreadyExists
 from ksi_daemon.database import Database, Telling, Transaction, Unit, writer
+from ksi_daemon.database.errors import StoreUnavailable
 from ksi_daemon.database.log_writer import CLAIM_CHECKED
-from tests.support.databases import Heard, envelope, rows
+from ksi_daemon.database.writer import Job
+from tests.support.databases import Bench, Heard, bench, envelope, nobody, put, rows
 
 Given = tuple[int | None, bool]
 FACTS = "SELECT kind, name, stream, version, correlation_id, causation_id, actor, hop, data FROM log"
@@ -128,3 +134,31 @@ async def test_apart_from_such_a_request_it_is_caused_by_it_too(database: Databa
     told, row = rows(database.path, "SELECT event_id, kind, causation_id FROM log ORDER BY seq")
     assert row == ("r1", 1, None)
     assert (told[0] != "r1", *told[1:]) == (True, 0, "r1")
+
+
+def told(desk: Bench, *jobs: tuple[Unit[Any], str]) -> Sequence[Job]:
+    """Have units run as one group, each for a request that leaves no row; give their jobs."""
+    group = [Job(unit, envelope(event_id=ident), None, nobody) for unit, ident in jobs]
+    for job in group:
+        assert job.envelope is not None
+        job.envelope.to_record = False
+    desk.writer.submit(group)
+    return desk.done.get(timeout=30)[0]
+
+
+def test_while_another_holds_the_database_all_are_refused_and_no_number_is_lost(tmp_path: Path) -> None:
+    with bench(tmp_path) as desk, closing(sqlite3.connect(tmp_path / "ksi.db")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        alone = told(desk, (telling(), "r1"), (telling(), "r2"))
+        mixed = told(desk, (telling(), "r3"), (put(1), "r4"))
+        assert {type(job.error) for job in (*alone, *mixed)} == {StoreUnavailable}
+        assert not any(job.told for job in (*alone, *mixed))
+        other.rollback()
+        assert told(desk, (telling(), "r5"))[0].value == (1, False)
+
+
+def test_an_id_that_is_taken_is_no_fault_of_those_beside_it(tmp_path: Path) -> None:
+    with bench(tmp_path) as desk:
+        first, second = told(desk, (telling(), "r1"), (telling(), "r1"))
+        assert (first.value, type(second.error)) == ((1, False), sqlite3.IntegrityError)
+        assert told(desk, (telling(), "r2"))[0].value == (2, False)
