@@ -153,18 +153,19 @@ class CompletionSettings(BaseModel):
         try:
             return cls.model_validate(settings.plugins.get(NAME, {}) | chosen)
         except ValidationError as error:
-            raise _refusal(error, cls) from None
+            raise _refusal(error, cls, settings) from None
 
 
-def _refusal(error: ValidationError, settings: type[BaseModel]) -> InvalidArgument:
+def _refusal(error: ValidationError, model: type[BaseModel], settings: Settings) -> InvalidArgument:
     # Without the input: it may be a key that stands in the wrong place.
     problem = error.errors(include_url=False, include_input=False)[0]
-    key = ".".join(("plugins", NAME, *map(str, problem["loc"])))
+    path = ("plugins", NAME, *problem["loc"])
+    key, where = ".".join(map(str, path)), settings.origin(path)
     if problem["type"] != "extra_forbidden":
-        return InvalidArgument(f"setting {key}: {problem['msg']}", reason="bad_setting")
-    near = nearest(str(problem["loc"][-1]), _keys(settings, problem["loc"][:-1]))
+        return InvalidArgument(f"setting {key}: {problem['msg']}{where}", reason="bad_setting")
+    near = nearest(str(problem["loc"][-1]), _keys(model, problem["loc"][:-1]))
     hint = f'did you mean "{near[0]}"?' if near else "docs/reference/settings.md lists them"
-    return InvalidArgument(f'there is no setting "{key}"', hint=hint, reason="unknown_setting")
+    return InvalidArgument(f'there is no setting "{key}"{where}', hint=hint, reason="unknown_setting")
 
 
 def _keys(table: type[BaseModel], path: Sequence[int | str]) -> Sequence[str]:
