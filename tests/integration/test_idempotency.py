@@ -201,6 +201,18 @@ async def test_who_waits_gets_the_failure_of_the_one_that_runs(keyed: ModuleType
     assert keyed.calls == ["a"]
 
 
+async def test_who_waits_for_a_wrong_reply_is_told_what_is_wrong(keyed: ModuleType, wire: Wire) -> None:
+    with holding(keyed, "before"):
+        for number in range(2):
+            data = {"ident": "a", "way": "wrong"}
+            wire.send({"event": "keyed:do", "data": data, "id": number, "idempotency_key": "k"})
+        await keyed.reached.get()
+    other, own = sorted([(await wire.receive())["error"]["message"] for _ in range(2)])
+    what = "the handler of keyed:do returned dict, not Done"
+    assert other == f"keyed:do failed under this key: {what}"
+    assert own.startswith(f"plugin keyed failed: {what} (keyed.py:")
+
+
 @pytest.mark.parametrize("place", ["before", "after"])
 async def test_a_cancelled_try_is_taken_over_by_one_that_waits(
     daemon: RunningDaemon, keyed: ModuleType, wire: Wire, place: str
