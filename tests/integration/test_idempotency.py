@@ -302,6 +302,30 @@ async def test_an_ephemeral_event_with_a_key_is_told_once(daemon: RunningDaemon,
     assert len(daemon.events("demo:blink")) == 1
 
 
+async def test_an_ephemeral_event_that_is_refused_with_its_key_was_told_to_nobody(
+    daemon: RunningDaemon, wire: Wire
+) -> None:
+    """The disk is full: the key cannot be kept, so a retry of what was told would tell it again."""
+
+    async def publish(n: int) -> str:
+        data = {"event": "demo:blink", "data": {"n": n}, "ephemeral": True}
+        frame = await wire.call("event:publish", data, idempotency_key=f"k{n}")
+        return "told" if frame["type"] == "reply" else str(frame["error"]["details"]["reason"])
+
+    async def allow(pages: int) -> None:
+        pragma = f"PRAGMA max_page_count = {pages}"  # never less than there are
+        await daemon.daemon.database.write_apart(lambda tx: tx.execute(pragma).fetchone())
+
+    await allow(1)
+    refused = 0
+    while await publish(refused) == "told":  # what is left of the last page takes some keys
+        refused += 1
+    assert await publish(refused) == "store_unavailable"
+    await allow(1_000_000)
+    assert [await publish(refused) for _ in range(2)] == ["told", "told"]
+    assert [told["n"] for told in daemon.emitted("demo:blink")] == list(range(refused + 1))
+
+
 async def test_publish_and_append_take_keys(daemon: RunningDaemon, wire: Wire) -> None:
     publish = {"event": "demo:told", "data": {"n": 1}}
     append = {"stream": "demo/1", "events": [publish, publish], "expected_version": 0}
