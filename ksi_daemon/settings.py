@@ -31,6 +31,7 @@ def _number(value: object) -> object:
 
 
 Seconds = Annotated[float, BeforeValidator(_number), Field(le=MAX_TIMEOUT_S)]
+"""A time that is set: a number, and not without end."""
 Days = Annotated[float, BeforeValidator(_number), Field(le=1_000_000)]
 Count = Annotated[int, BeforeValidator(_number), Field(le=MAX_INTEGER)]
 """What clocks and columns can hold: TOML has infinity, too, and integers without end."""

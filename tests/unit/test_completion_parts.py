@@ -303,6 +303,29 @@ def test_a_folder_of_prompts_that_no_file_could_be_in_is_refused_with_its_name(p
         CompletionSettings.of(Settings(plugins={"completion": {"prompt_roots": [path]}}))
 
 
+@pytest.mark.parametrize("wrong", [True, float("inf")], ids=["yes", "endless"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "breaker_open_s",
+        "first_s",
+        "stall_s",
+        "worker_idle_s",
+        "cache.ttl_s",
+        "providers.litellm.idle_s",
+    ],
+)
+def test_a_time_is_a_number_as_in_the_settings_of_the_daemon(key: str, wrong: object) -> None:
+    table: dict[str, object] = {}
+    *path, last = key.split(".")
+    inner = table
+    for name in path:
+        inner[name] = inner = {}
+    inner[last] = wrong
+    with pytest.raises(InvalidArgument, match=f"setting plugins.completion.{key}: "):
+        CompletionSettings.of(Settings(plugins={"completion": table}))
+
+
 def test_a_setting_that_is_wrong_is_refused_with_its_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
