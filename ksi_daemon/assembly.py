@@ -84,7 +84,7 @@ class Assembly:
     def read_settings(self, settings: Settings, services: Services) -> None:
         """Read every plugin's table and offer it; a table that is of no plugin is warned of."""
         for plugin in self.loaded:
-            read = partial(self._read_settings, plugin, settings.plugins.get(plugin.name, {}), services)
+            read = partial(self._read_settings, plugin, settings, services)
             self._refuse_if_failed(plugin, attempt(read))
         for name in settings.plugins:
             if name not in self.catalog.plugins:
@@ -92,11 +92,12 @@ class Assembly:
                     "settings.of_no_plugin", plugin=name, hint=nobody_called(name, self.catalog.plugins)
                 )
 
-    def _read_settings(self, plugin: Plugin, table: Mapping[str, Any], services: Services) -> None:
+    def _read_settings(self, plugin: Plugin, settings: Settings, services: Services) -> None:
         model = self.relay.settings(plugin.name)
         if model is None and plugin.builtin:
             return  # it has none, or reads its table itself
-        made = read_table(plugin.name, table, model)
+        table = settings.plugins.get(plugin.name, {})
+        made = read_table(plugin.name, table, model, origin=settings.origin)
         if made is not None:
             services.offer(type(made), made, plugin=plugin.name)
 

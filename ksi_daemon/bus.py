@@ -15,7 +15,7 @@ from ksi_common.ids import new_id
 from ksi_common.messages import Message, Notification, Rendered, Request, Stream, is_event_pattern, spec_of
 from ksi_daemon.children import Tasks
 from ksi_daemon.database import Database
-from ksi_daemon.database.transaction import MAX_HOPS
+from ksi_daemon.database.transaction import MAX_HOPS, Transaction
 from ksi_daemon.hub import Hub
 from ksi_daemon.outcomes import Endpoint, Failed, Outcome, Replied, Send, Yielded
 from ksi_daemon.queue_sink import following
@@ -126,7 +126,35 @@ class LocalBus:
         cause: bool = True,
     ) -> StoredEvent:
         """Tell an ephemeral event by name; ``data``: JSON. ``cause``: as for ``Transaction.tell_raw``."""
-        origin = current_envelope()
+        told = self._passing(current_envelope(), event, data, event_id=event_id, stream=stream, cause=cause)
+        self._hub.publish((told,), self._hub.head)
+        return told
+
+    def pass_on_in(
+        self,
+        tx: Transaction,
+        event: str,
+        data: bytes,
+        *,
+        event_id: str | None = None,
+        stream: str | None = None,
+        cause: bool = True,
+    ) -> StoredEvent:
+        """Do as ``pass_on`` does, once the unit of work is on disk; not at all where it fails."""
+        told = self._passing(tx.envelope, event, data, event_id=event_id, stream=stream, cause=cause)
+        tx.on_commit(lambda: self._hub.publish((told,), self._hub.head))
+        return told
+
+    def _passing(
+        self,
+        origin: EventEnvelope | None,
+        event: str,
+        data: bytes,
+        *,
+        event_id: str | None,
+        stream: str | None,
+        cause: bool,
+    ) -> StoredEvent:
         if origin is None:
             ident = event_id or new_id()
             correlation, causation, actor, hop = ident, None, SYSTEM, 0
@@ -138,11 +166,9 @@ class LocalBus:
             ident = event_id or origin.event_id
             correlation, causation = origin.correlation_id, origin.causation_id
             actor, hop = origin.actor, origin.hop
-        told = StoredEvent(
+        return StoredEvent(
             event, data, ident, correlation, causation, actor, hop, self._clock.time_us(), stream=stream
         )
-        self._hub.publish((told,), self._hub.head)
-        return told
 
     def subscribe(
         self, patterns: str | Sequence[str], *, start: str | Mapping[str, Any] = "now"

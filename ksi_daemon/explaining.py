@@ -11,15 +11,18 @@ _NOT_ITS_OWN = frozenset(("importlib", "ksi_common", "ksi_daemon", "pluggy", "py
 """Folders of code that a plugin's error only passes through."""
 
 
-class LateBug(InternalError):
-    """What a plugin's function did wrong, found when it has returned: no traceback leads to it.
+class PluginBug(InternalError):
+    """What a plugin did wrong, in words of KSI: its callers may read them, for they have none of its data.
 
-    ``plugin``: whose function it is, where that cannot be told from its file or the event.
+    ``function``: the one that did it, where it has returned, and no traceback leads to it. ``plugin``: whose
+    it is, where that cannot be told from its file or the event.
     """
 
-    def __init__(self, message: str, function: Callable[..., Any], *, plugin: str | None = None) -> None:
+    def __init__(
+        self, message: str, function: Callable[..., Any] | None = None, *, plugin: str | None = None
+    ) -> None:
         super().__init__(message)
-        self.place = _written(function)
+        self.place = ("", 0) if function is None else _written(function)
         self.plugin = plugin
 
 

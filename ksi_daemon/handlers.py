@@ -12,7 +12,7 @@ from ksi_common.records import record
 from ksi_common.validation import parser
 from ksi_daemon import immediate
 from ksi_daemon.database import Database, Transaction
-from ksi_daemon.explaining import LateBug, place_of
+from ksi_daemon.explaining import PluginBug, place_of
 from ksi_daemon.immediate import HandlerError
 from ksi_daemon.outcomes import Ended, Endpoint, Replied, Send, Yielded
 from ksi_daemon.remote.server import Line
@@ -236,7 +236,7 @@ def _streaming(
             async for item in items:
                 if not isinstance(item, item_type):
                     given = type(item).__name__
-                    raise LateBug(f"the handler of {spec.name} gave {given} as an item", function)
+                    raise PluginBug(f"the handler of {spec.name} gave {given} as an item", function)
                 await send(Yielded(item))
         finally:
             await items.aclose()

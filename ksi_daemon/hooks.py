@@ -24,7 +24,7 @@ from ksi_common.records import record
 from ksi_common.strict_json import dumps, non_finite
 from ksi_daemon import hookspecs
 from ksi_daemon.contributions import Command, HttpRoute
-from ksi_daemon.explaining import LateBug, explain
+from ksi_daemon.explaining import PluginBug, explain
 from ksi_daemon.layers import Layer, layer_of
 from ksi_daemon.services import Service
 from ksi_daemon.supervisor import attempt, attempt_async
@@ -171,14 +171,14 @@ class Relay:
     async def handle_event(self, envelope: EventEnvelope) -> Mapping[str, Any] | None:
         """Ask plugins for an event that no class declares; the first answer that is not None wins.
 
-        Raises LateBug where that cannot be sent: it is found here, where it is known whose it is.
+        Raises PluginBug where that cannot be sent: it is found here, where it is known whose it is.
         """
         arguments = {"event": envelope.event, "data": envelope.data, "context": envelope}
         for implementation in reversed(self._manager.hook.ksi_handle_event.get_hookimpls()):
             answer = await self._call(implementation, arguments)
             if answer is not None:
                 if (wrong := _wrong_answer(answer)) is not None:
-                    raise LateBug(
+                    raise PluginBug(
                         f"{envelope.event} was answered with {wrong}",
                         implementation.function,
                         plugin=implementation.plugin_name,

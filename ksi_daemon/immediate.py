@@ -15,11 +15,11 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ksi_common.envelope import EventEnvelope
-from ksi_common.errors import FailedPrecondition, InternalError, KSIError
+from ksi_common.errors import FailedPrecondition, KSIError
 from ksi_common.messages import EventSpec, Message, Rendered
 from ksi_common.validation import parser
 from ksi_daemon.database import Database, Telling, Transaction, Unit
-from ksi_daemon.explaining import LateBug
+from ksi_daemon.explaining import PluginBug
 from ksi_daemon.outcomes import Begin, Endpoint, Later, Replied, Reply, Send, is_reply
 
 Function = Callable[..., Any]
@@ -121,7 +121,7 @@ async def arrival(later: Later) -> Reply:
 def wrong_reply(function: Function | None, reply: object, wanted: type[Message], spec: EventSpec) -> KSIError:
     """Make the error of a handler that gives what is no reply to its event."""
     message = f"the handler of {spec.name} returned {type(reply).__name__}, not {wanted.__name__}"
-    return InternalError(message) if function is None else LateBug(message, function)
+    return PluginBug(message, function)
 
 
 def _checked(reply: Any, wanted: type[Message], spec: EventSpec, function: Function | None = None) -> Reply:

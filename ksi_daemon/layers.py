@@ -18,7 +18,7 @@ from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import FailedPrecondition
 from ksi_common.messages import is_event_pattern, matches
 from ksi_common.records import record
-from ksi_daemon.explaining import LateBug
+from ksi_daemon.explaining import PluginBug
 from ksi_daemon.outcomes import Endpoint, Middleware, Outcome, Send
 
 Stage = Literal["validate", "before", "after"]
@@ -99,7 +99,7 @@ def answering(each: Layer, call: Middleware) -> Middleware:
 
         await call(envelope, answer, go_on)
         if not passed:
-            raise LateBug(
+            raise PluginBug(
                 f"layer {each.name} neither answered {envelope.event} nor awaited call_next(envelope, send)",
                 each.call,
             )

@@ -93,7 +93,7 @@ from ksi_daemon.referrers import Referrers
 from ksi_daemon.replay import Replays, ReplayStep
 from ksi_daemon.retention import Retention
 from ksi_daemon.services import Service, Services
-from ksi_daemon.settings import Settings
+from ksi_daemon.settings import Seconds, Settings
 from ksi_daemon.subscriptions import Interest, Sink, Subscriptions
 from ksi_daemon.timer_rows import Timer
 from ksi_daemon.timers import Timers
@@ -239,6 +239,7 @@ __all__ = [
     "ResourceExhausted",
     "Retention",
     "Rows",
+    "Seconds",
     "Send",
     "Service",
     "Services",

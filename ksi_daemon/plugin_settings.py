@@ -8,7 +8,7 @@ def ksi_settings() -> type[BaseModel]:
     return WeatherSettings
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from ksi_common.errors import InvalidArgument
 from ksi_common.guessing import nearest
 from ksi_common.messages import accepted_names
+from ksi_daemon.setting_origins import Key
 
 ENABLED: Final = "enabled"
 """The one key of every plugin's table: false, and the plugin is not loaded."""
@@ -34,28 +35,35 @@ def own_table(table: Mapping[str, Any]) -> Mapping[str, Any]:
     return {key: value for key, value in table.items() if key != ENABLED}
 
 
-def read_table(name: str, table: Mapping[str, Any], model: type[BaseModel] | None) -> BaseModel | None:
-    """Make a plugin's settings; raise InvalidArgument that names the key, with a guess."""
+def read_table(
+    name: str,
+    table: Mapping[str, Any],
+    model: type[BaseModel] | None,
+    *,
+    origin: Callable[[Key], str] = lambda _: "",
+) -> BaseModel | None:
+    """Make a plugin's settings; raise InvalidArgument that names the key and its ``origin``, with a guess."""
     known = [*accepted_names(model), *model.model_fields] if model is not None else []
     for key in own_table(table):
         if key not in known:
-            raise _unknown(name, key, known)
+            raise _unknown(name, key, known, origin(("plugins", name, key)))
     if model is None:
         return None
     try:
         return model.model_validate(dict(own_table(table)))
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        path = ".".join(("plugins", name, *map(str, problem["loc"])))
+        key_path = ("plugins", name, *problem["loc"])
+        path = ".".join(map(str, key_path))
         raise InvalidArgument(
-            f"setting {path}: {problem['msg']}", reason="bad_setting", setting=path
+            f"setting {path}: {problem['msg']}{origin(key_path)}", reason="bad_setting", setting=path
         ) from error
 
 
-def _unknown(name: str, key: str, known: list[str]) -> InvalidArgument:
+def _unknown(name: str, key: str, known: list[str], where: str) -> InvalidArgument:
     near = nearest(key, known)
     has = ", ".join(dict.fromkeys(known)) or "no settings of its own"
     guess = f'did you mean "{near[0]}"?' if near else f"it has {has}"
     return InvalidArgument(
-        f'there is no setting "plugins.{name}.{key}"; {guess}', reason="unknown_setting", setting=key
+        f'there is no setting "plugins.{name}.{key}"{where}; {guess}', reason="unknown_setting", setting=key
     )

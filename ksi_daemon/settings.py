@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_settings import (
@@ -21,6 +21,7 @@ from ksi_common.frame_fields import MAX_TIMEOUT_S
 from ksi_common.guessing import nearest
 from ksi_common.paths import Paths, stranger
 from ksi_common.strict_json import MAX_INTEGER
+from ksi_daemon.setting_origins import Key, no_json, origin_of
 
 
 def _number(value: object) -> object:
@@ -30,6 +31,7 @@ def _number(value: object) -> object:
 
 
 Seconds = Annotated[float, BeforeValidator(_number), Field(le=MAX_TIMEOUT_S)]
+"""A time that is set: a number, and not without end."""
 Days = Annotated[float, BeforeValidator(_number), Field(le=1_000_000)]
 Count = Annotated[int, BeforeValidator(_number), Field(le=MAX_INTEGER)]
 """What clocks and columns can hold: TOML has infinity, too, and integers without end."""
@@ -148,9 +150,15 @@ class Settings(BaseSettings):
         del dotenv_settings, file_secret_settings
         return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, deep_merge=True))
 
+    @classmethod
+    def origin(cls, key: Key) -> str:
+        """Say in brackets which file or variable sets a key, for the message that refuses it; "": none."""
+        files: Any = cls.model_config.get("toml_file") or ()
+        return origin_of(key, files)
+
 
 def load_settings(paths: Paths) -> Settings:
-    """Read the settings of a home; raise InvalidArgument that names the key, with a guess.
+    """Read the settings of a home; raise InvalidArgument that names the key and its file, with a guess.
 
     Settings name programs that are run, so a file of another user's is refused: PermissionDenied.
     """
@@ -164,10 +172,12 @@ def load_settings(paths: Paths) -> Settings:
     try:
         return Located()
     except ValidationError as error:
-        raise _refusal(error) from None
+        raise _refusal(error, Located) from None
     except ValueError as error:  # TOML that is none; pydantic-settings' own errors
         where = "".join(f"{file}: " for file in config_files(paths) if _is_no_toml(file))
-        raise InvalidArgument(f"settings cannot be read: {where}{error}", reason="bad_settings") from error
+        wrong = ", ".join(no_json(_tables())) if not where else ""
+        why = f"{wrong} in the environment is no JSON" if wrong else f"{where}{error}"
+        raise InvalidArgument(f"settings cannot be read: {why}", reason="bad_settings") from error
 
 
 def _is_no_toml(file: Path) -> bool:
@@ -188,15 +198,16 @@ def config_files(paths: Paths) -> list[Path]:
     return [Path("/etc/ksi/config.toml"), user / "ksi" / "config.toml", paths.config]
 
 
-def _refusal(error: ValidationError) -> InvalidArgument:
+def _refusal(error: ValidationError, settings: type[Settings]) -> InvalidArgument:
     problem = error.errors(include_url=False)[0]
     path = ".".join(str(part) for part in problem["loc"])
+    where = settings.origin(problem["loc"])
     if problem["type"] == "extra_forbidden":
         near = nearest(path, list(setting_names()))
         hint = f'did you mean "{near[0]}"?' if near else "docs/reference/settings.md lists them"
-        return InvalidArgument(f'there is no setting "{path}"', hint=hint, reason="unknown_setting")
+        return InvalidArgument(f'there is no setting "{path}"{where}', hint=hint, reason="unknown_setting")
     wrong = problem["msg"].removeprefix("Value error, ")
-    return InvalidArgument(f"setting {path}: {wrong}", reason="bad_setting", setting=path)
+    return InvalidArgument(f"setting {path}: {wrong}{where}", reason="bad_setting", setting=path)
 
 
 def setting_names() -> list[str]:
@@ -204,8 +215,20 @@ def setting_names() -> list[str]:
     names: list[str] = []
     for name, info in Settings.model_fields.items():
         section = info.annotation
-        if isinstance(section, type) and issubclass(section, Section):
+        if _is_section(section):
             names.extend(f"{name}.{key}" for key in section.model_fields)
         else:
             names.append(name)
     return names
+
+
+def _is_section(annotation: object) -> TypeGuard[type[Section]]:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
+
+
+def _tables() -> list[str]:
+    return [
+        name
+        for name, info in Settings.model_fields.items()
+        if name == "plugins" or _is_section(info.annotation)
+    ]

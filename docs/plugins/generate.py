@@ -14,9 +14,9 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from ksi_daemon import hookspecs, plugin, testing
 from ksi_daemon.logs import logging_to
@@ -111,6 +111,9 @@ def _described(name: str, thing: Any) -> Iterator[str]:
         yield from ("```text", f"{name}{_signature(thing)}", "```", "", inspect.getdoc(thing) or "", "")
     elif isinstance(thing, str | int | float):
         yield from (f"`{thing!r}`", "")
+    elif get_origin(thing) is Annotated:  # its validators say nothing to who reads; its schema does
+        schema = TypeAdapter(thing).json_schema()
+        yield from (f"{_type_of(get_args(thing)[0].__name__)} with the schema `{schema}`", "")
     else:
         yield from (_type_of(thing), "")
 

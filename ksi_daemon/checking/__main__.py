@@ -18,6 +18,7 @@ from ksi_daemon.breadcrumb import Breadcrumb
 from ksi_daemon.catalog import Plugin
 from ksi_daemon.checking import declarations, source
 from ksi_daemon.checking.advice import advised
+from ksi_daemon.checking.awaiting import unawaited
 from ksi_daemon.checking.findings import Finding, unique
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.own_output import own_output
@@ -102,7 +103,7 @@ def _examine(daemon: Daemon, name: str, took_ms: float) -> Iterator[Finding]:
         yield from _loaded(plugin, took_ms)
         yield from declarations.events(daemon, plugin)
     for module in source.modules_in(plugin.module) if plugin.module is not None else ():
-        for look in (source.blocking, source.undecorated):
+        for look in (source.blocking, source.undecorated, unawaited):
             said = attempt(lambda look=look, module=module: list(look(module)))  # type: ignore[misc]
             yield from said if isinstance(said, list) else ()
 

@@ -21,6 +21,7 @@ from ksi_daemon.database.migrations import CORE, migrate, refuse_newer, scripts
 from ksi_daemon.database.peeking import Peeking
 from ksi_daemon.database.transaction import Transaction
 from ksi_daemon.database.writer import Job, Writer
+from ksi_daemon.explaining import PluginBug
 from ksi_daemon.supervisor import for_each
 
 T = TypeVar("T")
@@ -202,9 +203,7 @@ class Database:
 
     def _claim(self, envelope: EventEnvelope) -> bytes:
         if envelope.recorded:
-            raise InternalError(
-                f"the handler of {envelope.event} writes a second time; a request has one unit"
-            )
+            raise PluginBug(f"the handler of {envelope.event} writes a second time; a request has one unit")
         envelope.recorded = True
         message = envelope.message
         if message is not None:

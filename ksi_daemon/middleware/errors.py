@@ -11,7 +11,7 @@ import structlog
 
 from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import Cancelled, InternalError, KSIError, OperationalError
-from ksi_daemon.explaining import LateBug
+from ksi_daemon.explaining import PluginBug
 from ksi_daemon.outcomes import Endpoint, Failed, Send
 
 log = structlog.get_logger()
@@ -68,27 +68,37 @@ class Errors:
         """Give the error to answer with; what was not expected is logged as a bug (``strict``: raised)."""
         if isinstance(error, OperationalError | ReportedError):
             return error
-        late = error if isinstance(error, LateBug) else None
-        file, line = late.place if late is not None else _origin(error, self._owner_of)
+        known = error if isinstance(error, PluginBug) else None
+        file, line = known.place if known is not None and known.place[0] else _origin(error, self._owner_of)
         plugin = self._culprit(file)
         if plugin is None:
-            plugin = self._blame(late.plugin if late is not None and late.plugin else envelope.event)
+            plugin = self._blame(known.plugin if known is not None and known.plugin else envelope.event)
         where = f"{Path(file).name}:{line}" if file else "unknown"
         log.error(
             "handler.crashed",
             handled=envelope.event,
             plugin=plugin,
-            error=f"{type(error).__name__}: {error}"[:500],
+            error=(str(known) if known is not None else f"{type(error).__name__}: {error}")[:500],
             where=where,
             exception="".join(traceback.format_exception(type(error), error, _last_frames(error))),
         )
         if self._strict:
             raise error
+        event = "" if known is not None else f" in {envelope.event}"
         return ReportedError(
-            f"plugin {plugin} failed in {envelope.event}: {type(error).__name__} ({where})",
-            hint="the daemon is fine; its log has the traceback",
-            plugin=plugin,
+            f"plugin {plugin} failed{event}: {named(error)} ({where})", hint=hint_at(error), plugin=plugin
         )
+
+
+def named(error: BaseException) -> str:
+    """Say what a bug is to those who asked: its kind, for its own words may hold what is not theirs."""
+    return error.message if isinstance(error, PluginBug) else type(error).__name__
+
+
+def hint_at(error: BaseException) -> str:
+    """Say what to do about a bug: of some the sentence says everything, of others the log has more."""
+    where = "tell the plugin's author" if isinstance(error, PluginBug) else "its log has the traceback"
+    return f"the daemon is fine; {where}"
 
 
 def _asked_for() -> bool:

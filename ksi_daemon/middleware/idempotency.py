@@ -27,7 +27,7 @@ from ksi_daemon.database import Database
 from ksi_daemon.keys import rows
 from ksi_daemon.keys.execution import Execution
 from ksi_daemon.keys.rows import KeyName, KeyRow
-from ksi_daemon.middleware.errors import ReportedError
+from ksi_daemon.middleware.errors import ReportedError, hint_at, named
 from ksi_daemon.outcomes import Endpoint, Failed, Outcome, Replied, Send
 
 log = structlog.get_logger()
@@ -180,6 +180,6 @@ def _reported(error: BaseException, envelope: EventEnvelope) -> KSIError:
     if isinstance(error, OperationalError | ReportedError):
         return error
     return ReportedError(
-        f"{envelope.event} failed under this key: {type(error).__name__}",
-        hint="the daemon is fine; its log has the traceback",
+        f"{envelope.event} failed under this key: {named(error)}",
+        hint=hint_at(error),
     )

@@ -15,10 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ksi_common.clock import Clock
 from ksi_common.events.completion import Usage
-from ksi_common.frame_fields import MAX_TIMEOUT_S
 from ksi_completion.providers.cassette import key_of, request_of
 from ksi_completion.providers.interface import Answer, Job
-from ksi_daemon.plugin import Database, OperationalError, Transaction
+from ksi_daemon.plugin import Database, OperationalError, Seconds, Transaction
 
 log = structlog.get_logger()
 
@@ -50,7 +49,7 @@ class CacheSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
-    ttl_s: float = Field(3600.0, gt=0, le=MAX_TIMEOUT_S, description="How long an answer is good for.")
+    ttl_s: Seconds = Field(3600.0, gt=0, description="How long an answer is good for.")
     max_answers: int = Field(10_000, ge=1, description="The oldest go first.")
     max_bytes: int = Field(64 * 1024, ge=0, description="Of one answer; a longer one is not kept.")
 

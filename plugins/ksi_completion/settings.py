@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from ksi_common.events.budget import BudgetKey, Limits
 from ksi_common.events.completion import ModelName
-from ksi_common.frame_fields import MAX_TIMEOUT_S
 from ksi_common.guessing import nearest
 from ksi_completion.circuit_breakers import Candidate
 from ksi_completion.injections import InjectionSettings
@@ -19,7 +18,7 @@ from ksi_completion.providers.replay import ReplaySettings
 from ksi_completion.reservations import Limit
 from ksi_completion.response_cache import CacheSettings
 from ksi_completion.whole_path import WholePath
-from ksi_daemon.plugin import InvalidArgument, Settings
+from ksi_daemon.plugin import InvalidArgument, Seconds, Settings
 
 NAME = "completion"
 CandidateName = Annotated[str, StringConstraints(pattern=r"^[^/\s]+/\S+$", max_length=256)]
@@ -61,10 +60,9 @@ class CompletionSettings(BaseModel):
     breaker_failures: int = Field(
         5, ge=1, description="A model that fails so often in a row is left alone for a while."
     )
-    breaker_open_s: float = Field(
+    breaker_open_s: Seconds = Field(
         10.0,
         gt=0,
-        le=MAX_TIMEOUT_S,
         description="For how long; twice as long each time that it fails again, up to 5 minutes.",
     )
     concurrency: int = Field(
@@ -82,16 +80,14 @@ class CompletionSettings(BaseModel):
         le=60,
         description="Before the second try at most; before each next one twice as long, a minute at most.",
     )
-    first_s: float = Field(
+    first_s: Seconds = Field(
         120.0,
         gt=0,
-        le=MAX_TIMEOUT_S,
         description="A provider that says nothing of an answer for this long has stalled.",
     )
-    stall_s: float = Field(
+    stall_s: Seconds = Field(
         120.0,
         gt=0,
-        le=MAX_TIMEOUT_S,
         description="So has one that has begun, and says nothing more for this long.",
     )
     prompt_roots: list[WholePath] = Field(
@@ -101,10 +97,9 @@ class CompletionSettings(BaseModel):
     worker: Annotated[list[str], Field(min_length=1)] | None = Field(
         None, description="Command of the embedded model's worker, in place of the built-in one."
     )
-    worker_idle_s: float = Field(
+    worker_idle_s: Seconds = Field(
         600.0,
         gt=0,
-        le=MAX_TIMEOUT_S,
         description="The embedded model leaves memory after this long without work.",
     )
 
@@ -153,18 +148,19 @@ class CompletionSettings(BaseModel):
         try:
             return cls.model_validate(settings.plugins.get(NAME, {}) | chosen)
         except ValidationError as error:
-            raise _refusal(error, cls) from None
+            raise _refusal(error, cls, settings) from None
 
 
-def _refusal(error: ValidationError, settings: type[BaseModel]) -> InvalidArgument:
+def _refusal(error: ValidationError, model: type[BaseModel], settings: Settings) -> InvalidArgument:
     # Without the input: it may be a key that stands in the wrong place.
     problem = error.errors(include_url=False, include_input=False)[0]
-    key = ".".join(("plugins", NAME, *map(str, problem["loc"])))
+    path = ("plugins", NAME, *problem["loc"])
+    key, where = ".".join(map(str, path)), settings.origin(path)
     if problem["type"] != "extra_forbidden":
-        return InvalidArgument(f"setting {key}: {problem['msg']}", reason="bad_setting")
-    near = nearest(str(problem["loc"][-1]), _keys(settings, problem["loc"][:-1]))
+        return InvalidArgument(f"setting {key}: {problem['msg']}{where}", reason="bad_setting")
+    near = nearest(str(problem["loc"][-1]), _keys(model, problem["loc"][:-1]))
     hint = f'did you mean "{near[0]}"?' if near else "docs/reference/settings.md lists them"
-    return InvalidArgument(f'there is no setting "{key}"', hint=hint, reason="unknown_setting")
+    return InvalidArgument(f'there is no setting "{key}"{where}', hint=hint, reason="unknown_setting")
 
 
 def _keys(table: type[BaseModel], path: Sequence[int | str]) -> Sequence[str]:

@@ -30,6 +30,7 @@ from ksi_daemon.plugin import (
     Consumers,
     Damage,
     Database,
+    EventEnvelope,
     EventLog,
     Hub,
     Interest,
@@ -44,6 +45,7 @@ from ksi_daemon.plugin import (
     Subscriptions,
     Telling,
     Transaction,
+    Unit,
     Wish,
     handler,
     parse_time,
@@ -56,12 +58,20 @@ MAX_EVENTS: Final = 1000
 
 @handler
 def publish(
-    request: Publish, log: EventLog, catalog: Catalog, bus: LocalBus
-) -> Rendered[Published] | Telling[Rendered[Published]]:
+    request: Publish, log: EventLog, catalog: Catalog, bus: LocalBus, envelope: EventEnvelope
+) -> Rendered[Published] | Telling[Rendered[Published]] | Unit[Rendered[Published]]:
     """Tell an event that no plugin declares."""
     _check_untold(request.event, catalog)
     data = orjson.dumps(request.data)
     if request.ephemeral:
+        if envelope.idempotency_key is not None:
+            # Told with its key, or not at all: what was refused and told would be told again by a retry.
+            return lambda tx: _published(
+                bus.pass_on_in(
+                    tx, request.event, data, event_id=request.event_id, stream=request.stream, cause=False
+                ),
+                None,
+            )
         told = bus.pass_on(request.event, data, event_id=request.event_id, stream=request.stream, cause=False)
         return _published(told, None)
 

@@ -254,7 +254,8 @@ def test_a_daemon_that_cannot_start_gives_the_reason_and_the_last_log_lines(cont
     failed = control("start")
     assert (failed.returncode, failed.stdout) == (1, "")
     reason, hint, heading, *logged = failed.stderr.splitlines()
-    assert reason == 'Could not start: there is no setting "limits.drian_s"'
+    config = control.folder / "ksi.toml"
+    assert reason == f'Could not start: there is no setting "limits.drian_s" (in {config})'
     assert hint == '  did you mean "limits.drain_s"?'
     assert heading == f"Last lines of {control.paths.log}:"
     assert "daemon.stopped" in logged[-1]
@@ -775,7 +776,8 @@ def test_settings_that_are_wrong_are_refused_and_what_was_in_force_stays(control
     control("start")
     control.paths.config.write_text("[log]\nlevle = 'debug'\n")
     done = control("reload")
-    said = 'daemon_control: there is no setting "log.levle"\n  did you mean "log.level"?\n'
+    where = f"(in {control.paths.config})"
+    said = f'daemon_control: there is no setting "log.levle" {where}\n  did you mean "log.level"?\n'
     assert (done.returncode, done.stderr) == (1, said)
     with control.popen("logs", "--follow", "--json") as following:
         os.kill(control.pid, signal.SIGHUP)

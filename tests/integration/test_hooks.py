@@ -546,10 +546,11 @@ async def test_a_layer_that_neither_answers_nor_goes_on_is_named_with_its_place(
             error = await ksi.call_error("state:get", {"key": "a"})
             assert await ksi.call_raw("system:health")
     place = f"probe.py:{at_line(HEAD + source, 'async def silent')}"
-    assert error.message == f"plugin probe failed in state:get: LateBug ({place})"
     (line,) = log_file.lines("handler.crashed")
     says = "layer probe.silent neither answered state:get nor awaited call_next(envelope, send)"
-    assert line["error"] == f"LateBug: {says}"
+    assert line["error"] == says
+    assert error.message == f"plugin probe failed: {says} ({place})"
+    assert error.hint == "the daemon is fine; tell the plugin's author"
 
 
 async def test_a_wrong_reply_is_placed_at_the_handler_that_gave_it(
@@ -580,9 +581,15 @@ async def test_a_wrong_reply_is_placed_at_the_handler_that_gave_it(
         async with running_daemon(plugins=[write_plugin(text)], settings={"strict": False}) as ksi:
             for name in ("ask", "follow", "take"):
                 says.append((await ksi.call_error(f"probe:{name}")).message)
+    gave = {
+        "ask": "returned dict, not Said",
+        "follow": "gave int as an item",
+        "take": "returned NoneType, not Said",
+    }
     assert says == [
-        f"plugin probe failed in probe:{name}: LateBug (probe.py:{at_line(text, f'def {name}(') - 1})"
-        for name in ("ask", "follow", "take")
+        f"plugin probe failed: the handler of probe:{name} {what} "
+        f"(probe.py:{at_line(text, f'def {name}(') - 1})"
+        for name, what in gave.items()
     ]
     assert [line["plugin"] for line in log_file.lines("handler.crashed")] == ["probe"] * 3
 
@@ -665,7 +672,9 @@ async def test_a_wrong_answer_of_a_hook_is_its_plugins(
         async with running_daemon(plugins=files, settings=settings) as ksi, ksi.connect() as wire:
             error = (await wire.call("legacy:ask"))["error"]
             plugins = (await ksi.call_raw("plugin:list"))["plugins"]
-    assert error["message"] == "plugin legacy failed in legacy:ask: LateBug (legacy.py:3)"
+    assert error["message"].startswith("plugin legacy failed: legacy:ask was answered with ")
+    assert why in error["message"]
+    assert error["message"].endswith(" (legacy.py:3)")
     assert [plugin["failures"] for plugin in plugins if plugin["name"] == "legacy"] == [1]
     [crash] = log_file.lines("handler.crashed")
     assert why in crash["error"]

@@ -201,6 +201,18 @@ async def test_who_waits_gets_the_failure_of_the_one_that_runs(keyed: ModuleType
     assert keyed.calls == ["a"]
 
 
+async def test_who_waits_for_a_wrong_reply_is_told_what_is_wrong(keyed: ModuleType, wire: Wire) -> None:
+    with holding(keyed, "before"):
+        for number in range(2):
+            data = {"ident": "a", "way": "wrong"}
+            wire.send({"event": "keyed:do", "data": data, "id": number, "idempotency_key": "k"})
+        await keyed.reached.get()
+    other, own = sorted([(await wire.receive())["error"]["message"] for _ in range(2)])
+    what = "the handler of keyed:do returned dict, not Done"
+    assert other == f"keyed:do failed under this key: {what}"
+    assert own.startswith(f"plugin keyed failed: {what} (keyed.py:")
+
+
 @pytest.mark.parametrize("place", ["before", "after"])
 async def test_a_cancelled_try_is_taken_over_by_one_that_waits(
     daemon: RunningDaemon, keyed: ModuleType, wire: Wire, place: str
@@ -288,6 +300,30 @@ async def test_an_ephemeral_event_with_a_key_is_told_once(daemon: RunningDaemon,
     frames = [await wire.call("event:publish", data, idempotency_key="k") for _ in range(2)]
     assert frames[0]["data"] == frames[1]["data"]
     assert len(daemon.events("demo:blink")) == 1
+
+
+async def test_an_ephemeral_event_that_is_refused_with_its_key_was_told_to_nobody(
+    daemon: RunningDaemon, wire: Wire
+) -> None:
+    """The disk is full: the key cannot be kept, so a retry of what was told would tell it again."""
+
+    async def publish(n: int) -> str:
+        data = {"event": "demo:blink", "data": {"n": n}, "ephemeral": True}
+        frame = await wire.call("event:publish", data, idempotency_key=f"k{n}")
+        return "told" if frame["type"] == "reply" else str(frame["error"]["details"]["reason"])
+
+    async def allow(pages: int) -> None:
+        pragma = f"PRAGMA max_page_count = {pages}"  # never less than there are
+        await daemon.daemon.database.write_apart(lambda tx: tx.execute(pragma).fetchone())
+
+    await allow(1)
+    refused = 0
+    while await publish(refused) == "told":  # what is left of the last page takes some keys
+        refused += 1
+    assert await publish(refused) == "store_unavailable"
+    await allow(1_000_000)
+    assert [await publish(refused) for _ in range(2)] == ["told", "told"]
+    assert [told["n"] for told in daemon.emitted("demo:blink")] == list(range(refused + 1))
 
 
 async def test_publish_and_append_take_keys(daemon: RunningDaemon, wire: Wire) -> None:

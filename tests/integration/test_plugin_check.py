@@ -122,6 +122,10 @@ CASES = {
         NAP,
         3, "time.sleep(…) in `async def ask` stops the whole daemon", "asyncio.sleep",
     ),
+    "a forgotten await": (
+        GOOD.replace("    return", "    bus.call(request)\n    return"),
+        2, "bus.call(…) is not awaited: it never runs", "write: await bus.call(…)",
+    ),
     "a hook without its mark": (
         GOOD + "def ksi_shutdown(): ...\n",
         3, "ksi_shutdown is never called", "hookimpl",

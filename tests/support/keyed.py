@@ -14,7 +14,9 @@ from ksi_daemon.plugin import (
     handler,
 )
 
-Way = Literal["later", "unit", "nothing", "refuse", "busy", "refuse_after", "busy_after", "bug_after"]
+Way = Literal[
+    "later", "unit", "nothing", "refuse", "busy", "refuse_after", "busy_after", "bug_after", "wrong"
+]
 
 calls: list[str] = []
 """What handlers were asked, each time they ran."""
@@ -53,7 +55,10 @@ class DoAgain(Request[Done], event="keyed:do_again", idempotent=True):
 @handler
 async def do(request: Do, database: Database) -> Done:
     """Do it."""
-    return await _do(request, database)
+    done = await _do(request, database)
+    if request.way == "wrong":
+        return {"number": 1}  # type: ignore[return-value]  # as plugins without a type checker do
+    return done
 
 
 @handler

@@ -306,6 +306,15 @@ async def test_a_client_may_be_opened_again(daemon: FakeDaemon) -> None:
             assert await client.call_raw("system:health")
 
 
+async def test_a_client_that_was_closed_refuses_calls(daemon: FakeDaemon) -> None:
+    """A blocking one would connect again, by itself; this one needs a task that keeps it connected."""
+    async with AsyncClient(daemon.path) as client:
+        await client.call_raw("system:health")
+    with pytest.raises(FailedPrecondition, match="not open") as refused:
+        await client.call_raw("system:health")
+    assert refused.value.details == {"reason": "client_closed"}
+
+
 async def test_closing_fails_what_is_under_way(daemon: FakeDaemon) -> None:
     daemon.silent.add("demo:sleep")
     async with asyncio.TaskGroup() as tasks, AsyncClient(daemon.path) as client:

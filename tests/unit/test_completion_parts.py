@@ -10,6 +10,7 @@ import pytest
 from ksi_common.errors import FailedPrecondition, InvalidArgument, KSIError, NotFound, PermissionDenied
 from ksi_common.events.completion import Async, ChatMessage, Step
 from ksi_common.ids import is_name
+from ksi_common.paths import Paths
 from ksi_common.session_names import candidates
 from ksi_completion import jobs
 from ksi_completion.conversations import Turn
@@ -21,7 +22,7 @@ from ksi_completion.providers.interface import FailureClass, ProviderFailure
 from ksi_completion.retry_manager import MAX_DELAY_S, RetryManager
 from ksi_completion.settings import CompletionSettings
 from ksi_daemon.processes import Processes
-from ksi_daemon.settings import Settings
+from ksi_daemon.settings import Settings, load_settings
 
 # Retries
 
@@ -300,6 +301,40 @@ async def test_what_is_no_prompt_file_is_refused(
 def test_a_folder_of_prompts_that_no_file_could_be_in_is_refused_with_its_name(path: str) -> None:
     with pytest.raises(InvalidArgument, match=f"prompt_roots.0.*{path} is not a whole path"):
         CompletionSettings.of(Settings(plugins={"completion": {"prompt_roots": [path]}}))
+
+
+@pytest.mark.parametrize("wrong", [True, float("inf")], ids=["yes", "endless"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "breaker_open_s",
+        "first_s",
+        "stall_s",
+        "worker_idle_s",
+        "cache.ttl_s",
+        "providers.litellm.idle_s",
+    ],
+)
+def test_a_time_is_a_number_as_in_the_settings_of_the_daemon(key: str, wrong: object) -> None:
+    table: dict[str, object] = {}
+    *path, last = key.split(".")
+    inner = table
+    for name in path:
+        inner[name] = inner = {}
+    inner[last] = wrong
+    with pytest.raises(InvalidArgument, match=f"setting plugins.completion.{key}: "):
+        CompletionSettings.of(Settings(plugins={"completion": table}))
+
+
+def test_a_setting_that_is_wrong_is_refused_with_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    paths = Paths(tmp_path / "var")
+    paths.config.write_text("[plugins.completion]\natempts = 3\n")
+    with pytest.raises(InvalidArgument) as refused:
+        CompletionSettings.of(load_settings(paths))
+    assert refused.value.message == f'there is no setting "plugins.completion.atempts" (in {paths.config})'
 
 
 # The model that comes with KSI

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from ksi_common.envelope import EventEnvelope, current_envelope
 from ksi_common.errors import DeadlineExceeded, KSIError, NotFound, PermissionDenied
 from ksi_common.messages import EventSpec, Message
+from ksi_daemon.explaining import PluginBug
 from ksi_daemon.middleware import compose
 from ksi_daemon.middleware.correlation import correlation
 from ksi_daemon.middleware.deadline import TICK_S, Deadline
@@ -502,6 +503,16 @@ async def test_the_answer_to_a_bug_does_not_say_what_the_error_says(
     with capture_logs():
         await Errors(blame)(envelope(), sent, raising(ValueError("sk-secret")))
     assert "sk-secret" not in str(sent.error.to_wire())
+
+
+async def test_what_ksi_says_of_a_plugin_is_answered_in_these_words(
+    sent: Sent, blame: Callable[[str], str]
+) -> None:
+    """Where a traceback leads to it, at the line it leads to."""
+    with capture_logs() as lines:
+        await Errors(blame)(envelope(), sent, raising(PluginBug("demo:ask has two units")))
+    assert lines[0]["error"] == "demo:ask has two units"
+    assert sent.error.message.startswith("plugin shop failed: demo:ask has two units (test_middleware.py:")
 
 
 async def test_a_strict_daemon_raises_a_bug_on(sent: Sent, blame: Callable[[str], str]) -> None:

@@ -4,11 +4,18 @@ import os
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ksi_common.errors import InvalidArgument, PermissionDenied
 from ksi_common.paths import Paths
+from ksi_daemon.plugin_settings import read_table
 from ksi_daemon.settings import Settings, config_files, load_settings, setting_names
+
+
+class Shop(BaseModel):
+    """Settings of a plugin."""
+
+    url: str
 
 
 @pytest.fixture(autouse=True)
@@ -111,14 +118,14 @@ def test_variables_that_are_no_settings_are_left_alone(paths: Paths, monkeypatch
 
 def test_an_unknown_key_is_refused_with_a_guess(paths: Paths) -> None:
     error = refusal(paths, "[limits]\nin_flght = 7\n")
-    assert error.message == 'there is no setting "limits.in_flght"'
+    assert error.message == f'there is no setting "limits.in_flght" (in {paths.config})'
     assert error.hint == 'did you mean "limits.in_flight"?'
     assert error.details == {"reason": "unknown_setting"}
 
 
 def test_an_unknown_key_like_no_other_is_refused_with_where_to_look(paths: Paths) -> None:
     error = refusal(paths, "zzz = 7\n")
-    assert error.message == 'there is no setting "zzz"'
+    assert error.message == f'there is no setting "zzz" (in {paths.config})'
     assert error.hint == "docs/reference/settings.md lists them"
 
 
@@ -152,14 +159,41 @@ def test_an_unknown_key_like_no_other_is_refused_with_where_to_look(paths: Paths
 def test_a_bad_value_names_its_key(paths: Paths, text: str, key: str, says: str) -> None:
     error = refusal(paths, text)
     assert error.message.startswith(f"setting {key}: ")
+    assert error.message.endswith(f" (in {paths.config})")
     assert says in error.message
     assert error.details == {"reason": "bad_setting", "setting": key}
 
 
 def test_a_bad_value_in_the_environment_names_its_key(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KSI_LIMITS__STREAMS", "many")
-    with pytest.raises(InvalidArgument, match=r"setting limits\.streams: "):
+    write(paths.config, "[limits]\nstreams = 3\n")
+    says = r"setting limits\.streams: .* \(in the environment's KSI_LIMITS__STREAMS\)"
+    with pytest.raises(InvalidArgument, match=says):
         load_settings(paths)
+
+
+def test_a_bad_value_in_the_users_file_names_that_file(paths: Paths) -> None:
+    user = config_files(paths)[1]
+    write(user, "[limits]\nin_flight = 0\n")
+    assert refusal(paths, "[limits]\nstreams = 3\n").message.endswith(f" (in {user})")
+
+
+def test_the_table_of_a_plugin_knows_where_it_comes_from(paths: Paths) -> None:
+    write(paths.config, "[plugins.shop]\nulr = 1\n")
+    settings = load_settings(paths)
+    with pytest.raises(InvalidArgument) as refused:
+        read_table("shop", settings.plugins["shop"], Shop, origin=settings.origin)
+    says = f'there is no setting "plugins.shop.ulr" (in {paths.config}); did you mean "url"?'
+    assert refused.value.message == says
+    with pytest.raises(InvalidArgument) as refused:
+        read_table("shop", {}, Shop, origin=settings.origin)
+    assert refused.value.message == f"setting plugins.shop.url: Field required (in {paths.config})"
+
+
+def test_what_no_file_sets_has_no_origin(paths: Paths) -> None:
+    write(paths.config, "[plugins.shop]\nurl = 1\n")
+    assert Settings(plugins={"shop": {"ulr": 1}}).origin(("plugins", "shop", "ulr")) == ""
+    assert load_settings(paths).origin(("plugins", "other", "url")) == ""
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
@@ -179,7 +213,7 @@ def test_bad_toml_is_refused_with_the_place(paths: Paths) -> None:
 
 def test_bad_json_in_the_environment_is_refused(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KSI_LIMITS", "{")
-    with pytest.raises(InvalidArgument, match=r"settings cannot be read: .*limits"):
+    with pytest.raises(InvalidArgument, match="read: KSI_LIMITS in the environment is no JSON"):
         load_settings(paths)
 
 

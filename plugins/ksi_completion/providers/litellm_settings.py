@@ -5,9 +5,9 @@ from typing import Annotated
 from pydantic import Field, JsonValue
 
 from ksi_common.events.completion import ModelName
-from ksi_common.frame_fields import MAX_TIMEOUT_S
 from ksi_completion.providers.section import Section
 from ksi_completion.whole_path import KeyFile
+from ksi_daemon.plugin import Seconds
 
 
 class LitellmModel(Section):
@@ -38,8 +38,8 @@ class LitellmSettings(Section):
     )
     concurrency: int = Field(16, ge=1, le=1024, description="Answers at once.")
     request_timeout_s: float = Field(300.0, gt=0, le=3600, description="Of one request to a service.")
-    idle_s: float = Field(
-        600.0, gt=0, le=MAX_TIMEOUT_S, description="It leaves memory, 200 MB, after this long without work."
+    idle_s: Seconds = Field(
+        600.0, gt=0, description="It leaves memory, 200 MB, after this long without work."
     )
     pass_env: list[Annotated[str, Field(min_length=1)]] = Field(
         default_factory=list[str], description="More of the daemon's variables that it gets, as AWS_PROFILE."
