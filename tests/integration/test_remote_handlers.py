@@ -206,6 +206,18 @@ async def test_what_nobody_wants_any_more_is_revoked(ksi: RunningDaemon) -> None
         assert (await weather.receive())["type"] == "cancel"
 
 
+async def test_each_of_several_that_are_late_is_told_so(ksi: RunningDaemon) -> None:
+    async with server(ksi), ksi.connect() as wire:
+        for ident in ("1", "2"):  # at once: they are late in the same tick
+            ask(wire, ident, timeout_s=0.05)
+        late = [await wire.receive(), await wire.receive()]
+        ask(wire, "3", timeout_s=0.05)
+        late.append(await wire.receive())
+    assert [(each["id"], each["error"]["code"]) for each in late] == [
+        (ident, "DEADLINE_EXCEEDED") for ident in ("1", "2", "3")
+    ]
+
+
 async def test_calls_are_spread_over_the_clients_of_one_name(ksi: RunningDaemon) -> None:
     async with server(ksi) as one, server(ksi) as two, ksi.connect() as wire:
         for number in range(4):
