@@ -206,13 +206,18 @@ async def test_what_nobody_wants_any_more_is_revoked(ksi: RunningDaemon) -> None
         assert (await weather.receive())["type"] == "cancel"
 
 
-async def test_each_of_several_that_are_late_is_told_so(ksi: RunningDaemon) -> None:
+async def test_each_of_several_that_are_late_is_told_so_and_counted(ksi: RunningDaemon) -> None:
     async with server(ksi), ksi.connect() as wire:
         for ident in ("1", "2"):  # at once: they are late in the same tick
             ask(wire, ident, timeout_s=0.05)
         late = [await wire.receive(), await wire.receive()]
         ask(wire, "3", timeout_s=0.05)
         late.append(await wire.receive())
+        ask(wire, "4")
+        wire.send({"type": "cancel", "id": "4"})
+        assert (await wire.receive())["error"]["code"] == "CANCELLED"
+        figures = ksi.daemon.observation.statistics["weather:get"]
+        assert (figures.handled, figures.failed) == (4, 4)
     assert [(each["id"], each["error"]["code"]) for each in late] == [
         (ident, "DEADLINE_EXCEEDED") for ident in ("1", "2", "3")
     ]
