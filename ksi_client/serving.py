@@ -150,27 +150,29 @@ class _Desk:
     async def _handle(self, asked: Asked, which: _Which) -> None:
         self._say(await self._answer(asked, which), which)
 
-    def _say(self, answer: ServedAnswer, which: _Which) -> None:
+    def _say(self, line: bytes, which: _Which) -> None:
         if which[0] == self._link.connections:  # else nobody knows its id any more
-            self._link.say(answer.encode())
+            self._link.say(line)
 
-    async def _answer(self, asked: Asked, which: _Which) -> ServedAnswer:
+    async def _answer(self, asked: Asked, which: _Which) -> bytes:
+        """Give the line that answers; a handler that fails, or gives no JSON, costs its own call only."""
         served = self._served[asked.event]
         try:
-            return await self._ask(served, asked, which)
-        except KSIError as error:
-            return ServedAnswer(asked.id, "error", error.to_wire())
+            try:
+                return (await self._ask(served, asked, which)).encode()
+            except KSIError as error:
+                return ServedAnswer(asked.id, "error", error.to_wire()).encode()
         except Exception as error:
             log.exception("the handler of %s failed", asked.event)
             bug = InternalError(f"{type(error).__name__} ({_place(error, served.handle)})")
-            return ServedAnswer(asked.id, "error", bug.to_wire())
+            return ServedAnswer(asked.id, "error", bug.to_wire()).encode()
 
     async def _ask(self, served: Served, asked: Asked, which: _Which) -> ServedAnswer:
         arguments = [_message(served, asked), asked][: len(inspect.signature(served.handle).parameters)]
         given = served.handle(*arguments)
         if isinstance(given, AsyncIterator):
             async for item in given:
-                self._say(ServedAnswer(asked.id, "item", _plain(item)), which)
+                self._say(ServedAnswer(asked.id, "item", _plain(item)).encode(), which)
                 await self._link.wait_writable()
             return ServedAnswer(asked.id, "end", {})
         if not inspect.isawaitable(given):

@@ -160,7 +160,7 @@ class Connection(asyncio.Protocol):
         self.transport = None
         self._writable.set()
         self._timeouts.end()
-        for exchange in self._exchanges.values():
+        for exchange in tuple(self._exchanges.values()):  # one that has not begun leaves at once
             if exchange.stream:
                 exchange.cancel()
         self._server.closed(self)

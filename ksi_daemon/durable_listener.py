@@ -6,6 +6,7 @@ nothing the cursor follows in a commit of its own, and a crash may give it the l
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -145,8 +146,8 @@ class DurableListener:
         finally:
             filling.cancel()
             saving.cancel()
-            if self._done > self._saved:  # handed over, and on disk before the database is closed
-                self._consumers.database.write_apart(self._move)
+            if self._done > self._saved:
+                self._leave_cursor()
 
     def _restore(self, letter: DeadLetter) -> None:
         """Take a dead letter that is to be tried again."""
@@ -249,6 +250,15 @@ class DurableListener:
                 done = self._done
                 await self._persist(self._move)
                 self._saved = max(self._saved, done)
+
+    def _leave_cursor(self) -> None:
+        """Hand the cursor over, to be on disk before the database is closed, if that is not so yet.
+
+        Where it cannot be stored the last events are given again; the end that was asked for goes on.
+        """
+        with suppress(OperationalError):
+            moved = self._consumers.database.write_apart(self._move)
+            moved.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     def _move(self, tx: Transaction) -> None:
         rows.advance(tx, self._id, self._done, self._consumers.clock.time_us())

@@ -1,6 +1,6 @@
 """One call of a client, from its frame to its answer."""
 
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from ksi_common.envelope import OWNER, Caller, EventEnvelope
@@ -21,7 +21,7 @@ from ksi_common.messages import Message, Rendered
 from ksi_common.protocol import MAX_ANSWER
 from ksi_common.strict_json import dumps
 from ksi_daemon.hub import Batch
-from ksi_daemon.outcomes import Ended, Failed, Later, Outcome, Replied, Reply, Yielded
+from ksi_daemon.outcomes import Ended, Failed, Outcome, Replied, Reply, Yielded
 from ksi_daemon.router import Route
 
 if TYPE_CHECKING:
@@ -42,10 +42,10 @@ class Exchange:
         "begun",
         "envelope",
         "ident",
-        "later",
         "safe",
         "slot",
         "started",
+        "stop",
         "stream",
         "task",
         "wire_id",
@@ -66,8 +66,8 @@ class Exchange:
         """When its handler was begun, by ``perf_counter``, where it has no task."""
         self.slot: dict[Caller, None] | None = None
         """Where its deadline is watched, while it waits without a task."""
-        self.later: Later | None = None
-        """What the answer is awaited from, where it comes by a callback."""
+        self.stop: Callable[[], None] | None = None
+        """Stops what the answer is awaited from, where it comes by a callback."""
         self.task: asyncio.Task[None] | None = None
         self.envelope = EventEnvelope(
             call.event,
@@ -140,24 +140,19 @@ class Exchange:
         if self.begun and self.task is not None:
             self.task.cancel()
         else:
-            if self.later is not None:
-                self.later.cancel()
-                self._forget_slot()
+            if self.stop is not None:
+                self.stop()
             # A task that is cancelled before its first step never runs, and would never answer.
             self.fail(Cancelled(f"{self.envelope.event} was cancelled"))
 
     def release(self) -> None:
         """Cut the circle of references, so that the request is freed at once and not by the collector."""
         self.task = None
-        self.later = None
+        self.stop = None
         self.envelope.caller = None
         begun = self.envelope.begun
         if begun is not None and isinstance(begun, Coroutine):
             begun.close()  # where it was cancelled before the first step of its task
-
-    def _forget_slot(self) -> None:
-        if self.slot is not None:
-            self.slot.pop(self, None)
 
     def sink(self) -> "ConnectionSink":
         """Give the way for frames that are rendered already."""

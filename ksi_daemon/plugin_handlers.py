@@ -1,6 +1,5 @@
 """``plugin:serve``, and what is known of plugins among each other; part of the core's plugin."""
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
 from ksi_common.bus import Bus
@@ -41,12 +40,12 @@ async def serve(
     request: Serve, remotes: Remotes, line: Line, bus: Bus, tasks: Tasks
 ) -> AsyncIterator[Serving]:
     """Take the client in until it ends the stream, or is gone."""
-    with remotes.serving(request, line) as group:
+    with remotes.serving(request, line) as (group, server):
         events, name = list(group.declared), request.name
         await bus.notify(Joined(plugin=name, events=events, servers=len(group.servers)))
         yield Serving(plugin=name, events=events, servers=len(group.servers))
         try:
-            await asyncio.Event().wait()
+            await server.serve()
         finally:
             tasks.create_task(_tell_left(bus, group.plugin, events))
 

@@ -82,7 +82,7 @@ class Timer:
 def set_timer(
     tx: Transaction, name: str, due_us: int, message: Request[Any] | Notification, *, replace: bool
 ) -> bool:
-    """Write a timer; False where ``replace`` is and one of that name stands."""
+    """Write a timer; False where one of that name stands and ``replace`` is not set."""
     data = _data_of(name, message)
     cause = tx.envelope
     origin = (cause.correlation_id, cause.event_id, cause.actor) if cause else (None, None, None)

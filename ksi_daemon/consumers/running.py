@@ -163,16 +163,19 @@ class Running:
             self.row.stream,
             {"cursor": self._subscriptions.log.cursor(self.ledger.read_to)},
         )
-        async with asyncio.TaskGroup() as tasks:
-            feeding = tasks.create_task(self._feed(interest))
-            while not (self._closing and not self._reports and not self._lost and not self._dying):
-                await self._work.wait()
-                self._work.clear()
-                await self._settle()
-            feeding.cancel()
-        if self._alarm is not None:
-            self._alarm.cancel()
-        self.fail(Unavailable("the consumer was closed", reason="closed"))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                feeding = tasks.create_task(self._feed(interest))
+                while not (self._closing and not self._reports and not self._lost and not self._dying):
+                    await self._work.wait()
+                    self._work.clear()
+                    await self._settle()
+                feeding.cancel()
+        finally:
+            refuse(self._reports, _closed())  # what came while it failed
+            if self._alarm is not None:
+                self._alarm.cancel()
+        self.fail(_closed())
 
     async def _feed(self, interest: Interest) -> None:
         error = await attempt_async(lambda: self._subscriptions.follow(interest, self))
@@ -242,7 +245,7 @@ class Running:
             self._defer(reports, error)
             return
         finally:
-            refuse(reports, Unavailable("the consumer was closed", reason="closed"))
+            refuse(reports, _closed())
         self.dispatch()
         if not self.ledger.half_full:
             self._drained.set()
@@ -349,6 +352,10 @@ class Running:
 
     def _cursor(self) -> str:
         return self._subscriptions.log.cursor(self.ledger.position)
+
+
+def _closed() -> Unavailable:
+    return Unavailable("the consumer was closed", reason="closed")
 
 
 _LOST: Final = Refusal(

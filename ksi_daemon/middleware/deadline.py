@@ -8,6 +8,7 @@ from typing import Final
 from ksi_common.envelope import Caller, EventEnvelope
 from ksi_common.errors import DeadlineExceeded
 from ksi_daemon.outcomes import Endpoint, Send
+from ksi_daemon.supervisor import for_each
 
 TICK_S: Final = 0.1
 """How late a deadline may be noticed."""
@@ -93,10 +94,14 @@ class DeadlineWheel:
 
     def _tick(self) -> None:
         now = monotonic()
-        for tick in [tick for tick in self._slots if tick * TICK_S <= now]:
-            for caller in self._slots.pop(tick):
-                self._late(caller)
-                caller.abandon()
+        over = [tick for tick in self._slots if tick * TICK_S <= now]
+        # Copied, because who is abandoned may take itself out of its slot.
+        late = [caller for tick in over for caller in self._slots.pop(tick)]
         self._ticking = False
         if self._slots:
-            self._wait()
+            self._wait()  # first, so that whatever one of them raises the wheel turns on
+        for_each(late, self._abandon)
+
+    def _abandon(self, caller: Caller) -> None:
+        self._late(caller)
+        caller.abandon()

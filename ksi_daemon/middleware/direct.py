@@ -55,7 +55,7 @@ class Direct:
                 self._database.write_for(envelope, outcome, partial(self._written, exchange))
             elif isinstance(outcome, Later):
                 exchange.slot = self._deadline.watch(envelope, exchange)
-                exchange.later = outcome
+                exchange.stop = partial(self._stop, exchange, outcome)
                 outcome.begin(partial(self._arrived, exchange))
             else:
                 return outcome
@@ -90,6 +90,10 @@ class Direct:
             self._fail(exchange, bug)
         finally:
             reset_current(token)
+
+    def _stop(self, exchange: Exchange, later: Later) -> None:
+        later.cancel()
+        self._end(exchange, CancelledError())
 
     def _reply(self, exchange: Exchange, reply: Reply | Mapping[str, Any]) -> None:
         exchange.reply(reply)

@@ -45,6 +45,8 @@ class Projection:
         self.shadow: Generation | None = None
         self.error: str | None = None
         """Why it does not go on."""
+        self._given_up = False
+        """It does not run any more."""
         self._database = database
         self._log = eventlog
         self._hub = hub
@@ -101,6 +103,12 @@ class Projection:
         """
         declared = self.declaration
         await self._begun.wait()
+        if self._given_up:
+            raise FailedPrecondition(
+                f"projection {declared.name} failed again and again: {self.error}",
+                reason="given_up",
+                hint="the daemon's log says why; it begins again with the daemon",
+            )
 
         def unit(tx: Transaction) -> Generation:
             retire_shadow(tx, declared.name)
@@ -119,6 +127,8 @@ class Projection:
         """Give up, as the supervisor does: it failed again and again."""
         del name
         self.error = repr(error)
+        self._given_up = True
+        self._begun.set()  # for who waits to have it built again
         self._moved.set()
 
     async def run(self) -> None:

@@ -56,9 +56,9 @@ class Group:
         """Give a call to the client that has the least at work; where all are full, let it wait."""
         if self.waiting:
             self._forget_cancelled()
-        free = [server for server in self.servers if server.free]
-        if free and not self.waiting:
-            min(free, key=lambda server: server.at_work).ask(call)
+        free = self._free()
+        if free is not None and not self.waiting:
+            free.ask(call)
         elif len(self.waiting) >= MAX_WAITING:
             raise ResourceExhausted(
                 f"{MAX_WAITING} calls wait for plugin {self.plugin.name}",
@@ -71,18 +71,23 @@ class Group:
     def freed(self) -> None:
         """Give out what waits, as far as there is room."""
         while self.waiting:
-            free = [server for server in self.servers if server.free]
-            if not free:
+            free = self._free()
+            if free is None:
                 return
             call = self.waiting.popleft()
             if not call.over:
-                min(free, key=lambda server: server.at_work).ask(call)
+                free.ask(call)
 
     def abandon(self, reason: KSIError) -> None:
         """Answer what waits: nobody is left."""
         waiting, self.waiting = self.waiting, deque()
         for call in waiting:
             call.finish(None, reason)
+
+    def _free(self) -> RemoteServer | None:
+        """Give the client that has the least at work, of those that can take one more."""
+        free = [server for server in self.servers if server.can_take()]
+        return min(free, key=lambda server: server.at_work, default=None)
 
     def _forget_cancelled(self) -> None:
         while self.waiting and self.waiting[0].over:
@@ -103,7 +108,7 @@ class Remotes:
         return self._groups.get(plugin)
 
     @contextmanager
-    def serving(self, request: Serve, line: Line) -> Iterator[Group]:
+    def serving(self, request: Serve, line: Line) -> Iterator[tuple[Group, RemoteServer]]:
         """Take a client in for as long as the block lasts; raises where its events cannot be had."""
         if line.serves is not None:
             raise AlreadyExists("this connection serves already: name all events in one plugin:serve")
@@ -117,7 +122,7 @@ class Remotes:
         )
         group.freed()
         try:
-            yield group
+            yield group, server
         finally:
             line.serves = None
             self._leave(group, server)

@@ -1,5 +1,6 @@
 """A connected client that serves: what it has at work, and what it says to it."""
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
@@ -32,6 +33,10 @@ class Line(Protocol):
         """Send a frame."""
         ...
 
+    async def wait_writable(self) -> None:
+        """Return when the client has read enough, or is gone."""
+        ...
+
 
 class RemoteServer:
     """One client under a plugin's name. ``freed`` is called whenever it can take one more."""
@@ -45,16 +50,28 @@ class RemoteServer:
         self._bug = bug
         self._calls: dict[str, RemoteCall] = {}
         self._count = 0
+        self._is_behind = asyncio.Event()
+        """It was to take one more, and had too much unread."""
 
     @property
     def at_work(self) -> int:
         """How many calls it has."""
         return len(self._calls)
 
-    @property
-    def free(self) -> bool:
-        """Tell whether it can take one more."""
-        return len(self._calls) < self.limit and not self._line.full
+    def can_take(self) -> bool:
+        """Tell whether it can take one more; one that has too much unread says by ``freed`` when it can."""
+        if self._line.full:
+            self._is_behind.set()
+            return False
+        return len(self._calls) < self.limit
+
+    async def serve(self) -> None:
+        """Take more whenever the client has read what kept it from that, until cancelled."""
+        while True:
+            await self._is_behind.wait()
+            self._is_behind.clear()
+            await self._line.wait_writable()
+            self._freed()
 
     def ask(self, call: RemoteCall) -> None:
         """Send a call."""

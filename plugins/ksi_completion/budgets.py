@@ -229,7 +229,8 @@ class Budgets:
             return
         if len(self._spent) >= REMEMBERED:
             idle = next((name for name, known in self._spent.items() if not known.reserved), None)
-            self._spent.pop(idle, None) if idle else None
+            if idle is not None:
+                del self._spent[idle]
         self._spent[account] = spent
 
     async def _described(

@@ -67,8 +67,9 @@ class Conductor:
         """Stop a completion whose row says that this is wanted."""
         one = self._opened.get(row.request_id)
         if one is None:
-            if self._dead.names.pop(row.request_id, self) is self:
+            if row.request_id not in self._dead.names:
                 return
+            del self._dead.names[row.request_id]
             one = self._opened.add(Open(row.entry, row))
             self._unbegun.append(one)
         one.is_unwanted = True

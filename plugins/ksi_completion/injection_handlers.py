@@ -126,6 +126,9 @@ async def send_unsent(injections: Injections, bus: Bus) -> None:
             await send(injection_id, injections, bus)
         except OperationalError as error:
             log.warning("injection.refused", injection_id=injection_id, error=error.message)
+        except Exception:
+            # A bug that one of them meets is no reason for completions not to be worked on.
+            log.exception("injection.bug", injection_id=injection_id)
 
 
 async def _inject_all(items: Sequence[Item], injections: Injections, database: Database, bus: Bus) -> Batched:

@@ -1,16 +1,20 @@
 """Named consumers over the socket: a cursor that the daemon keeps, and events given until they are done."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ksi_client import AsyncClient, Client
-from ksi_common.errors import KSIError
+from ksi_common.errors import KSIError, Unavailable
+from ksi_daemon.consumers import rows
 from ksi_daemon.consumers.ledger import LOSSES_TOGETHER
+from ksi_daemon.supervisor import attempt_async
 from ksi_daemon.testing import PATIENCE_S, FakeClock, RunningDaemon, Wire, running_daemon
 from tests.support.databases import writable
 from tests.support.waiting import eventually
@@ -477,6 +481,29 @@ async def test_an_ack_that_cannot_be_stored_is_refused_and_loses_nothing(ksi: Ru
             assert (again["cursor"], again["data"]["attempt"]) == (item["cursor"], 2)
             await b.ack(again)
         assert (await state(ksi, "g"))["lag"] == 0
+
+
+async def test_a_consumer_that_fails_answers_all_that_was_said_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def settle(*_: object) -> None:
+        begun.set()
+        go_on.wait(PATIENCE_S)
+        raise ValueError("a bug")
+
+    async with running_daemon(settings={"strict": False}) as ksi:
+        await tell(ksi, *range(2))
+        async with following(ksi, consumer="a", start="beginning") as member:
+            first, second = await member.items(2)
+            monkeypatch.setattr(rows, "settle", settle)
+            async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
+                say = partial(ksi.daemon.consumers.report, ("consumer", "a"), refusal=None)
+                said = [tasks.create_task(attempt_async(partial(say, cursors=[first["cursor"]])))]
+                await asyncio.to_thread(begun.wait, PATIENCE_S)
+                said.append(tasks.create_task(attempt_async(partial(say, cursors=[second["cursor"]]))))
+                await asyncio.sleep(0)  # until it is said
+                go_on.set()
+        assert [type(each.result()) for each in said] == [Unavailable, Unavailable]
 
 
 async def test_the_client_consumes_acks_and_gives_back(ksi: RunningDaemon) -> None:

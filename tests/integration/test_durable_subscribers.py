@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from ksi_daemon.testing import PATIENCE_S, RunningDaemon, running_daemon
 from tests.support.databases import writable
 from tests.support.waiting import eventually
@@ -222,6 +224,42 @@ async def test_a_disk_that_takes_nothing_is_waited_for_and_is_no_attempt(write_p
         await settled(ksi, "ledger.book")
         assert await booked(ksi) == [1]
         assert ksi.emitted("deadletter:added") == []
+
+
+HEARING = """
+    import asyncio
+
+    from ksi_common.events.state import Changed
+    from ksi_daemon.plugin import subscriber
+
+    heard, gate = asyncio.Event(), asyncio.Event()
+
+    @subscriber(durable=True)
+    async def hear(change: Changed) -> None:
+        heard.set()
+        await gate.wait()
+"""
+
+
+async def test_one_whose_cursor_cannot_be_stored_ends_with_a_daemon_that_breaks_off(
+    write_plugin: WritePlugin, log_file: LogFile
+) -> None:
+    async def is_deferred() -> bool:
+        return bool(log_file.lines("subscriber.deferred"))
+
+    async def break_off() -> None:
+        async with running_daemon(plugins=[write_plugin(HEARING, "ledger")]) as ksi:
+            await set_(ksi, 1)
+            await module().heard.wait()
+            writable(ksi.daemon.database, is_so=False)
+            module().gate.set()
+            await eventually(is_deferred, patience_s=PATIENCE_S)
+            ksi.daemon.lifecycle.fail(OSError("the disk is gone"))
+            await asyncio.Event().wait()
+
+    with log_file.written(), pytest.raises(OSError, match="the disk is gone"):
+        await break_off()
+    assert log_file.lines("child.crashed") == []
 
 
 async def test_what_is_never_stored_has_no_durable_subscriber(write_plugin: WritePlugin) -> None:

@@ -194,3 +194,24 @@ async def test_an_answer_that_is_too_long_to_inject_is_said() -> None:
         data = {"request_id": "r1", "target_sessions": ["s2"]}
         error = (await wire.call("injection:process_result", data, id="p"))["error"]
         assert (error["code"], error["details"]["reason"]) == ("FAILED_PRECONDITION", "answer_too_long")
+
+
+async def test_one_that_met_a_bug_when_it_was_to_be_sent_keeps_no_daemon_from_its_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def crash(*_: object) -> None:
+        raise ZeroDivisionError
+
+    settings, home = {**table(), "strict": False}, tmp_path / "var"
+    monkeypatch.setattr(Injections, "request_of", crash)
+    async with running_daemon(home=home, settings=settings) as ksi:
+        error = await ksi.call_error(
+            "injection:inject", {"session_id": "s1", "content": "a", "mode": "direct"}
+        )
+        assert error.code == "INTERNAL"
+    async with running_daemon(home=home, settings=settings) as ksi:
+        assert (await ask(ksi, "still here", session_id="s2"))["text"] == "still here"
+    monkeypatch.undo()
+    async with running_daemon(home=home, settings=settings) as ksi, ksi.connect() as wire:
+        (waiting,) = await ksi.wait_emitted("completion:accepted")
+        assert await answer_of(wire, waiting["request_id"]) == "a"

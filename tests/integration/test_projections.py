@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from ksi_common.events.projection import Rebuilt
+from ksi_daemon.projections.follower import Projection
 from ksi_daemon.testing import RunningDaemon, running_daemon
 from tests.integration.conftest import WritePlugin
+from tests.support.waiting import eventually
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "plugins"
 STATE_VALUES = EXAMPLES / "state_values.py"
@@ -321,3 +323,21 @@ async def test_a_page_ends_by_its_bytes_in_any_script(write_plugin: WritePlugin)
         await get(ksi, "notes", cursor=await head(ksi), key="e")
         page = await ksi.call_raw("projection:query", {"name": "notes"})
         assert ([entry["key"] for entry in page["entries"]], page["next"]) == (["a", "b"], "b")
+
+
+async def test_one_that_was_given_up_says_so_where_it_is_to_be_built_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def begin(self: Projection) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(Projection, "_begin", begin)
+    async with running_daemon(plugins=[EXAMPLES / "popularity.py"]) as ksi:
+        follower = ksi.daemon.projections.named("popularity")
+
+        async def is_stopped() -> bool:
+            return follower.status == "stopped"
+
+        await eventually(is_stopped)
+        error = await ksi.call_error("projection:rebuild", {"name": "popularity"})
+    assert (error.code, error.details["reason"]) == ("FAILED_PRECONDITION", "given_up")

@@ -206,6 +206,23 @@ async def test_what_nobody_wants_any_more_is_revoked(ksi: RunningDaemon) -> None
         assert (await weather.receive())["type"] == "cancel"
 
 
+async def test_each_of_several_that_are_late_is_told_so_and_counted(ksi: RunningDaemon) -> None:
+    async with server(ksi), ksi.connect() as wire:
+        for ident in ("1", "2"):  # at once: they are late in the same tick
+            ask(wire, ident, timeout_s=0.05)
+        late = [await wire.receive(), await wire.receive()]
+        ask(wire, "3", timeout_s=0.05)
+        late.append(await wire.receive())
+        ask(wire, "4")
+        wire.send({"type": "cancel", "id": "4"})
+        assert (await wire.receive())["error"]["code"] == "CANCELLED"
+        figures = ksi.daemon.observation.statistics["weather:get"]
+        assert (figures.handled, figures.failed) == (4, 4)
+    assert [(each["id"], each["error"]["code"]) for each in late] == [
+        (ident, "DEADLINE_EXCEEDED") for ident in ("1", "2", "3")
+    ]
+
+
 async def test_calls_are_spread_over_the_clients_of_one_name(ksi: RunningDaemon) -> None:
     async with server(ksi) as one, server(ksi) as two, ksi.connect() as wire:
         for number in range(4):
@@ -226,6 +243,23 @@ async def test_more_than_it_takes_at_once_waits_for_its_turn(ksi: RunningDaemon)
             assert (await ksi.call_raw("system:health"))["status"]
             reply(weather, call, text=str(number))
             assert (await wire.receive())["data"] == {"text": str(number)}
+
+
+async def test_what_waited_for_a_client_to_read_is_asked_once_it_has(ksi: RunningDaemon) -> None:
+    """It has nothing at work, whose end would make room: it had too much of other things unread."""
+    async with server(ksi) as weather, ksi.connect() as wire:
+        weather.send({"event": "event:subscribe", "id": "s", "data": {"patterns": ["demo:*"]}})
+        assert (await weather.receive())["type"] == "caught_up"
+        weather.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket's transport is both
+        for n in range(40):
+            await ksi.call_raw("event:publish", {"event": "demo:told", "data": {"text": f"{n}" * 50_000}})
+        ask(wire, "1")
+        assert (await wire.call("system:health"))["type"] == "reply"  # and the call before it has begun
+        weather.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        while (frame := await weather.receive())["type"] != "call":
+            assert frame["id"] == "s"
+        reply(weather, frame, text="sunny")
+        assert (await wire.receive())["data"] == {"text": "sunny"}
 
 
 async def test_what_waits_is_bounded_and_says_when_to_come_back(
@@ -454,6 +488,20 @@ async def test_a_bug_is_placed_in_the_program_of_its_author(
     async with serving(ksi, handler):
         bug = await ksi.call_error("math:double", {"n": 4})
     assert bug.message == f"plugin math failed in math:double: {error} (test_remote_handlers.py:{line})"
+
+
+async def test_python_serves_on_after_an_answer_that_is_no_json(ksi: RunningDaemon) -> None:
+    async def say(data: dict[str, Any]) -> dict[str, Any]:
+        if data["how"] == "raised":
+            raise NotFound("nothing", looked_in={1, 2})
+        return {"said": {1, 2} if data["how"] == "given" else []}
+
+    schema = {"type": "object", "properties": {"how": {"type": "string"}}}
+    async with serving(ksi, Served("say:it", say, schema=schema)):
+        for how in ("given", "raised"):
+            bug = await ksi.call_error("say:it", {"how": how})
+            assert "plugin math failed in say:it: TypeError" in bug.message
+        assert await ksi.call_raw("say:it", {"how": "well"}) == {"said": []}
 
 
 async def test_python_serves_plain_handlers_by_their_schemas(ksi: RunningDaemon) -> None:

@@ -16,7 +16,7 @@ from ksi_common.messages import EventSpec, Message
 from ksi_daemon.explaining import PluginBug
 from ksi_daemon.middleware import compose
 from ksi_daemon.middleware.correlation import correlation
-from ksi_daemon.middleware.deadline import TICK_S, Deadline
+from ksi_daemon.middleware.deadline import TICK_S, Deadline, DeadlineWheel
 from ksi_daemon.middleware.errors import FRAMES, RECURSIVE_FRAMES, Errors, ReportedError
 from ksi_daemon.middleware.observation import Observation, Observer
 from ksi_daemon.middleware.permissions import permissions
@@ -344,6 +344,29 @@ async def test_the_wheel_turns_on_for_later_deadlines(sent: Sent, client: Client
         await client.abandoned.wait()
         assert slow.deadline is not None
         assert not later.abandoned.is_set() or monotonic() >= slow.deadline
+
+
+async def test_the_wheel_turns_on_whatever_one_of_the_late_does(client: Client) -> None:
+    class Raising(Client):
+        def abandon(self) -> None:
+            raise ValueError("not today")
+
+    class Leaving(Client):
+        def abandon(self) -> None:
+            slot.pop(self)
+            super().abandon()
+
+    errors: list[BaseException] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: errors.append(context["exception"]))
+    wheel, leaving = DeadlineWheel(), Leaving()
+    wheel.add(0.0, Raising())
+    slot = wheel.add(0.0, leaving)
+    async with asyncio.timeout(5):
+        await leaving.abandoned.wait()
+        wheel.add(0.0, client)
+        await client.abandoned.wait()
+    assert [str(error) for error in errors] == ["not today"]
 
 
 async def test_a_stream_has_no_deadline_by_default(sent: Sent, client: Client) -> None:

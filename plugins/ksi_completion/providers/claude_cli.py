@@ -15,7 +15,7 @@ from typing import Final
 from ksi_completion.providers.asking import asked, told
 from ksi_completion.providers.claude_reading import ClaudeReading
 from ksi_completion.providers.claude_settings import TOOL, ClaudeCliSettings
-from ksi_completion.providers.command import CommandGeneration, Commands, Invocation
+from ksi_completion.providers.command import MAX_ARGUMENT_BYTES, CommandGeneration, Commands, Invocation
 from ksi_completion.providers.environment import ALWAYS, NETWORK, chosen, key_of
 from ksi_completion.providers.installed import Found, advice, on_path, packaged
 from ksi_completion.providers.interface import Job, ProviderFailure
@@ -26,9 +26,6 @@ INSTALL: Final = ("./ksi install claude", "claude-agent-sdk")
 
 MAX_PROMPT_BYTES: Final = 10_000_000
 """More, the CLI does not read."""
-
-MAX_ARGUMENT_BYTES: Final = 128 * 1024
-"""Of one argument of a program; Linux's limit, less by one."""
 
 _KEYS: Final = (
     *("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"),

@@ -19,6 +19,8 @@ from ksi_completion.providers.generation import FedGeneration
 from ksi_completion.providers.interface import Answer, FailureClass, ProviderFailure, cancelled
 from ksi_daemon.plugin import OperationalError, Process, Processes, Unavailable
 
+MAX_ARGUMENT_BYTES: Final = 128 * 1024
+"""Of one argument of a program; Linux's limit, less by one."""
 MAX_LINE_BYTES: Final = 16 * 1024 * 1024
 READ_BYTES: Final = 1024 * 1024
 LAST_WORDS_BYTES: Final = 4096

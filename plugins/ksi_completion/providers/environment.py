@@ -1,7 +1,7 @@
 """What a provider's process finds in its environment: what it needs, and no other provider's keys."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -43,8 +43,3 @@ def key_of(env: str | None, file: Path | None) -> str | None:
 
 def _no_key(why: str) -> ProviderFailure:
     return ProviderFailure(f"there is no key: {why}", reason="no_key", kind="auth")
-
-
-def merged(*parts: Mapping[str, str]) -> dict[str, str]:
-    """Put variables together; the later win."""
-    return {name: value for part in parts for name, value in part.items()}

@@ -4,19 +4,15 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Formatter
-from typing import Final
 
 from ksi_completion.providers.asking import asked, told
-from ksi_completion.providers.command import CommandGeneration, Commands, Invocation
+from ksi_completion.providers.command import MAX_ARGUMENT_BYTES, CommandGeneration, Commands, Invocation
 from ksi_completion.providers.environment import ALWAYS, NETWORK, chosen
 from ksi_completion.providers.installed import Found, on_path
 from ksi_completion.providers.interface import Job, ProviderFailure
 from ksi_completion.providers.jsonl_reading import JsonlReading
 from ksi_completion.providers.jsonl_settings import JsonlCliSettings, placeholders
 from ksi_daemon.plugin import Processes
-
-MAX_ARGUMENT_BYTES: Final = 128 * 1024
-"""Of one argument of a program; Linux's limit, less by one."""
 
 
 class JsonlCliProvider:

@@ -73,21 +73,23 @@ class Desk:
             self._reports.flush()
 
     async def _serve(self, ident: str, order: Order) -> None:
+        secret: str | None = None
         try:
-            end = await self._complete(ident, order)
+            secret = key(order["options"])
+            end = await self._complete(ident, order, secret)
         except asyncio.CancelledError:
             end = {"report": "stopped"}
         except Failed as failed:
             end = failed.report
         except Exception as error:
             end = failure(error)
-            # Services quote what they do not accept.
-            end["message"] = end["message"].replace(key(order["options"]) or NO_KEY, "(the key)")
+            if secret and secret != NO_KEY:  # services quote what they do not accept
+                end["message"] = end["message"].replace(secret, "(the key)")
         del self._tasks[ident]
         self.report({**end, "id": ident})
 
-    async def _complete(self, ident: str, order: Order) -> dict[str, Any]:
-        stream = await self._litellm.acompletion(**request(order))
+    async def _complete(self, ident: str, order: Order, secret: str | None) -> dict[str, Any]:
+        stream = await self._litellm.acompletion(**request(order, secret))
         text: list[str] = []
         chunks: list[Any] = []
         try:
@@ -107,8 +109,8 @@ class Desk:
         return done(self._litellm, order, "".join(text), chunks)
 
 
-def request(order: Order) -> dict[str, Any]:
-    """Give litellm's parameters. Raises Failed where there is no key."""
+def request(order: Order, secret: str | None) -> dict[str, Any]:
+    """Give litellm's parameters. ``secret``: the key, where there is one."""
     options = order["options"]
     messages = [*order["messages"]]
     if order["system"] is not None:
@@ -125,7 +127,7 @@ def request(order: Order) -> dict[str, Any]:
         **{name: value for name, value in wanted.items() if value is not None},
         "model": options["model"],
         "messages": messages,
-        "api_key": key(options),
+        "api_key": secret,
         "timeout": options["timeout_s"],
         "stream": True,
         "stream_options": {"include_usage": True},

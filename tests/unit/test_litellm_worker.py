@@ -1,0 +1,60 @@
+"""The worker of litellm, with another library in the place of that: what it says of a call that fails."""
+
+import asyncio
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from ksi_completion.workers.litellm import Desk
+
+
+class Refusing:
+    """A service that takes the key away, and refuses with what it is to say."""
+
+    def __init__(self, message: str, key: Path | None = None) -> None:
+        self._message = message
+        self._key = key
+
+    async def acompletion(self, **asked: Any) -> Any:
+        if self._key is not None:
+            self._key.unlink()
+        raise ValueError(self._message.format(**asked))
+
+
+async def said(litellm: Refusing, *, api_base: str | None = None, key: Path | None = None) -> dict[str, Any]:
+    """Give what the worker reports of a call."""
+    reports = io.BytesIO()
+    options: dict[str, Any] = {
+        "model": "m",
+        "parameters": {},
+        "timeout_s": 1.0,
+        "api_base": api_base,
+        "api_version": None,
+        "api_key_env": None,
+        "api_key_file": None if key is None else str(key),
+    }
+    order: dict[str, Any] = {"do": "complete", "id": "1", "messages": [], "system": None, "max_tokens": None}
+    more: dict[str, Any] = {"tools": [], "response_schema": None, "options": options}
+    async with asyncio.TaskGroup() as tasks:
+        Desk(litellm, reports, tasks).take(order | more)
+    report: dict[str, Any] = json.loads(reports.getvalue())
+    return report
+
+
+async def test_words_that_are_no_key_stay_as_they_are() -> None:
+    for api_base in (None, "http://127.0.0.1"):
+        report = await said(Refusing("none of them"), api_base=api_base)
+        assert report["message"] == "ValueError: none of them"
+
+
+async def test_a_key_whose_file_is_gone_when_the_call_fails_is_told_to_nobody(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("sk-1\n")
+    report = await said(Refusing("{api_key} is no key", key), key=key)
+    assert (report["report"], report["message"]) == ("failed", "ValueError: (the key) is no key")
+
+
+async def test_a_key_that_is_not_there_is_said(tmp_path: Path) -> None:
+    report = await said(Refusing("never asked"), key=tmp_path / "key")
+    assert (report["reason"], report["kind"]) == ("no_key", "auth")
