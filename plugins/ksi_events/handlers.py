@@ -30,7 +30,6 @@ from ksi_daemon.plugin import (
     Consumers,
     Damage,
     Database,
-    EventEnvelope,
     EventLog,
     Hub,
     Interest,
@@ -47,6 +46,7 @@ from ksi_daemon.plugin import (
     Transaction,
     Unit,
     Wish,
+    current_envelope,
     handler,
     parse_time,
 )
@@ -58,13 +58,14 @@ MAX_EVENTS: Final = 1000
 
 @handler
 def publish(
-    request: Publish, log: EventLog, catalog: Catalog, bus: LocalBus, envelope: EventEnvelope
+    request: Publish, log: EventLog, catalog: Catalog, bus: LocalBus
 ) -> Rendered[Published] | Telling[Rendered[Published]] | Unit[Rendered[Published]]:
     """Tell an event that no plugin declares."""
     _check_untold(request.event, catalog)
     data = orjson.dumps(request.data)
     if request.ephemeral:
-        if envelope.idempotency_key is not None:
+        asked = current_envelope()  # as a parameter it would cost each event that is stored
+        if asked is not None and asked.idempotency_key is not None:
             # Told with its key, or not at all: what was refused and told would be told again by a retry.
             return lambda tx: _published(
                 bus.pass_on_in(
