@@ -109,6 +109,22 @@ async def test_a_refusal_after_the_effect_is_the_answer_for_good(keyed: ModuleTy
     assert len(keyed.calls) == 1
 
 
+async def test_a_refusal_whose_words_are_no_unicode_is_kept_and_given_again(
+    daemon: RunningDaemon, keyed: ModuleType, wire: Wire
+) -> None:
+    """As the name of a file may be: it was a bug in its place, and the key was at work for ever."""
+    first = await do(wire, way="odd_after")
+    assert (first["code"], first["message"]) == ("NOT_FOUND", "1 is no such file: \\udcff")
+    assert await do(wire, way="odd_after") == first
+
+    async def kept() -> bool:
+        return not daemon.daemon.idempotency._running
+
+    await eventually(kept)
+    assert await do(wire, way="odd_after") == first
+    assert keyed.calls == ["a"]
+
+
 async def test_a_bug_after_the_effect_is_answered_alike_and_found_once(keyed: ModuleType, wire: Wire) -> None:
     first, second = [await do(wire, way="bug_after") for _ in range(2)]
     assert first["code"] == second["code"] == "INTERNAL"
