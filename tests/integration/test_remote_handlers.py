@@ -273,6 +273,23 @@ async def test_what_waits_is_bounded_and_says_when_to_come_back(
     assert (error["code"], error["details"]["reason"]) == ("RESOURCE_EXHAUSTED", "servers_full")
 
 
+async def test_what_nobody_waits_for_any_more_takes_no_place_from_what_does(
+    ksi: RunningDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind one call that waited on, those that were cancelled kept their places, and all others out."""
+    monkeypatch.setattr("ksi_daemon.remote.registry.MAX_WAITING", 2)
+    async with server(ksi, max_in_flight=1) as weather, ksi.connect() as wire:
+        for ident in ("works", "waits", "cancelled"):
+            ask(wire, ident)
+        wire.send({"type": "cancel", "id": "cancelled"})
+        assert (await wire.receive())["error"]["code"] == "CANCELLED"
+        ask(wire, "late")
+        for ident in ("works", "waits", "late"):
+            reply(weather, await weather.receive(), text=ident)
+            answer = await wire.receive()
+            assert (answer["id"], answer["data"]) == (ident, {"text": ident})
+
+
 async def test_its_death_is_unavailable_at_once_and_another_takes_over(ksi: RunningDaemon) -> None:
     async with ksi.connect() as wire, server(ksi) as two:
         async with server(ksi) as one:
