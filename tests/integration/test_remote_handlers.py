@@ -482,6 +482,10 @@ async def test_python_serves_typed_handlers(ksi: RunningDaemon) -> None:
         assert help_["summary"] == "Double a number."
 
 
+def _nested(depth: int) -> list[Any]:
+    return [] if depth == 0 else [_nested(depth - 1)]
+
+
 async def _no_number(request: Double) -> Doubled:
     return Doubled.model_validate({"n": "four"})
 
@@ -519,6 +523,22 @@ async def test_python_serves_on_after_an_answer_that_is_no_json(ksi: RunningDaem
             bug = await ksi.call_error("say:it", {"how": how})
             assert "plugin math failed in say:it: TypeError" in bug.message
         assert await ksi.call_raw("say:it", {"how": "well"}) == {"said": []}
+
+
+@pytest.mark.parametrize("said", ["x" * 1_100_000, 2**60, _nested(70)], ids=["long", "large_number", "deep"])
+async def test_python_serves_on_after_an_answer_that_the_daemon_does_not_take(
+    ksi: RunningDaemon, said: Any
+) -> None:
+    """A line that was too long ended the program; of another the caller heard nothing until its deadline."""
+
+    async def say(data: dict[str, Any]) -> dict[str, Any]:
+        return {"said": said if data["how"] == "wrong" else "well"}
+
+    schema = {"type": "object", "properties": {"how": {"type": "string"}}}
+    async with serving(ksi, Served("say:it", say, schema=schema)):
+        bug = await ksi.call_error("say:it", {"how": "wrong"})
+        assert "plugin math failed in say:it: ValueError" in bug.message
+        assert await ksi.call_raw("say:it", {"how": "well"}) == {"said": "well"}
 
 
 async def test_python_serves_plain_handlers_by_their_schemas(ksi: RunningDaemon) -> None:
