@@ -179,6 +179,7 @@ class AsyncClient:
     def _follow(self, feed: Feed, convert: Callable[[Entry], T | None]) -> AsyncItems[T]:
         timeout_s = feed.call.timeout_s
         deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s + GRACE_S
+        self._link.check_open()  # before there are items, which would be let go of
         items = AsyncItems(self._link, feed, convert, deadline=deadline)
         self._link.start(feed)
         return items

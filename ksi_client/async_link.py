@@ -57,12 +57,16 @@ class AsyncLink(asyncio.Protocol):
             # Never with the exception of the caller's block: a group would wrap it.
             await self._tasks.__aexit__(None, None, None)
 
-    def start(self, exchange: Exchange) -> None:
-        """Send a request, or hold it back until it can be sent."""
+    def check_open(self) -> None:
+        """Raise FailedPrecondition unless it is open."""
         if not self._is_open:
             raise FailedPrecondition(
                 "this client is not open", reason="client_closed", hint="async with AsyncClient() as client"
             )
+
+    def start(self, exchange: Exchange) -> None:
+        """Send a request, or hold it back until it can be sent."""
+        self.check_open()
         self._session.start(exchange)
         self._wanted.set()
         self._flush()

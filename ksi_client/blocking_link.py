@@ -17,6 +17,8 @@ from ksi_client.session import ClientStatistics, Session
 from ksi_common.errors import FailedPrecondition, KSIError
 
 READ_SIZE: Final = 256 * 1024
+LONGEST_MS: Final = 2**31 - 1
+"""What poll() waits at most; whoever waits for longer asks it again."""
 
 
 class BlockingLink:
@@ -173,4 +175,4 @@ class BlockingLink:
 def _milliseconds(deadline: float) -> float | None:
     if deadline == math.inf:
         return None
-    return max(0, math.ceil((deadline - time.monotonic()) * 1000))
+    return min(max(0, math.ceil((deadline - time.monotonic()) * 1000)), LONGEST_MS)

@@ -34,7 +34,10 @@ def connect(path: Path, *, owner: int | None = None) -> socket.socket:
     Raises Unavailable (``retryable`` where waiting may help), PermissionDenied or FailedPrecondition.
     A Unix socket connects at once or not at all, so this never waits.
     """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:  # no descriptor is left
+        raise _refusal(path, error) from error
     try:
         sock.settimeout(0)
         sock.connect(os.fspath(path))

@@ -4,7 +4,7 @@ import math
 from typing import Final
 
 from ksi_common.errors import InvalidArgument
-from ksi_common.frames import Call
+from ksi_common.frames import Call, ServedAnswer
 from ksi_common.protocol import MAX_LINE
 from ksi_common.strict_json import loads, non_finite
 
@@ -28,6 +28,18 @@ def encode(call: Call) -> bytes:
     if b"null" in line:
         _refuse_non_finite(call)
     loads(line)
+    return line
+
+
+def encode_answer(answer: ServedAnswer) -> bytes:
+    """Render what a client that serves says; raise ValueError or TypeError where no daemon would take it."""
+    line = answer.encode()
+    if len(line) - 1 > MAX_LINE:
+        raise ValueError(f"the answer has {len(line)} bytes; a line has at most {MAX_LINE}")
+    try:
+        loads(line)
+    except InvalidArgument as error:
+        raise ValueError(error.message) from None
     return line
 
 

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from ksi_client.async_link import AsyncLink
 from ksi_client.connecting import Address, socket_path
 from ksi_client.exchanges import Feed
+from ksi_client.outgoing import encode_answer
 from ksi_client.timeouts import CONNECT_TIMEOUT_S
 from ksi_common.errors import InternalError, KSIError, Unavailable
 from ksi_common.frames import Asked, Call, FrameId, Revoked, ServedAnswer
@@ -155,13 +156,14 @@ class _Desk:
             self._link.say(line)
 
     async def _answer(self, asked: Asked, which: _Which) -> bytes:
-        """Give the line that answers; a handler that fails, or gives no JSON, costs its own call only."""
+        """Give the line that answers; what fails, or gives what cannot be sent, costs its own call only."""
         served = self._served[asked.event]
         try:
             try:
-                return (await self._ask(served, asked, which)).encode()
+                answer = await self._ask(served, asked, which)
             except KSIError as error:
-                return ServedAnswer(asked.id, "error", error.to_wire()).encode()
+                answer = ServedAnswer(asked.id, "error", error.to_wire())
+            return encode_answer(answer)
         except Exception as error:
             log.exception("the handler of %s failed", asked.event)
             bug = InternalError(f"{type(error).__name__} ({_place(error, served.handle)})")
@@ -172,7 +174,7 @@ class _Desk:
         given = served.handle(*arguments)
         if isinstance(given, AsyncIterator):
             async for item in given:
-                self._say(ServedAnswer(asked.id, "item", _plain(item)).encode(), which)
+                self._say(encode_answer(ServedAnswer(asked.id, "item", _plain(item))), which)
                 await self._link.wait_writable()
             return ServedAnswer(asked.id, "end", {})
         if not inspect.isawaitable(given):

@@ -3,12 +3,12 @@
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol, Self, TypeVar
 
+import orjson
 from pydantic import JsonValue
 
 from ksi_common.envelope import StoredEvent
 from ksi_common.messages import Message, Notification, Request, Stream
 from ksi_common.records import record
-from ksi_common.strict_json import loads
 
 R = TypeVar("R", bound=Message)
 
@@ -37,7 +37,7 @@ class Delivered:
         """Make what a subscriber gets of an event of the log."""
         return cls(
             event.event,
-            loads(event.data),
+            orjson.loads(event.data),  # what was told is believed: it may be what no client could send
             event.event_id,
             cursor,
             event.correlation_id,

@@ -241,15 +241,17 @@ def mark_line(ident: bytes, kind: MarkKind, cursor: str, fields: Mapping[str, An
 
 def error_line(ident: bytes, error: KSIError, correlation_id: str | None = None) -> bytes:
     """Render an error, whatever its author put into it: the caller is to have its answer."""
-    frame: dict[str, Any] = {"type": "error", "error": error.to_wire()}
-    if correlation_id is not None:
-        frame["correlation_id"] = correlation_id
+    whose = b"" if correlation_id is None else b',"correlation_id":' + dumps(correlation_id)
+    return b'{"id":%b,"type":"error","error":%b%b}\n' % (ident, error_text(error), whose)
+
+
+def error_text(error: KSIError) -> bytes:
+    """Render the ``error`` object of an error frame, whatever its author put into it."""
+    wire = error.to_wire()
     try:
-        rest = dumps(frame, default=str)
+        return dumps(wire, default=str)
     except TypeError:
-        frame["error"] = _renderable(error.to_wire())
-        rest = dumps(frame, default=str)
-    return b'{"id":%b,%b\n' % (ident, rest[1:])
+        return dumps(_renderable(wire), default=str)
 
 
 def _renderable(wire: dict[str, Any]) -> dict[str, Any]:

@@ -108,10 +108,13 @@ class Guard:
             if count > MANY_TASKS and name not in self._leaking:
                 self._leaking.add(name)
                 log.error("plugin.leaks_tasks", plugin=name, tasks=count)
-        files, limit = len(os.listdir("/proc/self/fd")), resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # noqa: PTH208
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        try:
+            files, memory = len(os.listdir("/proc/self/fd")), _memory()  # noqa: PTH208
+        except OSError:  # none is left, not even to look
+            files, memory = limit, self._least
         if files > 0.8 * limit:
             log.error("daemon.files_low", files=files, limit=limit, busiest=self._busiest())
-        memory = _memory()
         self._least = min(self._least, memory)
         if memory - self._least > self._growth:
             self._growth *= 2

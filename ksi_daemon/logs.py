@@ -97,7 +97,7 @@ class _LogFile(logging.handlers.RotatingFileHandler):
 def _is_at(path: str, descriptor: int) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), Path(path).stat())
-    except FileNotFoundError:
+    except OSError:  # whatever it is, it must not end the thread that writes
         return False
 
 

@@ -5,13 +5,13 @@ from collections import deque
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Final
 
+import orjson
 from pydantic import JsonValue
 
 from ksi_common.clock import Clock, format_time
 from ksi_common.envelope import EventEnvelope
 from ksi_common.events.system import Traced
 from ksi_common.records import record
-from ksi_common.strict_json import loads
 from ksi_daemon.catalog import Catalog, Plugin
 from ksi_daemon.hub import Batch, Hub
 from ksi_daemon.middleware.observation import Observer
@@ -77,7 +77,7 @@ class _Tap:
     def deliver(self, batch: Batch) -> None:
         """Take what was told."""
         for event in batch.events:
-            data = loads(event.data) if len(event.data) <= MAX_SHOWN else _size(len(event.data))
+            data = orjson.loads(event.data) if len(event.data) <= MAX_SHOWN else _size(len(event.data))
             self._put(
                 kind="told",
                 event=event.event,
@@ -107,7 +107,7 @@ def _asked(envelope: EventEnvelope) -> Mapping[str, JsonValue]:
         data = dict(envelope.data)
         return data if len(str(data)) <= MAX_SHOWN else _size(len(str(data)))
     rendered = envelope.message.__pydantic_serializer__.to_json(envelope.message, by_alias=True)
-    return loads(rendered) if len(rendered) <= MAX_SHOWN else _size(len(rendered))
+    return orjson.loads(rendered) if len(rendered) <= MAX_SHOWN else _size(len(rendered))
 
 
 def _size(count: int) -> Mapping[str, JsonValue]:

@@ -52,6 +52,8 @@ class Asking:
         try:
             yield from self._steps()
         except DeadlineExceeded as error:
+            if self._timeout_s is None:  # it is a deadline of the daemon's own, which says which
+                raise
             with suppress(KSIError):
                 self.stop()
             raise self._late() from error

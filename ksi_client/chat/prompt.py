@@ -21,6 +21,7 @@ QUIET_S: Final = 2.0
 def read_piped(stdin: BinaryIO, *, waiting: Callable[[], None], quiet_s: float = QUIET_S) -> str:
     """Read all of stdin; ``waiting`` is called where nothing comes for ``quiet_s``. What is no UTF-8 is �."""
     try:
+        os.set_blocking(stdin.fileno(), True)  # whoever began this may have left it otherwise
         if not select.select([stdin], [], [], quiet_s)[0]:
             waiting()
         piped = stdin.read(MAX_BYTES + 1)

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import click
 
+from ksi_client.cli.safety import one_line
 from ksi_common.errors import InvalidArgument
 from ksi_common.records import record
 from ksi_common.strict_json import loads
@@ -50,7 +51,7 @@ def read_words(words: Sequence[str], stdin: Callable[[], bytes]) -> Words:
         elif not equals or key in ("", ":"):
             raise click.UsageError(f"{word!r} is neither key=text nor key:=json nor - (an object on stdin)")
         elif key.endswith(":"):
-            given[key[:-1]] = _json(text.encode(), word)
+            given[key[:-1]] = _json(_bytes(text), one_line(word))
         else:
             texts.setdefault(key, []).append(text)
     return Words(given, texts)
@@ -67,7 +68,7 @@ def typed_value(key: str, texts: Sequence[str], schema: Schema, root: Schema) ->
     if not kinds or any(_takes_text(kind, text) for kind in kinds):
         return text
     try:
-        value = loads(text.encode())
+        value = loads(_bytes(text))
     except InvalidArgument:
         value = text
     types = [kind.get("type", "") for kind in kinds]
@@ -97,6 +98,11 @@ def _is_of(value: Any, kind: str) -> bool:
     if isinstance(value, bool):
         return kind == "boolean"
     return isinstance(value, _TYPES.get(kind, ()))
+
+
+def _bytes(argument: str) -> bytes:
+    """Give an argument as it was typed: it need not be UTF-8."""
+    return argument.encode(errors="surrogateescape")
 
 
 def _object(text: bytes) -> dict[str, Any]:

@@ -26,12 +26,12 @@ def write(invocation: Invocation, text: str = "") -> None:
 def write_json(invocation: Invocation, value: Any) -> None:
     """Write a JSON document: indented, or on one line for ``jsonl``."""
     option = orjson.OPT_INDENT_2 if invocation.format == "json" else 0
-    write(invocation, json_visible(orjson.dumps(value, option=option).decode()))
+    write(invocation, json_visible(_rendered(value, option)))
 
 
 def write_json_line(invocation: Invocation, value: Any) -> None:
     """Write one of many JSON documents, on a line."""
-    write(invocation, json_visible(orjson.dumps(value).decode()))
+    write(invocation, json_visible(_rendered(value)))
 
 
 def write_fields(invocation: Invocation, data: Mapping[str, Any]) -> None:
@@ -86,6 +86,25 @@ def columns(row: Sequence[str], widths: Sequence[int]) -> str:
 def text_of(value: Any) -> str:
     """Give a value as text: a string as it is, anything else as JSON."""
     return value if isinstance(value, str) else orjson.dumps(value).decode()
+
+
+def _rendered(value: Any, option: int = 0) -> str:
+    try:
+        return orjson.dumps(value, option=option).decode()
+    except TypeError:  # a file's name that is no UTF-8, in an error
+        return orjson.dumps(_readable(value), option=option).decode()
+
+
+def _readable(value: Any) -> Any:
+    """Show in texts what is no Unicode."""
+    match value:
+        case str():
+            return value.encode(errors="backslashreplace").decode()
+        case dict():
+            return {_readable(name): _readable(each) for name, each in value.items()}
+        case list() | tuple():
+            return [_readable(each) for each in value]
+    return value
 
 
 def _lines(data: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

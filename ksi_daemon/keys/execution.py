@@ -4,11 +4,10 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
-import orjson
-
 from ksi_common.clock import Clock
 from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import Cancelled, FailedPrecondition, KSIError
+from ksi_common.frames import error_text
 from ksi_daemon.database import Database, Transaction
 from ksi_daemon.exchange import encode
 from ksi_daemon.keys import rows
@@ -91,7 +90,7 @@ class Execution:
             reply = _text(outcome.value)
             return lambda tx: rows.answer_in(tx, self.name, reply=reply)
         if isinstance(outcome, Failed) and _is_definite(outcome.error):
-            error = orjson.dumps(outcome.error.to_wire(), default=str).decode()
+            error = error_text(outcome.error).decode()
             return lambda tx: rows.answer_in(tx, self.name, error=error)
         return None
 

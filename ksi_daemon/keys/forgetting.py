@@ -3,15 +3,22 @@
 import asyncio
 from typing import Final
 
+import structlog
+
 from ksi_common.clock import Clock
+from ksi_common.errors import OperationalError
 from ksi_daemon.database import Database
 from ksi_daemon.keys import rows
+
+log = structlog.get_logger()
 
 SLICE: Final = 1000
 """Keys that are forgotten in one unit of work."""
 PAUSE_S: Final = 0.05
 """Between two slices."""
 MAX_SLEEP_S: Final = 3600.0
+STORE_RETRY_S: Final = 60.0
+"""How long a disk that takes nothing is waited for, each time: a key that stays longer does no harm."""
 
 
 class KeyForgetting:
@@ -26,7 +33,11 @@ class KeyForgetting:
         """Forget what is old enough, for ever."""
         while True:
             await asyncio.sleep(self.rest_s())
-            await self.forget()
+            try:
+                await self.forget()
+            except OperationalError as error:
+                log.warning("keys.not_forgotten", error=error.message, retry_after_s=STORE_RETRY_S)
+                await asyncio.sleep(STORE_RETRY_S)
 
     async def forget(self) -> int:
         """Remove a slice; give how many keys that was."""

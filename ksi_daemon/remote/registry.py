@@ -59,7 +59,7 @@ class Group:
         free = self._free()
         if free is not None and not self.waiting:
             free.ask(call)
-        elif len(self.waiting) >= MAX_WAITING:
+        elif len(self.waiting) >= MAX_WAITING and not self._forget_all_cancelled():
             raise ResourceExhausted(
                 f"{MAX_WAITING} calls wait for plugin {self.plugin.name}",
                 reason="servers_full",
@@ -92,6 +92,11 @@ class Group:
     def _forget_cancelled(self) -> None:
         while self.waiting and self.waiting[0].over:
             self.waiting.popleft()
+
+    def _forget_all_cancelled(self) -> bool:
+        """Forget those within the queue, too; tell whether that has made room."""
+        self.waiting = deque(call for call in self.waiting if not call.over)
+        return len(self.waiting) < MAX_WAITING
 
 
 class Remotes:

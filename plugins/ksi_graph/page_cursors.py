@@ -44,6 +44,8 @@ def _is_position(position: Position) -> bool:
         return False
     if position.kind is None:
         return position.value is None
+    if isinstance(position.value, int) and not -(2**63) <= position.value < 2**63:
+        return False  # no column has it
     return isinstance(position.kind, str) and isinstance(position.value, int | float | str)
 
 

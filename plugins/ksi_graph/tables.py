@@ -1,7 +1,8 @@
 """The tables of the graph: what can be done with a connection, and who is called what."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from sqlite3 import OperationalError  # noqa: TID251 -- to be caught: nothing is opened
 from typing import Any, Final, Protocol
 
 from ksi_common.events.properties import Value
@@ -64,8 +65,11 @@ def snapshot(connection: Reading) -> Iterator[None]:
     connection.execute("BEGIN")
     try:
         yield
-    finally:
-        connection.execute("COMMIT")
+    except BaseException:
+        with suppress(OperationalError):  # SQLite may have rolled back by itself, as at an I/O error
+            connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
 
 
 def find(tables: Reading, ident: str) -> EntityRow | None:

@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+from base64 import urlsafe_b64encode as b64encode
 from collections.abc import AsyncIterator
 from typing import Any
 
+import orjson
 import pytest
 
 from ksi_common.events import graph
@@ -242,6 +244,13 @@ async def test_what_is_no_cursor_is_refused(wire: Wire, cursor: str) -> None:
     for event in ("entity:query", "relationship:query"):
         error = await refused(wire, event, cursor=cursor)
         assert (error["code"], error["details"]["reason"]) == ("INVALID_ARGUMENT", "bad_cursor")
+
+
+async def test_a_cursor_of_a_number_that_no_row_has_is_refused(wire: Wire) -> None:
+    """It was a bug of the plugin, though anybody can write such a cursor."""
+    written = orjson.dumps(["n ASC", 1, "number", 2**64 - 1])
+    error = await refused(wire, "entity:query", order_by="n", cursor=b64encode(written).decode().rstrip("="))
+    assert (error["code"], error["details"]["reason"]) == ("INVALID_ARGUMENT", "bad_cursor")
 
 
 async def test_a_cursor_of_another_order_is_refused(wire: Wire) -> None:

@@ -1,14 +1,18 @@
 """What a plugin does wrong while it runs is named, counted and, where it harms the others, stopped."""
 
 import asyncio
+import os
+import resource
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from ksi_daemon import guard, watchdog
+from ksi_daemon.catalog import Catalog
 from ksi_daemon.testing import RunningDaemon, running_daemon
 from tests.support.waiting import eventually
 
@@ -287,6 +291,21 @@ async def test_a_plugin_that_leaks_tasks_is_named(
             assert (await details(ksi))["figures"]["tasks"] >= 30
             assert (await details(ksi, "other"))["figures"]["tasks"] == 0
     assert [line["plugin"] for line in log_file.lines("plugin.leaks_tasks")] == ["probe"]
+
+
+def test_a_daemon_that_has_no_descriptor_left_is_said_to_have_none() -> None:
+    """What looks for that failed for want of one; the third time within a minute ended the daemon."""
+    looking = guard.Guard(Catalog(), lambda _, __: None)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        with capture_logs() as logged:
+            looking.look(())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert [(line["event"], line["limit"]) for line in logged] == [("daemon.files_low", free)]
 
 
 async def test_a_daemon_that_grows_or_runs_out_of_files_says_so(

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from ksi_common.envelope import EventEnvelope
 from ksi_common.errors import InvalidArgument, ResourceExhausted
@@ -18,7 +19,8 @@ from ksi_daemon.middleware.idempotency import Idempotency
 from ksi_daemon.outcomes import Endpoint, Outcome, Replied, Send
 from ksi_daemon.testing import FakeClock, RunningDaemon, Wire, running_daemon
 from tests.support import keyed as source
-from tests.support.databases import jobs_of_requests
+from tests.support.databases import jobs_of_requests, writable
+from tests.support.waiting import eventually
 
 PLUGIN = Path(source.__file__)
 
@@ -105,6 +107,22 @@ async def test_a_refusal_after_the_effect_is_the_answer_for_good(keyed: ModuleTy
     assert first == second
     assert (first["code"], first["message"]) == ("NOT_FOUND", "1 is no such thing")
     assert len(keyed.calls) == 1
+
+
+async def test_a_refusal_whose_words_are_no_unicode_is_kept_and_given_again(
+    daemon: RunningDaemon, keyed: ModuleType, wire: Wire
+) -> None:
+    """As the name of a file may be: it was a bug in its place, and the key was at work for ever."""
+    first = await do(wire, way="odd_after")
+    assert (first["code"], first["message"]) == ("NOT_FOUND", "1 is no such file: \\udcff")
+    assert await do(wire, way="odd_after") == first
+
+    async def kept() -> bool:
+        return not daemon.daemon.idempotency._running
+
+    await eventually(kept)
+    assert await do(wire, way="odd_after") == first
+    assert keyed.calls == ["a"]
 
 
 async def test_a_bug_after_the_effect_is_answered_alike_and_found_once(keyed: ModuleType, wire: Wire) -> None:
@@ -392,6 +410,32 @@ async def test_keys_are_forgotten_in_time_and_by_slices(
     clock.advance(1000)
     assert [await forgetting.forget() for _ in range(3)] == [SLICE, 3, 0]
     assert await _keys(daemon) == 0
+
+
+async def test_a_disk_that_takes_nothing_is_waited_for_until_keys_can_be_forgotten(
+    daemon: RunningDaemon, wire: Wire, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was an error of a child that the daemon cannot do without: the third in a minute ended it."""
+    monkeypatch.setattr("ksi_daemon.keys.forgetting.STORE_RETRY_S", 0.01)
+    database = daemon.daemon.database
+    forgetting = KeyForgetting(database, clock, keep_s=100.0)
+    await do(wire, way="unit")
+    clock.advance(200)
+    writable(database, is_so=False)
+
+    async def refused() -> bool:
+        return [line["event"] for line in logged].count("keys.not_forgotten") >= 3
+
+    async def forgotten() -> bool:
+        return await _keys(daemon) == 0
+
+    with capture_logs() as logged:
+        async with asyncio.TaskGroup() as tasks:
+            serving = tasks.create_task(forgetting.serve())
+            await eventually(refused)
+            writable(database, is_so=True)
+            await eventually(forgotten)
+            serving.cancel()
 
 
 async def _run(layer: Idempotency, asked: EventEnvelope, send: Send, call_next: Endpoint) -> None:

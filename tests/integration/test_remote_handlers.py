@@ -273,6 +273,23 @@ async def test_what_waits_is_bounded_and_says_when_to_come_back(
     assert (error["code"], error["details"]["reason"]) == ("RESOURCE_EXHAUSTED", "servers_full")
 
 
+async def test_what_nobody_waits_for_any_more_takes_no_place_from_what_does(
+    ksi: RunningDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind one call that waited on, those that were cancelled kept their places, and all others out."""
+    monkeypatch.setattr("ksi_daemon.remote.registry.MAX_WAITING", 2)
+    async with server(ksi, max_in_flight=1) as weather, ksi.connect() as wire:
+        for ident in ("works", "waits", "cancelled"):
+            ask(wire, ident)
+        wire.send({"type": "cancel", "id": "cancelled"})
+        assert (await wire.receive())["error"]["code"] == "CANCELLED"
+        ask(wire, "late")
+        for ident in ("works", "waits", "late"):
+            reply(weather, await weather.receive(), text=ident)
+            answer = await wire.receive()
+            assert (answer["id"], answer["data"]) == (ident, {"text": ident})
+
+
 async def test_its_death_is_unavailable_at_once_and_another_takes_over(ksi: RunningDaemon) -> None:
     async with ksi.connect() as wire, server(ksi) as two:
         async with server(ksi) as one:
@@ -465,6 +482,10 @@ async def test_python_serves_typed_handlers(ksi: RunningDaemon) -> None:
         assert help_["summary"] == "Double a number."
 
 
+def _nested(depth: int) -> list[Any]:
+    return [] if depth == 0 else [_nested(depth - 1)]
+
+
 async def _no_number(request: Double) -> Doubled:
     return Doubled.model_validate({"n": "four"})
 
@@ -502,6 +523,22 @@ async def test_python_serves_on_after_an_answer_that_is_no_json(ksi: RunningDaem
             bug = await ksi.call_error("say:it", {"how": how})
             assert "plugin math failed in say:it: TypeError" in bug.message
         assert await ksi.call_raw("say:it", {"how": "well"}) == {"said": []}
+
+
+@pytest.mark.parametrize("said", ["x" * 1_100_000, 2**60, _nested(70)], ids=["long", "large_number", "deep"])
+async def test_python_serves_on_after_an_answer_that_the_daemon_does_not_take(
+    ksi: RunningDaemon, said: Any
+) -> None:
+    """A line that was too long ended the program; of another the caller heard nothing until its deadline."""
+
+    async def say(data: dict[str, Any]) -> dict[str, Any]:
+        return {"said": said if data["how"] == "wrong" else "well"}
+
+    schema = {"type": "object", "properties": {"how": {"type": "string"}}}
+    async with serving(ksi, Served("say:it", say, schema=schema)):
+        bug = await ksi.call_error("say:it", {"how": "wrong"})
+        assert "plugin math failed in say:it: ValueError" in bug.message
+        assert await ksi.call_raw("say:it", {"how": "well"}) == {"said": "well"}
 
 
 async def test_python_serves_plain_handlers_by_their_schemas(ksi: RunningDaemon) -> None:

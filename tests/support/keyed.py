@@ -15,9 +15,20 @@ from ksi_daemon.plugin import (
 )
 
 Way = Literal[
-    "later", "unit", "nothing", "refuse", "busy", "refuse_after", "busy_after", "bug_after", "wrong"
+    "later",
+    "unit",
+    "nothing",
+    "refuse",
+    "busy",
+    "refuse_after",
+    "odd_after",
+    "busy_after",
+    "bug_after",
+    "wrong",
 ]
 
+ODD = "file: \udcff"
+"""As a name is that is no UTF-8."""
 calls: list[str] = []
 """What handlers were asked, each time they ran."""
 held: dict[str, asyncio.Event] = {}
@@ -82,8 +93,8 @@ async def _do(request: Do | DoAgain, database: Database) -> Done:
     number = await database.write(lambda tx: _count(tx, request.ident))
     await _pass("after")
     match request.way:
-        case "refuse_after":
-            raise NotFound(f"{number} is no such thing")
+        case "refuse_after" | "odd_after" as way:
+            raise NotFound(f"{number} is no such {'thing' if way == 'refuse_after' else ODD}")
         case "busy_after":
             raise Unavailable("not now")
         case "bug_after":

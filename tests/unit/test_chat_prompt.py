@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -46,6 +47,22 @@ def test_stdin_is_read_to_its_end_without_the_last_line_ends() -> None:
 
 def test_stdin_that_is_quiet_is_waited_for_and_that_is_said() -> None:
     assert piped(b"late", quiet_s=0.0) == ("late", 1)
+
+
+def test_stdin_that_does_not_block_is_waited_for_all_the_same() -> None:
+    """As a pipe of Node.js may be: what had not come yet was no part of the question, or a TypeError."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+
+    def write() -> None:
+        with os.fdopen(writing, "wb") as pipe:
+            pipe.write(b"x" * 1_000_000)
+
+    writer = Thread(target=write)
+    with os.fdopen(reading, "rb") as stdin:
+        question = read_piped(stdin, waiting=writer.start, quiet_s=0.0)
+    writer.join()
+    assert len(question) == 1_000_000
 
 
 def test_bytes_that_are_no_utf_8_are_replaced() -> None:

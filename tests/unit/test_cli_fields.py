@@ -83,3 +83,10 @@ def test_booleans_are_no_numbers() -> None:
 
 def test_a_choice_that_takes_anything_takes_text() -> None:
     assert alternatives({"anyOf": [{"type": "integer"}, {}]}, {}) == []
+
+
+def test_an_argument_that_is_no_utf8_is_a_usage_error_and_no_traceback() -> None:
+    """The shell gives the bytes of a file's name as they are; Python has surrogates for them."""
+    with pytest.raises(click.UsageError, match=r"^a:=\\udcff: not UTF-8 at byte 0$"):
+        data("a:=\udcff")
+    assert data("a=\udcff", schema={"properties": {"a": {"type": "integer"}}}) == {"a": "\udcff"}

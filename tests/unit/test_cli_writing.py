@@ -141,3 +141,10 @@ def test_colour_depends_on_the_terminal_and_the_environment(
 def test_the_environment_names_the_format(named: str, format_: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KSI_OUTPUT", named)
     assert begin([]).format == format_
+
+
+def test_what_names_a_file_that_is_no_utf8_is_json_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    """As the error of a home whose path is none: it was a traceback in place of the error."""
+    write_json(Invocation(format="jsonl"), {"error": {"message": "no \udcff", "paths": ["\udcff"], "n": 1}})
+    (line,) = output(capsys)
+    assert json.loads(line) == {"error": {"message": "no \\udcff", "paths": ["\\udcff"], "n": 1}}

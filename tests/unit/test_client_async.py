@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -297,6 +298,18 @@ async def test_a_client_that_is_not_open_refuses_calls(daemon: FakeDaemon) -> No
     client = AsyncClient(daemon.path)
     with pytest.raises(FailedPrecondition, match="not open"):
         await client.call_raw("system:health")
+
+
+async def test_a_client_that_was_never_open_refuses_streams_and_says_no_more(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was made of the refused stream complained, on stderr, when it was let go."""
+    said: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    with pytest.raises(FailedPrecondition, match="not open"):
+        AsyncClient(daemon.path).subscribe("demo:*")
+    gc.collect()
+    assert said == []
 
 
 async def test_a_client_may_be_opened_again(daemon: FakeDaemon) -> None:

@@ -304,3 +304,8 @@ def test_a_second_thread_is_told_to_use_a_client_of_its_own(
     run(daemon.cut)
     thread.join()
     assert len(caught) == 1
+
+
+def test_a_time_longer_than_the_system_waits_at_once_may_be_given(client: Client) -> None:
+    """``--timeout 30d`` ended with a traceback: poll() takes no more than 24 days."""
+    assert client.call_raw("system:health", timeout_s=30 * 86_400.0) == {"status": "healthy"}

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import socket
 import stat
 from collections.abc import Iterator
@@ -189,3 +190,16 @@ def test_a_connection_that_lasted_was_of_use() -> None:
     clock.now += 3600
     attempts.lost(heard=False)
     assert attempts.delay() == 0.0
+
+
+def test_a_process_that_has_no_descriptor_left_cannot_connect(folder: Path) -> None:
+    """It was an OSError that nobody expects: a client that made its connection again ended its program."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        with pytest.raises(Unavailable, match="Too many open files"):
+            connect(folder / "d.sock")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

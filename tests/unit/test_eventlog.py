@@ -4,8 +4,10 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
+from ksi_common.bus import Delivered
 from ksi_common.envelope import StoredEvent, event_context
 from ksi_daemon import eventlog
 from ksi_daemon.database import Database, Transaction
@@ -278,3 +280,17 @@ async def test_a_reply_ends_where_it_has_bytes_enough_and_says_that_there_is_mor
     assert (ids(events), more) == (["0", "1"], True)
     events, more = await log.query(LogQuery(reverse=False, after=4))
     assert (ids(events), more) == (["4"], False)
+
+
+@pytest.mark.parametrize(
+    "data", [b'{"at":1763826071123456789}', b'{"a":' * 70 + b"1" + b"}" * 70], ids=["nanoseconds", "deep"]
+)
+async def test_what_a_plugin_has_told_is_given_whatever_a_client_might_not_send(
+    database: Database, log: EventLog, data: bytes
+) -> None:
+    """Its event could be read by nobody: the limits of what clients send were held against it."""
+    await database.write(tell("1", "a:b", data))
+    stored = await log.get("1")
+    assert stored is not None
+    assert log.as_reply(stored).data == orjson.loads(data)
+    assert Delivered.of(stored, "c-1").data == orjson.loads(data)

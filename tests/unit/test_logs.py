@@ -263,3 +263,22 @@ def test_what_python_warns_of_is_a_line(path: Path) -> None:
     assert (line["event"], line["level"]) == ("python.warning", "warning")
     assert line["warning"] == f"RuntimeWarning: coroutine '{forgotten.__qualname__}' was never awaited"
     assert line["where"].startswith(f"{__file__}:")
+
+
+async def test_a_path_that_cannot_be_looked_at_for_a_while_stops_no_later_line(path: Path) -> None:
+    """The error ended the thread that writes: nothing was written any more, and all lines were kept."""
+    folder, away = path.parent, path.parent.with_name("away")
+
+    async def written() -> bool:
+        return len(lines(away / path.name)) == 2
+
+    with logging_to(path, LogSettings()):
+        by_structlog("first")
+        folder.rename(away)
+        folder.write_text("a file in the place of the folder")
+        by_structlog("second")
+        await eventually(written, patience_s=5)
+        folder.unlink()
+        away.rename(folder)
+        by_structlog("third")
+    assert [line["event"] for line in lines(path)] == ["first", "second", "third"]
