@@ -17,6 +17,7 @@ from ksi_common.errors import DeadlineExceeded, KSIError, ResourceExhausted, Una
 from ksi_common.events.completion import Asked, ChatMessage, Proof, Step
 from ksi_completion import acceptance
 from ksi_completion.completion_service import CompletionService
+from ksi_completion.conductor import Conductor
 from ksi_completion.ending import Ending
 from ksi_completion.outcomes import Again, Outcome
 from ksi_completion.provider_manager import ProviderManager
@@ -373,6 +374,36 @@ async def test_a_wish_does_not_break_off_the_end_of_what_ran_out_of_time(
         assert (reply["status"], reply["state"]) == ("too_late", "failed")
         with pytest.raises(ProcessLookupError):
             os.kill(int(step["text"]), 0)
+
+
+async def test_a_cancel_is_answered_while_a_start_whose_time_is_over_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It could not set a time limit that was passing already, and was answered INTERNAL."""
+    leaving, wished = asyncio.Event(), asyncio.Event()
+    stop = Conductor.stop
+
+    async def start(*_: object) -> WorkerGeneration:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            leaving.set()
+            await wished.wait()
+        raise AssertionError
+
+    def noted(conductor: Conductor, row: Row) -> None:
+        try:
+            stop(conductor, row)
+        finally:
+            wished.set()
+
+    monkeypatch.setattr(EmbeddedProvider, "start", start)
+    monkeypatch.setattr(Conductor, "stop", noted)
+    async with daemon() as ksi, ksi.connect() as wire:
+        await wire.call("completion:async", {"prompt": "echo: hi", "request_id": "r1", "timeout_s": 0.05})
+        await leaving.wait()
+        reply = await wire.call("completion:cancel", {"request_id": "r1"})
+        assert reply["data"]["status"] == "cancelled", reply
 
 
 async def test_cancelling_twice_gives_the_same_proof_and_an_ended_one_is_too_late() -> None:
