@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ksi_completion.workers.litellm import Desk
+from ksi_completion.workers.litellm import Desk, Order
 
 
 class Refusing:
@@ -24,7 +24,22 @@ class Refusing:
 
 async def said(litellm: Refusing, *, api_base: str | None = None, key: Path | None = None) -> dict[str, Any]:
     """Give what the worker reports of a call."""
+    report: dict[str, Any] = (await all_said(litellm, ordered(api_base=api_base, key=key)))[-1]
+    return report
+
+
+async def all_said(litellm: Any, *orders: Order) -> list[dict[str, Any]]:
+    """Give all that the worker reports of orders that come at once."""
     reports = io.BytesIO()
+    async with asyncio.TaskGroup() as tasks:
+        desk = Desk(litellm, reports, tasks)
+        for order in orders:
+            desk.take(order)
+    return [json.loads(line) for line in reports.getvalue().splitlines()]
+
+
+def ordered(*, api_base: str | None = None, key: Path | None = None) -> Order:
+    """Ask for an answer."""
     options: dict[str, Any] = {
         "model": "m",
         "parameters": {},
@@ -36,10 +51,7 @@ async def said(litellm: Refusing, *, api_base: str | None = None, key: Path | No
     }
     order: dict[str, Any] = {"do": "complete", "id": "1", "messages": [], "system": None, "max_tokens": None}
     more: dict[str, Any] = {"tools": [], "response_schema": None, "options": options}
-    async with asyncio.TaskGroup() as tasks:
-        Desk(litellm, reports, tasks).take(order | more)
-    report: dict[str, Any] = json.loads(reports.getvalue())
-    return report
+    return order | more
 
 
 async def test_words_that_are_no_key_stay_as_they_are() -> None:
@@ -58,3 +70,9 @@ async def test_a_key_whose_file_is_gone_when_the_call_fails_is_told_to_nobody(tm
 async def test_a_key_that_is_not_there_is_said(tmp_path: Path) -> None:
     report = await said(Refusing("never asked"), key=tmp_path / "key")
     assert (report["reason"], report["kind"]) == ("no_key", "auth")
+
+
+async def test_an_order_that_is_cancelled_before_it_began_is_stopped() -> None:
+    """Nothing was said of it: the daemon waited, and killed the worker with its other answers."""
+    reports = await all_said(Refusing("never asked"), ordered(), {"do": "cancel", "id": "1"})
+    assert reports == [{"report": "stopped", "id": "1"}]

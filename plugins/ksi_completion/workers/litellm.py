@@ -63,7 +63,8 @@ class Desk:
             if task := self._tasks.get(ident):
                 task.cancel()
             return
-        self._tasks[ident] = self._group.create_task(self._serve(ident, order))
+        task = self._tasks[ident] = self._group.create_task(self._serve(ident, order))
+        task.add_done_callback(lambda task: self._note_end(ident, task))
 
     def report(self, report: Mapping[str, Any]) -> None:
         """Say a line."""
@@ -85,8 +86,12 @@ class Desk:
             end = failure(error)
             if secret and secret != NO_KEY:  # services quote what they do not accept
                 end["message"] = end["message"].replace(secret, "(the key)")
-        del self._tasks[ident]
         self.report({**end, "id": ident})
+
+    def _note_end(self, ident: str, task: asyncio.Task[None]) -> None:
+        del self._tasks[ident]
+        if task.cancelled():  # before it began: it has run nothing at all
+            self.report({"report": "stopped", "id": ident})
 
     async def _complete(self, ident: str, order: Order, secret: str | None) -> dict[str, Any]:
         stream = await self._litellm.acompletion(**request(order, secret))
