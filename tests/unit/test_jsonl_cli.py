@@ -1,5 +1,6 @@
 """Programs that answer in lines of JSON: well, badly, and not at all; nothing of them is left."""
 
+import asyncio
 import json
 import sys
 import tempfile
@@ -11,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from ksi_completion.providers.command import Invocation
+from ksi_completion.providers.command import Commands, Invocation
 from ksi_completion.providers.interface import Answer, Job, ProviderFailure
 from ksi_completion.providers.jsonl_cli import JsonlCliProvider
+from ksi_completion.providers.jsonl_reading import JsonlReading
 from ksi_completion.providers.jsonl_settings import JsonlCliSettings
 from ksi_daemon.processes import Processes
 from tests.children import marks, on_both_loops
@@ -311,3 +313,22 @@ def test_a_file_that_says_nothing_of_use_is_refused_with_the_reason(tmp_path: Pa
 def test_what_stands_in_the_settings_goes_before_the_file() -> None:
     settings = JsonlCliSettings.model_validate({"file": str(PARROT), "concurrency": 7})
     assert (settings.concurrency, list(settings.models)) == (7, ["plain", "loud"])
+
+
+async def test_an_answer_whose_files_cannot_be_removed_is_given_all_the_same(folder: Path) -> None:
+    """Who reads it was never told of its end, and the other runs of the provider were ended."""
+    files = folder / "files"
+    script = 'rm -r "$0"; : > "$0"; echo \'{"text": "hi", "end": true}\''
+    invocation = Invocation(
+        argv=["/bin/sh", "-c", script, str(files)],
+        env={"PATH": "/usr/bin:/bin"},
+        cwd=folder / "work",
+        purpose="odd",
+        stdin=b"",
+        files={files / "one": b"secret"},
+    )
+    async with asyncio.timeout(5), Processes(folder) as processes:
+        commands = Commands(processes)
+        reading = JsonlReading(JsonlCliSettings.model_validate(SETTINGS), "default")
+        assert await text_of(await commands.start(invocation, reading)) == "hi"
+        await commands.close()

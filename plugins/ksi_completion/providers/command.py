@@ -173,7 +173,10 @@ def _prepare(invocation: Invocation) -> None:
 
 def _clear(invocation: Invocation) -> None:
     for path in invocation.files:
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:  # no reason to lose an answer
+            log.warning("command.file_left", purpose=invocation.purpose, path=str(path), error=error.strerror)
 
 
 class _Run:
