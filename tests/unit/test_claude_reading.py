@@ -225,3 +225,9 @@ def test_a_server_of_tools_that_is_not_there_is_no_small_thing() -> None:
 def test_an_end_without_a_result_is_judged_by_how_it_came(how: Ended, kind: str, reason: str) -> None:
     failed = failure(how=how)
     assert (failed.kind, failed.reason) == (kind, reason)
+
+
+def test_names_of_a_session_that_are_no_text_are_none() -> None:
+    """They went into the file of answers, which could not be read again, nor could the session go on."""
+    made = answer(said("Hello", uuid=7), {**RESULT, "session_id": {"id": 12}})  # type: ignore[arg-type]  # so
+    assert (made.provider_session, made.resume_at) == (None, None)

@@ -90,7 +90,7 @@ class ClaudeReading:
             case "assistant" if not (line.get("aborted") or self.is_enough):
                 return self._assistant(line)
             case "user" if _has_tool_result(line) and not self.is_enough:
-                self._at = line.get("uuid", self._at)
+                self._at = _name(line, "uuid") or self._at
             case "system":
                 self._system(line)
             case "result":
@@ -121,7 +121,7 @@ class ClaudeReading:
             finish_reason=finish,
             usage=usage,
             response={**result, **response},
-            provider_session=result.get("session_id"),
+            provider_session=_name(result, "session_id"),
             resume_at=self._at,
             structured=result.get("structured_output"),
         )
@@ -156,7 +156,7 @@ class ClaudeReading:
             self._error = str(line.get("error") or "")
             return ""
         self._model = message.get("model") or self._model
-        self._at = line.get("uuid", self._at)
+        self._at = _name(line, "uuid") or self._at
         content = message.get("content") or ()
         self._has_acted = self._has_acted or any(block.get("type") == "tool_use" for block in content)
         blocks = [block for block in content if block.get("type") == "text"]
@@ -186,7 +186,7 @@ class ClaudeReading:
         match line:
             case {"subtype": "init"}:
                 self._model = line.get("model") or self._model
-                self._session = line.get("session_id")
+                self._session = _name(line, "session_id")
                 self._check_servers(line.get("mcp_servers") or ())
             case {"subtype": "api_retry"} if not self._has_acted:
                 # It would wait here by itself, unseen; ended, the wait is KSI's, told and durable.
@@ -225,6 +225,12 @@ class ClaudeReading:
             if re.search(pattern, telling):
                 return kind, reason
         return classified(int(status or 0))
+
+
+def _name(line: Mapping[str, Any], field: str) -> str | None:
+    """Give a name that the CLI will know again; what is no text is none."""
+    name = line.get(field)
+    return name if isinstance(name, str) else None
 
 
 def _has_tool_result(line: Mapping[str, Any]) -> bool:
