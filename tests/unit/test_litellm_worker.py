@@ -76,3 +76,10 @@ async def test_an_order_that_is_cancelled_before_it_began_is_stopped() -> None:
     """Nothing was said of it: the daemon waited, and killed the worker with its other answers."""
     reports = await all_said(Refusing("never asked"), ordered(), {"do": "cancel", "id": "1"})
     assert reports == [{"report": "stopped", "id": "1"}]
+
+
+async def test_a_key_is_not_told_where_a_long_message_is_cut_within_it(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("sk-" + "1" * 60)
+    report = await said(Refusing("x" * 960 + " {api_key} is no key"), key=key)
+    assert "sk-" not in report["message"]

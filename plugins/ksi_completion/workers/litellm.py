@@ -83,9 +83,7 @@ class Desk:
         except Failed as failed:
             end = failed.report
         except Exception as error:
-            end = failure(error)
-            if secret and secret != NO_KEY:  # services quote what they do not accept
-                end["message"] = end["message"].replace(secret, "(the key)")
+            end = failure(error, secret)
         self.report({**end, "id": ident})
 
     def _note_end(self, ident: str, task: asyncio.Task[None]) -> None:
@@ -205,14 +203,20 @@ def cost(litellm: Any, options: Mapping[str, Any], whole: Any) -> float | None:
     return None
 
 
-def failure(error: Exception) -> dict[str, Any]:
-    """Give the report of a failed call. What it means is judged by the status, not by litellm's classes."""
+def failure(error: Exception, secret: str | None = None) -> dict[str, Any]:
+    """Give the report of a failed call. What it means is judged by the status, not by litellm's classes.
+
+    ``secret``: what services quote where they do not accept it, and nobody is to read.
+    """
     status = getattr(error, "status_code", None)
     name = type(error).__name__
+    message = str(getattr(error, "message", None) or error)
+    if secret and secret != NO_KEY:  # before it is cut: else a part of it might stay
+        message = message.replace(secret, "(the key)")
     report = {
         "report": "failed",
         "status": status if isinstance(status, int) else None,
-        "message": f"{name}: {getattr(error, 'message', None) or error}"[:1000],
+        "message": f"{name}: {message}"[:1000],
         "retry_after_s": retry_after_s(error),
     }
     if "ContextWindowExceeded" in name:
