@@ -12,14 +12,17 @@ from ksi_completion.workers.litellm import Desk, Order
 class Refusing:
     """A service that takes the key away, and refuses with what it is to say."""
 
-    def __init__(self, message: str, key: Path | None = None) -> None:
+    def __init__(self, message: str, key: Path | None = None, headers: Any = None) -> None:
         self._message = message
         self._key = key
+        self._headers = headers
 
     async def acompletion(self, **asked: Any) -> Any:
         if self._key is not None:
             self._key.unlink()
-        raise ValueError(self._message.format(**asked))
+        error = ValueError(self._message.format(**asked))
+        error.litellm_response_headers = self._headers  # type: ignore[attr-defined]  # as litellm's have
+        raise error
 
 
 async def said(litellm: Refusing, *, api_base: str | None = None, key: Path | None = None) -> dict[str, Any]:
@@ -83,3 +86,10 @@ async def test_a_key_is_not_told_where_a_long_message_is_cut_within_it(tmp_path:
     key.write_text("sk-" + "1" * 60)
     report = await said(Refusing("x" * 960 + " {api_key} is no key"), key=key)
     assert "sk-" not in report["message"]
+
+
+async def test_a_date_that_no_calendar_has_says_nothing_of_coming_back() -> None:
+    """The worker ended by it, and its other answers with it."""
+    headers = {"retry-after": "Wed, 21 Oct 99999999999999999999 07:28:00 GMT"}
+    report = await said(Refusing("too often", headers=headers))
+    assert (report["message"], report["retry_after_s"]) == ("ValueError: too often", None)

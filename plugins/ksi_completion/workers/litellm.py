@@ -243,7 +243,7 @@ def retry_after_s(error: Exception) -> float | None:
         pass
     try:
         return max(0.0, (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
