@@ -3,9 +3,12 @@
 import asyncio
 import io
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Self
 
+from ksi_completion.providers.worker_reports import REPORT
 from ksi_completion.workers.litellm import Desk, Order
 
 
@@ -25,6 +28,30 @@ class Refusing:
         raise error
 
 
+class Answering:
+    """A service that says these pieces, and counts these tokens of the prompt."""
+
+    received_finish_reason = "stop"
+
+    def __init__(self, *pieces: str, tokens: Any = 1) -> None:
+        self._pieces = pieces
+        self._usage = SimpleNamespace(prompt_tokens=tokens, completion_tokens=2)
+
+    async def acompletion(self, **_: Any) -> Self:
+        return self
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        for piece in self._pieces:
+            yield SimpleNamespace(choices=[SimpleNamespace(delta=SimpleNamespace(content=piece))])
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+    def stream_chunk_builder(self, _: Any, **__: Any) -> Any:
+        choice = SimpleNamespace(message=SimpleNamespace(), finish_reason="stop")
+        return SimpleNamespace(choices=[choice], usage=self._usage, model="m")
+
+
 async def said(litellm: Refusing, *, api_base: str | None = None, key: Path | None = None) -> dict[str, Any]:
     """Give what the worker reports of a call."""
     report: dict[str, Any] = (await all_said(litellm, ordered(api_base=api_base, key=key)))[-1]
@@ -38,6 +65,8 @@ async def all_said(litellm: Any, *orders: Order) -> list[dict[str, Any]]:
         desk = Desk(litellm, reports, tasks)
         for order in orders:
             desk.take(order)
+    for line in reports.getvalue().splitlines():
+        REPORT.validate_json(line)  # else the daemon ends the worker, and its other answers with it
     return [json.loads(line) for line in reports.getvalue().splitlines()]
 
 
@@ -48,6 +77,8 @@ def ordered(*, api_base: str | None = None, key: Path | None = None) -> Order:
         "parameters": {},
         "timeout_s": 1.0,
         "api_base": api_base,
+        "input_usd_per_million": None,
+        "output_usd_per_million": None,
         "api_version": None,
         "api_key_env": None,
         "api_key_file": None if key is None else str(key),
@@ -93,3 +124,8 @@ async def test_a_date_that_no_calendar_has_says_nothing_of_coming_back() -> None
     headers = {"retry-after": "Wed, 21 Oct 99999999999999999999 07:28:00 GMT"}
     report = await said(Refusing("too often", headers=headers))
     assert (report["message"], report["retry_after_s"]) == ("ValueError: too often", None)
+
+
+async def test_half_a_surrogate_pair_of_a_service_is_a_question_mark() -> None:
+    reports = await all_said(Answering("half \ud83d", " all \U0001f600"), ordered(api_base="http://one"))
+    assert [report["text"] for report in reports] == ["half ?", " all \U0001f600", "half ? all \U0001f600"]

@@ -68,7 +68,8 @@ class Desk:
 
     def report(self, report: Mapping[str, Any]) -> None:
         """Say a line."""
-        line = json.dumps(report).encode() + b"\n"
+        # What is no text, as half a surrogate pair, becomes "?": the daemon takes such a line for garbage.
+        line = json.dumps(report, ensure_ascii=False).encode(errors="replace") + b"\n"
         with self._lock:
             self._reports.write(line)
             self._reports.flush()
