@@ -8,6 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
 
+import pytest
+
 from ksi_completion.providers.worker_reports import REPORT
 from ksi_completion.workers.litellm import Desk, Order
 
@@ -129,3 +131,10 @@ async def test_a_date_that_no_calendar_has_says_nothing_of_coming_back() -> None
 async def test_half_a_surrogate_pair_of_a_service_is_a_question_mark() -> None:
     reports = await all_said(Answering("half \ud83d", " all \U0001f600"), ordered(api_base="http://one"))
     assert [report["text"] for report in reports] == ["half ?", " all \U0001f600", "half ? all \U0001f600"]
+
+
+@pytest.mark.parametrize("tokens", [-1, 2**53, 1.5, None, "many"])
+async def test_what_no_service_can_have_counted_is_not_counted(tokens: Any) -> None:
+    """The report was none to the daemon, which ended the worker, and its other answers with it."""
+    last = (await all_said(Answering("hi", tokens=tokens), ordered(api_base="http://one")))[-1]
+    assert (last["text"], last["usage"]["prompt_tokens"], last["usage"]["completion_tokens"]) == ("hi", 0, 2)

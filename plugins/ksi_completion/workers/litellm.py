@@ -24,6 +24,8 @@ from typing import Any, BinaryIO
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
 MILLION = 1_000_000
+MAX_TOKENS = 2**53
+"""Of a count; as many, or more, are none."""
 
 NO_KEY = "none"
 """Said to services of one's own, which ask for none: the libraries insist on one."""
@@ -185,22 +187,30 @@ def counts(usage: Any) -> dict[str, Any]:
     """Give the tokens of a call."""
     details = getattr(usage, "prompt_tokens_details", None)
     return {
-        "prompt_tokens": getattr(usage, "prompt_tokens", 0) or 0,
-        "completion_tokens": getattr(usage, "completion_tokens", 0) or 0,
-        "cached_tokens": getattr(details, "cached_tokens", 0) or 0,
-        "cache_creation_tokens": getattr(details, "cache_creation_tokens", 0) or 0,
+        "prompt_tokens": _count(usage, "prompt_tokens"),
+        "completion_tokens": _count(usage, "completion_tokens"),
+        "cached_tokens": _count(details, "cached_tokens"),
+        "cache_creation_tokens": _count(details, "cache_creation_tokens"),
     }
+
+
+def _count(usage: Any, name: str) -> int:
+    """Give a number of tokens; 0 for what none can be, which the daemon does not take."""
+    said = getattr(usage, name, 0)
+    return said if isinstance(said, int) and 0 <= said < MAX_TOKENS else 0
 
 
 def cost(litellm: Any, options: Mapping[str, Any], whole: Any) -> float | None:
     """Give the price of a call by the settings, or by litellm's list; None where neither knows."""
     prices = [options["input_usd_per_million"], options["output_usd_per_million"]]
     if any(price is not None for price in prices):
-        tokens = [whole.usage.prompt_tokens, whole.usage.completion_tokens]
+        counted = counts(getattr(whole, "usage", None))
+        tokens = [counted["prompt_tokens"], counted["completion_tokens"]]
         total = sum(count * (price or 0.0) for count, price in zip(tokens, prices, strict=True))
         return float(total / MILLION)
     with suppress(Exception):  # it raises many things for what it does not know
-        return float(litellm.completion_cost(completion_response=whole, model=options["model"]))
+        price = float(litellm.completion_cost(completion_response=whole, model=options["model"]))
+        return price if math.isfinite(price) and price >= 0 else None
     return None
 
 
