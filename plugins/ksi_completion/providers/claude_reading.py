@@ -107,7 +107,7 @@ class ClaudeReading:
             raise self._failure(result)
         text = "".join(self._texts)
         said = self._finish or str(result.get("stop_reason") or "stop")
-        finish, usage = _FINISH.get(said, said), _usage(result)
+        finish, usage = _FINISH.get(said, said), _usage(result) or Usage()
         response = {
             "result": text,
             "model": self._model,
@@ -250,7 +250,15 @@ def _unsaid(how: Ended) -> ProviderFailure:
     return ProviderFailure(f"the Claude CLI ended without a result ({how})", reason="process_died")
 
 
-def _usage(result: Mapping[str, Any]) -> Usage:
+def _usage(result: Mapping[str, Any]) -> Usage | None:
+    """Give what a run has used; None where what it says of that can be none."""
+    try:
+        return _counted(result)
+    except (AttributeError, TypeError, ValueError):
+        return None
+
+
+def _counted(result: Mapping[str, Any]) -> Usage:
     models = list((result.get("model_usage_since_last_result") or {}).values())
     if models:
         return _sum(
