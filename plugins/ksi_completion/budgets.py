@@ -164,7 +164,7 @@ class Budgets:
     async def all(self, session_id: str | None, agent_id: str | None) -> Sequence[Budget]:
         """Describe the budgets; those that hold for a session or an agent, with what that has used."""
         if session_id is None and agent_id is None:
-            return [await self._described(limit) for limit in self._limits.values()]
+            return [await self._described(limit) for limit in tuple(self._limits.values())]
         limits = self._holding(session_id, agent_id)
         return [await self._described(limit, session_id, agent_id) for limit in limits]
 

@@ -93,8 +93,8 @@ class CircuitBreakers:
 
         Otherwise gives the seconds after which to ask again. ``call``: what it is known by, by identity.
         """
-        breaker = self._breakers.get(candidate)
-        if breaker is None or not breaker.opened_us:
+        breaker = self._breaker(candidate)
+        if not breaker.opened_us:
             return 0.0
         if wait_s := breaker.wait_s(self._clock.time_us()):
             return wait_s
@@ -143,12 +143,19 @@ class CircuitBreakers:
 
     def wait_s(self, candidate: Candidate) -> float:
         """Tell for how long no call of it may pass, in seconds."""
-        return self._breakers.get(candidate, Breaker()).wait_s(self._clock.time_us())
+        return self._breaker(candidate).wait_s(self._clock.time_us())
 
     def known(self) -> Sequence[tuple[Candidate, Breaker, BreakerState]]:
         """Describe every candidate that has failed since it last answered."""
         now = self._clock.time_us()
         return [(candidate, breaker, breaker.state(now)) for candidate, breaker in self._breakers.items()]
+
+    def _breaker(self, candidate: Candidate) -> Breaker:
+        """Give what is known. One that opened in the future did so now: the clock was set back since."""
+        breaker, now = self._breakers.get(candidate, Breaker()), self._clock.time_us()
+        if breaker.opened_us > now:
+            breaker = self._breakers[candidate] = replace(breaker, opened_us=now)
+        return breaker
 
     async def _keep(self, candidate: Candidate, unit: Callable[[Transaction], None]) -> None:
         """Write; where the disk takes nothing, what is known here is enough until the next start."""

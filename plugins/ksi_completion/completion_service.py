@@ -1,8 +1,8 @@
 """What is asked of completions: accept, follow, cancel, hold, look."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -253,14 +253,33 @@ class CompletionService:
         """Wait for an end; not for one that the disk does not take."""
         try:
             async with asyncio.timeout(None) as patience, aclosing(self._follow(row)) as steps:
-                if self._opened.is_ending(row.request_id):
-                    patience.reschedule(asyncio.get_running_loop().time() + PATIENCE_S)
-                async for _ in steps:
-                    pass
+                with self._losing(patience, row.request_id):
+                    async for _ in steps:
+                        pass
         except TimeoutError:
             return
         except (DataLoss, SetAside):
             return
+
+    @contextmanager
+    def _losing(self, patience: asyncio.Timeout, request_id: str) -> Iterator[None]:
+        """Let it end ``PATIENCE_S`` after it is known what comes of a completion."""
+
+        def lose() -> None:
+            if not patience.expired():
+                patience.reschedule(asyncio.get_running_loop().time() + PATIENCE_S)
+
+        one = self._opened.get(request_id)
+        if one is None:
+            yield
+            return
+        if one.is_ending:
+            lose()
+        one.on_ending.add(lose)
+        try:
+            yield
+        finally:
+            one.on_ending.discard(lose)
 
     def _note_entered(self, place: object, entered: "asyncio.Future[Accepted]") -> None:
         self._entering.discard(place)

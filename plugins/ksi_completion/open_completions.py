@@ -1,8 +1,8 @@
 """The completions that have no end yet: what is known of each, and who follows it."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ksi_common.events.completion import Step
@@ -45,6 +45,8 @@ class Open:
     """How long it waits, where it is to be tried again."""
     faults: int = 0
     """Bugs that it met, of which the row may not know."""
+    on_ending: set[Callable[[], None]] = field(default_factory=set)
+    """Called when it is known what comes of it."""
 
     def paused(self, pause: Pause) -> Mapping[str, str]:
         """Give the fields of the step that says why it does not begin."""
@@ -130,6 +132,8 @@ class OpenCompletions:
         if not one.is_ending:
             one.is_ending = True
             self.ending += 1
+            for call in tuple(one.on_ending):
+                call()
 
     def note_over(self, one: Open) -> None:
         """Nobody works on one any more, for now."""

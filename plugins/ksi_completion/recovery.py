@@ -66,12 +66,13 @@ class Recovery:
         """
         if session_id not in self._unseen:
             return {}
-        rows = [Row.of(row) for row in await self._database.read(OPEN_OF_SESSION, (session_id,))]
-        known = {row.request_id: row for row in rows}
         mended: dict[str, Step | Row] = {}
         async with self._sessions.writing(session_id):
             if session_id not in self._unseen:
                 return {}
+            # Here: whoever looked before and was broken off may have ended some.
+            rows = [Row.of(row) for row in await self._database.read(OPEN_OF_SESSION, (session_id,))]
+            known = {row.request_id: row for row in rows}
             session = await self._sessions.find(session_id)
             found = await self._responses.recover(session_id, session.file_end, known.keys())
             for line, written in found.adopted:

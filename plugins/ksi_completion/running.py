@@ -115,7 +115,7 @@ class Attempt:
         if not self._is_unwanted:
             self._is_unwanted = True
             self._wished = self._clock.monotonic()
-            if self._scope is not None:
+            if self._scope is not None and not self._scope.expired():  # else it is being broken off already
                 self._scope.reschedule(asyncio.get_running_loop().time())
 
     async def outcome(self) -> Outcome | Again:

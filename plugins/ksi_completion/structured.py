@@ -13,6 +13,7 @@ from typing import Any, Final
 import orjson
 
 from ksi_common.events.completion import ChatMessage
+from ksi_common.strict_json import dumps, loads
 from ksi_completion.providers.interface import Answer
 from ksi_daemon.plugin import InvalidArgument, JsonValue
 
@@ -57,6 +58,7 @@ def _fit(schema: Schema, answer: Answer) -> JsonValue:
     value = answer.structured
     if value is None:
         value = _parsed(answer.text)
+    _check_events_take(value)
     problems = []
     for error in _validator(schema).iter_errors(value):
         place = "/".join(map(str, error.instance_path))
@@ -66,6 +68,14 @@ def _fit(schema: Schema, answer: Answer) -> JsonValue:
     if problems:
         raise Unfit(problems)
     return value
+
+
+def _check_events_take(value: JsonValue) -> None:
+    """Raise Unfit for what an event cannot have: deeper, wider, or with larger integers than KSI reads."""
+    try:
+        loads(dumps({FIELD: value}))
+    except (InvalidArgument, TypeError) as error:
+        raise Unfit([f"it is no JSON that KSI takes: {error}"]) from None
 
 
 def _parsed(text: str) -> JsonValue:

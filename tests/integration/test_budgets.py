@@ -216,3 +216,14 @@ async def test_a_disk_that_takes_no_release_ends_nothing_and_is_asked_again(
     ):
         wire.send({"event": "completion:stream", "data": {"prompt": FORTY, "request_id": "r1"}, "id": "ask"})
         assert (await until(wire, "result", "failed"))["type"] == "result"
+
+
+async def test_budgets_are_listed_while_another_is_set() -> None:
+    """The list walked what changed meanwhile, and was answered INTERNAL."""
+    both = [{"scope": "all", "per": per, "tokens": 10} for per in ("ever", "day")]
+    async with running_daemon(settings=table(budgets=both)) as ksi, ksi.connect() as wire:
+        wire.send({"event": "budget:list", "data": {}, "id": "list"})
+        wire.send({"event": "budget:set", "data": {"subject": "s1", "tokens": 100}, "id": "set"})
+        replies = {frame["id"]: frame for frame in [await wire.receive(), await wire.receive()]}
+        assert replies["set"]["type"] == "reply"
+        assert replies["list"]["type"] == "reply", replies["list"]

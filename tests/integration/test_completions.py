@@ -17,11 +17,13 @@ from ksi_common.errors import DeadlineExceeded, KSIError, ResourceExhausted, Una
 from ksi_common.events.completion import Asked, ChatMessage, Proof, Step
 from ksi_completion import acceptance
 from ksi_completion.completion_service import CompletionService
+from ksi_completion.conductor import Conductor
 from ksi_completion.ending import Ending
 from ksi_completion.outcomes import Again, Outcome
 from ksi_completion.provider_manager import ProviderManager
 from ksi_completion.providers.embedded import EmbeddedProvider
 from ksi_completion.providers.worker_generation import WorkerGeneration
+from ksi_completion.responses import Responses
 from ksi_completion.rows import Row
 from ksi_completion.running import Attempt
 from ksi_completion.session_manager import Session, SessionManager
@@ -373,6 +375,55 @@ async def test_a_wish_does_not_break_off_the_end_of_what_ran_out_of_time(
         assert (reply["status"], reply["state"]) == ("too_late", "failed")
         with pytest.raises(ProcessLookupError):
             os.kill(int(step["text"]), 0)
+
+
+async def test_a_cancel_is_answered_while_a_start_whose_time_is_over_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It could not set a time limit that was passing already, and was answered INTERNAL."""
+    leaving, wished = asyncio.Event(), asyncio.Event()
+    stop = Conductor.stop
+
+    async def start(*_: object) -> WorkerGeneration:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            leaving.set()
+            await wished.wait()
+        raise AssertionError
+
+    def noted(conductor: Conductor, row: Row) -> None:
+        try:
+            stop(conductor, row)
+        finally:
+            wished.set()
+
+    monkeypatch.setattr(EmbeddedProvider, "start", start)
+    monkeypatch.setattr(Conductor, "stop", noted)
+    async with daemon() as ksi, ksi.connect() as wire:
+        await wire.call("completion:async", {"prompt": "echo: hi", "request_id": "r1", "timeout_s": 0.05})
+        await leaving.wait()
+        reply = await wire.call("completion:cancel", {"request_id": "r1"})
+        assert reply["data"]["status"] == "cancelled", reply
+
+
+async def test_a_cancel_does_not_wait_for_an_end_that_the_disk_does_not_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It did where the end that it brought about was the one: until its own deadline."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise Unavailable("the disk is full", reason="store_unavailable")
+
+    async with daemon() as ksi, ksi.connect() as wire, ksi.connect() as other:
+        following = steps(wire, "mode:hang", request_id="r1")
+        while (await anext(following))["type"] != "delta":
+            pass
+        with monkeypatch.context() as patched:
+            patched.setattr(Responses, "store", refuse)
+            reply = await other.call("completion:cancel", {"request_id": "r1"})
+            assert (reply["data"]["status"], reply["data"]["state"]) == ("too_late", "running")
+        assert [step async for step in following][-1]["type"] == "cancelled"
 
 
 async def test_cancelling_twice_gives_the_same_proof_and_an_ended_one_is_too_late() -> None:

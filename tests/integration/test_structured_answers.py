@@ -123,3 +123,15 @@ async def test_a_kept_answer_that_is_damaged_is_asked_for_anew() -> None:
             lambda tx: tx.execute("UPDATE completion_cache SET answer = x'7b'").rowcount
         )
         assert [(await ask(ksi, "hello"))[-1]["cached"] for _ in range(2)] == [False, True]
+
+
+@pytest.mark.parametrize("odd", ["12345678901234567", "[" * 70 + "]" * 70])
+async def test_what_the_log_could_not_be_read_with_fits_no_schema(odd: str) -> None:
+    """Whoever asked for events was refused wherever such an answer was among them."""
+    mock = {"answers": {"a city?": f'{{"name": "Paris", "odd": {odd}}}'}, "answer": '{"name": "Paris"}'}
+    async with running_daemon(settings=table(mock=mock)) as ksi:
+        steps = await ask(ksi, "a city?", response_schema=CITY)
+        assert steps[-1]["structured"] == {"name": "Paris"}
+        assert "retrying" in [step["type"] for step in steps]
+        found = await ksi.call_raw("event:query", {"patterns": ["completion:*"]})
+        assert [event["event"] for event in found["events"]].count("completion:result") == 1

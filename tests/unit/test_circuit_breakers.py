@@ -33,3 +33,14 @@ async def test_a_call_that_had_begun_before_does_not_decide_for_the_probe() -> N
     assert breakers.enter(MODEL, object()) == PROBE_S  # the probe is at work yet
     await breakers.failed(MODEL, probe, FAILURE)
     assert breakers.enter(MODEL, object()) == 20
+
+
+async def test_a_clock_that_is_set_back_leaves_nobody_alone_for_longer() -> None:
+    """No call passed before the clock was again where it had been."""
+    clock = FakeClock()
+    breakers = CircuitBreakers(cast("Database", Nowhere()), clock, failures=1, open_s=10)
+    await breakers.failed(MODEL, object(), FAILURE)
+    clock.jump(-3600)
+    assert breakers.enter(MODEL, object()) == 10
+    clock.advance(11)
+    assert breakers.enter(MODEL, object()) == 0

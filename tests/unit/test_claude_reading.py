@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from ksi_common.events.completion import Usage
 from ksi_completion.providers.claude_reading import LOGIN, ClaudeReading
 from ksi_completion.providers.command import Ended
 from ksi_completion.providers.interface import Answer, ProviderFailure
@@ -225,3 +226,18 @@ def test_a_server_of_tools_that_is_not_there_is_no_small_thing() -> None:
 def test_an_end_without_a_result_is_judged_by_how_it_came(how: Ended, kind: str, reason: str) -> None:
     failed = failure(how=how)
     assert (failed.kind, failed.reason) == (kind, reason)
+
+
+def test_names_of_a_session_that_are_no_text_are_none() -> None:
+    """They went into the file of answers, which could not be read again, nor could the session go on."""
+    made = answer(said("Hello", uuid=7), {**RESULT, "session_id": {"id": 12}})  # type: ignore[arg-type]  # so
+    assert (made.provider_session, made.resume_at) == (None, None)
+
+
+@pytest.mark.parametrize("count", [-100, 2**53, "many", 1.5])
+def test_an_answer_whose_usage_can_be_none_is_an_answer(count: Any) -> None:
+    """It was a bug, asked for again, and paid for again; so was a failure, whatever it had said."""
+    odd = {**RESULT, "usage": {**SPENT, "input_tokens": count}}
+    assert answer(said("Hello"), odd).usage == Usage()
+    refused = failure({**odd, "is_error": True, "api_error_status": 401, "result": "no"})
+    assert (refused.kind, refused.usage) == ("auth", None)

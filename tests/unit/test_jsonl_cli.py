@@ -1,23 +1,27 @@
 """Programs that answer in lines of JSON: well, badly, and not at all; nothing of them is left."""
 
+import asyncio
 import json
 import sys
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ksi_completion.providers.command import Invocation
+from ksi_completion.providers.command import Commands, Invocation
 from ksi_completion.providers.interface import Answer, Job, ProviderFailure
 from ksi_completion.providers.jsonl_cli import JsonlCliProvider
+from ksi_completion.providers.jsonl_reading import JsonlReading
 from ksi_completion.providers.jsonl_settings import JsonlCliSettings
 from ksi_daemon.processes import Processes
 from tests.children import marks, on_both_loops
 from tests.support.provider_cases import PARROT
+from tests.support.waiting import eventually
 from tests.support.workers import alive, failure_of, first_of, job, text_of
 
 PROGRAM = Path(__file__).resolve().parents[1] / "support" / "odd_program.py"
@@ -311,3 +315,57 @@ def test_a_file_that_says_nothing_of_use_is_refused_with_the_reason(tmp_path: Pa
 def test_what_stands_in_the_settings_goes_before_the_file() -> None:
     settings = JsonlCliSettings.model_validate({"file": str(PARROT), "concurrency": 7})
     assert (settings.concurrency, list(settings.models)) == (7, ["plain", "loud"])
+
+
+async def test_an_answer_whose_files_cannot_be_removed_is_given_all_the_same(folder: Path) -> None:
+    """Who reads it was never told of its end, and the other runs of the provider were ended."""
+    files = folder / "files"
+    script = 'rm -r "$0"; : > "$0"; echo \'{"text": "hi", "end": true}\''
+    invocation = Invocation(
+        argv=["/bin/sh", "-c", script, str(files)],
+        env={"PATH": "/usr/bin:/bin"},
+        cwd=folder / "work",
+        purpose="odd",
+        stdin=b"",
+        files={files / "one": b"secret"},
+    )
+    async with asyncio.timeout(5), Processes(folder) as processes:
+        commands = Commands(processes)
+        reading = JsonlReading(JsonlCliSettings.model_validate(SETTINGS), "default")
+        assert await text_of(await commands.start(invocation, reading)) == "hi"
+        await commands.close()
+
+
+class Slow(dict[Path, bytes]):
+    """Files that are written when they may be."""
+
+    def __init__(self, files: dict[Path, bytes]) -> None:
+        super().__init__(files)
+        self.begun, self.may_go_on, self.written = (threading.Event() for _ in range(3))
+
+    def items(self) -> Any:
+        self.begun.set()
+        self.may_go_on.wait(5)
+        yield from super().items()
+        self.written.set()
+
+
+async def test_what_a_thread_writes_for_a_start_that_is_cancelled_is_removed(folder: Path) -> None:
+    """It lay there until the next start of the daemon, and may have a prompt, or a server's key."""
+    path = folder / "files" / "one"
+    files = Slow({path: b"secret"})
+    invocation = Invocation(["/bin/true"], env={}, cwd=folder, purpose="odd", stdin=b"", files=files)
+    reading = JsonlReading(JsonlCliSettings.model_validate(SETTINGS), "default")
+
+    async def is_gone() -> bool:
+        return not path.exists()
+
+    async with asyncio.timeout(5), Processes(folder) as processes, asyncio.TaskGroup() as tasks:
+        start = tasks.create_task(Commands(processes).start(invocation, reading))
+        await asyncio.to_thread(files.begun.wait, 5)
+        start.cancel()
+        with suppress(asyncio.CancelledError):
+            await start
+        files.may_go_on.set()
+        await asyncio.to_thread(files.written.wait, 5)
+        await eventually(is_gone, patience_s=2.0)

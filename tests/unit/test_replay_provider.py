@@ -1,5 +1,6 @@
 """The provider that says again what another one said, and the file that it has that from."""
 
+import resource
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -105,3 +106,21 @@ async def test_a_cassette_that_takes_nothing_fails_the_call(tmp_path: Path) -> N
     with pytest.raises(ProviderFailure, match="cannot record on") as caught:
         await said(recorder, job("a"))
     assert caught.value.reason == "not_recorded"
+
+
+async def test_a_call_that_a_full_disk_took_half_of_spoils_no_other(tmp_path: Path) -> None:
+    """The next one was written behind the half: the cassette was damaged for good."""
+    path = tmp_path / "one.jsonl"
+    recorder = await opened(path, mock())
+    await said(recorder, job("first"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 100, before[1]))
+    try:
+        with pytest.raises(ProviderFailure, match="cannot record on"):
+            await said(recorder, job("second"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    await said(recorder, job("third"))
+    player = await opened(path)
+    assert player.missing() is None
+    assert (await said(player, job("third")))[1].text == "third"

@@ -8,6 +8,7 @@ Calls of the same request are said again in the order of the file. To record ane
 
 import asyncio
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -129,8 +130,15 @@ class Cassette:
     def _append(self, data: bytes) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.touch(mode=0o600)
-        with self.path.open("ab") as file:
-            file.write(data)
+        with self.path.open("ab", buffering=0) as file:
+            size, left = file.seek(0, os.SEEK_END), memoryview(data)
+            try:
+                while left:
+                    left = left[file.write(left) :]
+            except OSError:
+                # Behind a half line the next one would be none, too.
+                file.truncate(size)
+                raise
 
     def _keep(self, episode: Episode) -> None:
         self._episodes[episode.key].append(episode)

@@ -90,7 +90,7 @@ class ClaudeReading:
             case "assistant" if not (line.get("aborted") or self.is_enough):
                 return self._assistant(line)
             case "user" if _has_tool_result(line) and not self.is_enough:
-                self._at = line.get("uuid", self._at)
+                self._at = _name(line, "uuid") or self._at
             case "system":
                 self._system(line)
             case "result":
@@ -107,7 +107,7 @@ class ClaudeReading:
             raise self._failure(result)
         text = "".join(self._texts)
         said = self._finish or str(result.get("stop_reason") or "stop")
-        finish, usage = _FINISH.get(said, said), _usage(result)
+        finish, usage = _FINISH.get(said, said), _usage(result) or Usage()
         response = {
             "result": text,
             "model": self._model,
@@ -121,7 +121,7 @@ class ClaudeReading:
             finish_reason=finish,
             usage=usage,
             response={**result, **response},
-            provider_session=result.get("session_id"),
+            provider_session=_name(result, "session_id"),
             resume_at=self._at,
             structured=result.get("structured_output"),
         )
@@ -156,7 +156,7 @@ class ClaudeReading:
             self._error = str(line.get("error") or "")
             return ""
         self._model = message.get("model") or self._model
-        self._at = line.get("uuid", self._at)
+        self._at = _name(line, "uuid") or self._at
         content = message.get("content") or ()
         self._has_acted = self._has_acted or any(block.get("type") == "tool_use" for block in content)
         blocks = [block for block in content if block.get("type") == "text"]
@@ -186,7 +186,7 @@ class ClaudeReading:
         match line:
             case {"subtype": "init"}:
                 self._model = line.get("model") or self._model
-                self._session = line.get("session_id")
+                self._session = _name(line, "session_id")
                 self._check_servers(line.get("mcp_servers") or ())
             case {"subtype": "api_retry"} if not self._has_acted:
                 # It would wait here by itself, unseen; ended, the wait is KSI's, told and durable.
@@ -227,6 +227,12 @@ class ClaudeReading:
         return classified(int(status or 0))
 
 
+def _name(line: Mapping[str, Any], field: str) -> str | None:
+    """Give a name that the CLI will know again; what is no text is none."""
+    name = line.get(field)
+    return name if isinstance(name, str) else None
+
+
 def _has_tool_result(line: Mapping[str, Any]) -> bool:
     content = (line.get("message") or {}).get("content")
     return isinstance(content, list) and any(block.get("type") == "tool_result" for block in content)
@@ -244,7 +250,15 @@ def _unsaid(how: Ended) -> ProviderFailure:
     return ProviderFailure(f"the Claude CLI ended without a result ({how})", reason="process_died")
 
 
-def _usage(result: Mapping[str, Any]) -> Usage:
+def _usage(result: Mapping[str, Any]) -> Usage | None:
+    """Give what a run has used; None where what it says of that can be none."""
+    try:
+        return _counted(result)
+    except (AttributeError, TypeError, ValueError):
+        return None
+
+
+def _counted(result: Mapping[str, Any]) -> Usage:
     models = list((result.get("model_usage_since_last_result") or {}).values())
     if models:
         return _sum(

@@ -142,8 +142,10 @@ class Commands:
 
     async def _launch(self, invocation: Invocation) -> Process:
         is_started = False
+        prepared = asyncio.get_running_loop().run_in_executor(None, _prepare, invocation)
         try:
-            await asyncio.to_thread(_prepare, invocation)
+            # Shielded: a thread cannot be broken off, and what it writes is removed once it has.
+            await asyncio.shield(prepared)
             process = await self._processes.start(
                 invocation.argv, env=invocation.env, cwd=invocation.cwd, purpose=invocation.purpose
             )
@@ -155,8 +157,10 @@ class Commands:
             message = f"cannot write {error.filename}: {error.strerror}"
             raise ProviderFailure(message, reason="not_started") from error
         finally:
-            if not is_started:
+            if not is_started and prepared.done():
                 _clear(invocation)
+            elif not is_started:
+                prepared.add_done_callback(lambda done: _clear_after(done, invocation))
         return process
 
     def _note_end(self, task: asyncio.Task[None]) -> None:
@@ -171,9 +175,18 @@ def _prepare(invocation: Invocation) -> None:
             file.write(content)
 
 
+def _clear_after(prepared: asyncio.Future[None], invocation: Invocation) -> None:
+    if not prepared.cancelled():
+        prepared.exception()  # of nobody's concern: who asked has gone
+    _clear(invocation)
+
+
 def _clear(invocation: Invocation) -> None:
     for path in invocation.files:
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:  # no reason to lose an answer
+            log.warning("command.file_left", purpose=invocation.purpose, path=str(path), error=error.strerror)
 
 
 class _Run:

@@ -24,6 +24,8 @@ from typing import Any, BinaryIO
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
 MILLION = 1_000_000
+MAX_TOKENS = 2**53
+"""Of a count; as many, or more, are none."""
 
 NO_KEY = "none"
 """Said to services of one's own, which ask for none: the libraries insist on one."""
@@ -63,11 +65,13 @@ class Desk:
             if task := self._tasks.get(ident):
                 task.cancel()
             return
-        self._tasks[ident] = self._group.create_task(self._serve(ident, order))
+        task = self._tasks[ident] = self._group.create_task(self._serve(ident, order))
+        task.add_done_callback(lambda task: self._note_end(ident, task))
 
     def report(self, report: Mapping[str, Any]) -> None:
         """Say a line."""
-        line = json.dumps(report).encode() + b"\n"
+        # What is no text, as half a surrogate pair, becomes "?": the daemon takes such a line for garbage.
+        line = json.dumps(report, ensure_ascii=False).encode(errors="replace") + b"\n"
         with self._lock:
             self._reports.write(line)
             self._reports.flush()
@@ -82,11 +86,13 @@ class Desk:
         except Failed as failed:
             end = failed.report
         except Exception as error:
-            end = failure(error)
-            if secret and secret != NO_KEY:  # services quote what they do not accept
-                end["message"] = end["message"].replace(secret, "(the key)")
-        del self._tasks[ident]
+            end = failure(error, secret)
         self.report({**end, "id": ident})
+
+    def _note_end(self, ident: str, task: asyncio.Task[None]) -> None:
+        del self._tasks[ident]
+        if task.cancelled():  # before it began: it has run nothing at all
+            self.report({"report": "stopped", "id": ident})
 
     async def _complete(self, ident: str, order: Order, secret: str | None) -> dict[str, Any]:
         stream = await self._litellm.acompletion(**request(order, secret))
@@ -181,33 +187,47 @@ def counts(usage: Any) -> dict[str, Any]:
     """Give the tokens of a call."""
     details = getattr(usage, "prompt_tokens_details", None)
     return {
-        "prompt_tokens": getattr(usage, "prompt_tokens", 0) or 0,
-        "completion_tokens": getattr(usage, "completion_tokens", 0) or 0,
-        "cached_tokens": getattr(details, "cached_tokens", 0) or 0,
-        "cache_creation_tokens": getattr(details, "cache_creation_tokens", 0) or 0,
+        "prompt_tokens": _count(usage, "prompt_tokens"),
+        "completion_tokens": _count(usage, "completion_tokens"),
+        "cached_tokens": _count(details, "cached_tokens"),
+        "cache_creation_tokens": _count(details, "cache_creation_tokens"),
     }
+
+
+def _count(usage: Any, name: str) -> int:
+    """Give a number of tokens; 0 for what none can be, which the daemon does not take."""
+    said = getattr(usage, name, 0)
+    return said if isinstance(said, int) and 0 <= said < MAX_TOKENS else 0
 
 
 def cost(litellm: Any, options: Mapping[str, Any], whole: Any) -> float | None:
     """Give the price of a call by the settings, or by litellm's list; None where neither knows."""
     prices = [options["input_usd_per_million"], options["output_usd_per_million"]]
     if any(price is not None for price in prices):
-        tokens = [whole.usage.prompt_tokens, whole.usage.completion_tokens]
+        counted = counts(getattr(whole, "usage", None))
+        tokens = [counted["prompt_tokens"], counted["completion_tokens"]]
         total = sum(count * (price or 0.0) for count, price in zip(tokens, prices, strict=True))
         return float(total / MILLION)
     with suppress(Exception):  # it raises many things for what it does not know
-        return float(litellm.completion_cost(completion_response=whole, model=options["model"]))
+        price = float(litellm.completion_cost(completion_response=whole, model=options["model"]))
+        return price if math.isfinite(price) and price >= 0 else None
     return None
 
 
-def failure(error: Exception) -> dict[str, Any]:
-    """Give the report of a failed call. What it means is judged by the status, not by litellm's classes."""
+def failure(error: Exception, secret: str | None = None) -> dict[str, Any]:
+    """Give the report of a failed call. What it means is judged by the status, not by litellm's classes.
+
+    ``secret``: what services quote where they do not accept it, and nobody is to read.
+    """
     status = getattr(error, "status_code", None)
     name = type(error).__name__
+    message = str(getattr(error, "message", None) or error)
+    if secret and secret != NO_KEY:  # before it is cut: else a part of it might stay
+        message = message.replace(secret, "(the key)")
     report = {
         "report": "failed",
         "status": status if isinstance(status, int) else None,
-        "message": f"{name}: {getattr(error, 'message', None) or error}"[:1000],
+        "message": f"{name}: {message}"[:1000],
         "retry_after_s": retry_after_s(error),
     }
     if "ContextWindowExceeded" in name:
@@ -234,7 +254,7 @@ def retry_after_s(error: Exception) -> float | None:
         pass
     try:
         return max(0.0, (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
