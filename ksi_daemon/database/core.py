@@ -97,6 +97,7 @@ class Database:
             head=HeadFile(head, self.log_id),
             home=self.home,
         )
+        self._head = self._writer.head
         for _ in range(READERS):
             reader = await self._exit.enter_async_context(AsyncSQLiteDB(self.path, read_only=True))
             self._readers.put_nowait(reader)
@@ -132,8 +133,8 @@ class Database:
 
     @property
     def head(self) -> int:
-        """The last seq on disk at the start; afterwards the hub knows what is published."""
-        return self._writer.head
+        """The last seq that is surely on disk: what the writer has in hand has higher ones already."""
+        return self._head
 
     @property
     def statistics(self) -> DatabaseStatistics:
@@ -247,6 +248,7 @@ class Database:
 
     def _committed(self, jobs: Sequence[Job], head: int) -> None:
         self._handed_over -= len(jobs)
+        self._head = head
         # A callback or a subscriber that raises is reported by the loop, and keeps back nobody's answer.
         try:
             for_each((callback for job in jobs for callback in job.after_commit), lambda callback: callback())

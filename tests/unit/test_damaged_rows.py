@@ -1,5 +1,7 @@
 """A row that refers to a file may itself be damaged: it is named, and those beside it are looked at."""
 
+import asyncio
+import threading
 from collections.abc import Sequence
 from functools import partial
 from hashlib import sha256
@@ -130,3 +132,25 @@ async def test_a_reference_of_the_log_that_is_no_text_is_named(tmp_path: Path, *
         await database.write(tell())
         await database.write(lambda tx: tx.execute("UPDATE log SET reference = x'00' WHERE seq = 1"))
         assert await damaged(database, deep=deep) == [(1, "event_corrupt")]
+
+
+async def test_what_is_not_committed_yet_is_not_missing(tmp_path: Path) -> None:
+    begun, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow(tx: Transaction) -> None:
+        tx.tell_raw("demo:told", b"{}")
+        loop.call_soon_threadsafe(begun.set)
+        go_on.wait(5)
+
+    async with opened(tmp_path, Heard()) as database, asyncio.timeout(30):
+        await database.write(tell())
+        writing = database.write(slow)
+        await begun.wait()
+        try:
+            assert database.head == 1
+            assert await damaged(database, deep=False) == []
+        finally:
+            go_on.set()
+        await writing
+        assert database.head == 2
