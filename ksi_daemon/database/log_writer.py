@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterable
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -181,11 +182,11 @@ class LogWriter:
         self.seq, self.chain = (row[0], row[1]) if row else (0, EMPTY_CHAIN)
 
     def _says(self, known: StoredEvent, data: bytes) -> bool:
-        """Tell whether an event has this data; where that is elsewhere or gone, its hash does."""
+        """Tell whether an event has this data; where that is elsewhere or gone, its digest does."""
         if known.data == data:
             return True
-        row = self._connection.execute("SELECT reference FROM log WHERE seq = ?", (known.seq,)).fetchone()
-        return bool(row and row[0]) and orjson.loads(row[0])["sha256"] == sha256(data).hexdigest()
+        row = self._connection.execute("SELECT digest FROM log WHERE seq = ?", (known.seq,)).fetchone()
+        return bool(row) and digest_of(replace(known, data=data)) == row[0]
 
     def _stored(self, event_id: str) -> StoredEvent | None:
         sql = f"SELECT {READ} FROM log WHERE event_id = ?"  # noqa: S608
