@@ -67,6 +67,7 @@ class LogWriter:
         row = connection.execute("SELECT seq, chain FROM log ORDER BY seq DESC LIMIT 1").fetchone()
         self.seq: int = row[0] if row else 0
         self.chain: bytes = row[1] if row else EMPTY_CHAIN
+        self._on_disk = self.seq, self.chain
 
     def mark(self) -> Mark:
         """Remember this point; versions are remembered from here on."""
@@ -165,19 +166,25 @@ class LogWriter:
 
     def committed(self) -> None:
         """Forget the rows: they are on disk."""
+        self._on_disk = self.seq, self.chain
         self._rows.clear()
         self._references.clear()
         self._ids.clear()
         if len(self._versions) > _KNOWN_STREAMS:
             self._versions.clear()
 
-    def lost(self) -> None:
-        """Forget everything that the transaction held: SQLite has taken it back."""
+    def give_up(self) -> None:
+        """Forget everything that the transaction held, whether SQLite can take it back or not."""
         self._rows.clear()
         self._references.clear()
         self._ids.clear()
         self._versions.clear()
         self._touched.clear()
+        self.seq, self.chain = self._on_disk
+
+    def lost(self) -> None:
+        """Forget it, and look where the log ends now that SQLite has taken it back."""
+        self.give_up()
         row = self._connection.execute("SELECT seq, chain FROM log ORDER BY seq DESC LIMIT 1").fetchone()
         self.seq, self.chain = (row[0], row[1]) if row else (0, EMPTY_CHAIN)
 
