@@ -47,7 +47,7 @@ _WEIGH: Final = (
     'AND (data IS NOT NULL OR reference LIKE \'%"path":"%\') GROUP BY name'
 )
 _FULL: Final = (
-    "SELECT seq, name, time, data, reference FROM log WHERE seq > ? AND seq <= ? AND kind = 0 "
+    "SELECT seq, name, time, CAST(data AS BLOB), reference FROM log WHERE seq > ? AND seq <= ? AND kind = 0 "
     'AND (data IS NOT NULL OR reference LIKE \'%"path":"%\') ORDER BY seq'
 )
 _FIRST_FULL: Final = (
@@ -291,11 +291,13 @@ def _remove(tx: Transaction, gone: Sequence[tuple[str, int]]) -> None:
         tx.execute("UPDATE log SET data = NULL, reference = ? WHERE seq = ?", (stub, seq))
 
 
-def _stub(data: str | None, reference: str | None) -> tuple[int, str]:
-    """Give the size of an event's data, and what is said of it once it is gone: its length and its hash."""
+def _stub(data: bytes | None, reference: str | None) -> tuple[int, str]:
+    """Give the size of an event's data, and what is said of it once it is gone: its length and its hash.
+
+    The data may be damaged, and no text any more: that goes like any other.
+    """
     if data is not None:
-        encoded = data.encode()
-        length, digest = len(encoded), sha256(encoded).hexdigest()
+        length, digest = len(data), sha256(data).hexdigest()
     else:
         full = orjson.loads(reference or "{}")
         length, digest = full["length"], full["sha256"]

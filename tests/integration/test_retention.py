@@ -71,6 +71,18 @@ async def test_the_data_of_old_events_goes_and_their_stubs_stay(clock: FakeClock
         assert other["error"]["details"]["reason"] == "id_reused"
 
 
+async def test_an_event_whose_data_is_no_text_any_more_stops_no_sweep(clock: FakeClock) -> None:
+    change = "UPDATE log SET data = CAST(x'7bff7d' AS TEXT) WHERE event_id = 'e1'"
+    async with keeping(clock, max_age_days=2) as ksi:
+        for number in (1, 2):
+            await publish(ksi, number)
+        await ksi.daemon.database.write_apart(lambda tx: tx.execute(change).rowcount)
+        clock.advance(3 * DAY_S)
+        await publish(ksi, 3)
+        await ksi.call_raw("event:sweep")
+        assert await ids_with_data(ksi) == ["e3"]
+
+
 async def test_each_pattern_has_its_own_rule(clock: FakeClock) -> None:
     rules = [{"pattern": "demo:kept"}, {"pattern": "demo:*", "max_age_days": 1}]
     async with keeping(clock, max_age_days=100, rules=rules) as ksi:
