@@ -230,6 +230,30 @@ async def test_what_a_damaged_row_refers_to_is_kept(tmp_path: Path, damaged: str
         assert kept.exists()
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "replace(reference, 'blobs/', 'blocs/')",
+        "replace(reference, 'sha256', 'sha252')",
+        '\'{"path":"blobs\'',
+    ],
+    ids=["path", "hash", "all"],
+)
+async def test_what_a_damaged_row_of_the_log_refers_to_is_kept(tmp_path: Path, damaged: str) -> None:
+    home = tmp_path / "var"
+    async with running_daemon(home=home, settings={"load_plugins": "events"}) as ksi:
+        for text in ("a", "b"):
+            data = {"text": text * 100_000}
+            await ksi.call_raw("event:publish", {"event": "demo:large", "data": data, "event_id": text})
+        blobs = [path for path in (home / "blobs").glob("*/*") if path.is_file()]
+        for path in blobs:
+            os.utime(path, (1, 1))
+        change = f"UPDATE log SET reference = {damaged} WHERE event_id = 'a'"
+        await ksi.daemon.database.write_apart(lambda tx: tx.execute(change).rowcount)
+        assert (await ksi.call_raw("event:sweep"))["blobs"] == 0
+        assert [path for path in blobs if not path.exists()] == []
+
+
 async def test_what_a_plugin_refers_to_is_kept_while_the_plugin_is_not_loaded(tmp_path: Path) -> None:
     home, plugin = tmp_path / "var", tmp_path / "keeper.py"
     plugin.write_text(KEEPER)
