@@ -151,8 +151,11 @@ class FileBlobs:
                 async for chunk in data:
                     await draft.add(chunk)
             await draft.sync()
-        finally:
-            await draft.close()
+        except BaseException:
+            with suppress(StoreUnavailable):  # closing writes the rest, which nobody wants any more
+                await draft.close()
+            raise
+        await draft.close()
         return draft.digest.hexdigest(), draft.length
 
     @asynccontextmanager

@@ -39,9 +39,12 @@ async def watch(link: RunnerLink, purpose: str, watchers: Sequence[ChildWatcher]
     await link.started.wait()
     if not link.pid:
         return
-    stat = runner.read_stat(link.pid)
-    # One that is gone already has no start to be read.
-    child = Child(link.pid, stat.started if stat else 0, _boot_id(), purpose)
+    # One that is gone already has no start to be read; nor has one where no file can be opened to look at it.
+    try:
+        stat, boot_id = runner.read_stat(link.pid), _boot_id()
+    except OSError:
+        stat, boot_id = None, ""
+    child = Child(link.pid, stat.started if stat else 0, boot_id, purpose)
     for watcher in watchers:
         await watcher.child_started(child)
     await link.ended.wait()

@@ -146,7 +146,9 @@ class _Search:
     def around_damage(self, last: int | None, damaged: Callable[[Damage], None], head: int) -> Iterator[Row]:
         """Look at every block beyond ``last``, and where that fails at every row."""
         reverse = self._query.reverse
-        low, high = (_FIRST, head if last is None else last - 1) if reverse else ((last or 0) + 1, head)
+        low, high = (_FIRST, head) if reverse else ((last or 0) + 1, head)
+        if reverse and last is not None:  # it may be a cursor from far beyond the end
+            high = min(high, last - 1)
         blocks = range(low // BLOCK, high // BLOCK + 1)
         for block in reversed(blocks) if reverse else blocks:
             first, end = max(low, block * BLOCK), min(high, block * BLOCK + BLOCK - 1)

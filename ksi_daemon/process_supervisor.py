@@ -277,7 +277,8 @@ class Supervisor:
 
 
 def _name_in(mark: bytes) -> str:
-    return mark.decode(errors="replace").strip("\0 \n")
+    # What stands behind the end is of another name, of a write that was broken off.
+    return mark.partition(b"\0")[0].decode(errors="replace").strip()
 
 
 def describe_exit(status: int) -> str:

@@ -41,13 +41,21 @@ GRACE_S: Final = 3600.0
 """A blob that no row names is left for so long: its row may be on its way."""
 _DAY_US: Final = 86_400_000_000
 
+_JSON: Final = "iif(json_valid(reference), reference, '{}')"
+"""A reference that is damaged ends no sweep."""
+_UNKNOWN: Final = '{"path":null}'
+"""What is said of data that is gone, and whose reference was damaged."""
 _WEIGH: Final = (
-    "SELECT name, max(time), sum(coalesce(length(CAST(data AS BLOB)), json_extract(reference, '$.length'))) "
+    f"SELECT name, max(time), sum(coalesce(length(CAST(data AS BLOB)), json_extract({_JSON}, '$.length'))) "  # noqa: S608
     "FROM log WHERE seq > ? AND seq <= ? AND kind = 0 "
     'AND (data IS NOT NULL OR reference LIKE \'%"path":"%\') GROUP BY name'
 )
+_REFERRED: Final = (
+    f"SELECT seq, json_valid(reference), json_extract({_JSON}, '$.path'), json_extract({_JSON}, '$.sha256') "  # noqa: S608
+    "FROM log WHERE seq > ? AND seq <= ? AND reference IS NOT NULL"
+)
 _FULL: Final = (
-    "SELECT seq, name, time, data, reference FROM log WHERE seq > ? AND seq <= ? AND kind = 0 "
+    "SELECT seq, name, time, CAST(data AS BLOB), reference FROM log WHERE seq > ? AND seq <= ? AND kind = 0 "
     'AND (data IS NOT NULL OR reference LIKE \'%"path":"%\') ORDER BY seq'
 )
 _FIRST_FULL: Final = (
@@ -256,12 +264,12 @@ class Retention:
         position = self._database.facts.horizon
         while position < self._database.head:
             until = position + LOOK
-            rows = await self._database.read(
-                "SELECT json_extract(reference, '$.path') FROM log "
-                "WHERE seq > ? AND seq <= ? AND reference IS NOT NULL",
-                (position, until),
-            )
-            known.update(row[0] for row in rows if row[0] is not None)
+            for seq, is_readable, path, digest in await self._database.read(_REFERRED, (position, until)):
+                if not is_readable:
+                    log.warning("retention.blobs_kept", damaged=seq)
+                    return
+                if path is not None:  # by its hash, too, as above
+                    known.update((str(path), blob_files.path_of(str(digest))))
             position = until
         removed, freed = await asyncio.to_thread(blob_files.collect, self._database.home, known, before_s)
         swept.blobs += removed
@@ -291,12 +299,17 @@ def _remove(tx: Transaction, gone: Sequence[tuple[str, int]]) -> None:
         tx.execute("UPDATE log SET data = NULL, reference = ? WHERE seq = ?", (stub, seq))
 
 
-def _stub(data: str | None, reference: str | None) -> tuple[int, str]:
-    """Give the size of an event's data, and what is said of it once it is gone: its length and its hash."""
+def _stub(data: bytes | None, reference: str | None) -> tuple[int, str]:
+    """Give the size of an event's data, and what is said of it once it is gone: its length and its hash.
+
+    The data may be damaged, and no text any more: that goes like any other.
+    """
     if data is not None:
-        encoded = data.encode()
-        length, digest = len(encoded), sha256(encoded).hexdigest()
+        length, digest = len(data), sha256(data).hexdigest()
     else:
-        full = orjson.loads(reference or "{}")
-        length, digest = full["length"], full["sha256"]
+        try:
+            full = orjson.loads(reference or "{}")
+            length, digest = int(full["length"]), str(full["sha256"])
+        except (ValueError, LookupError, TypeError):
+            return 0, _UNKNOWN
     return length, orjson.dumps({"length": length, "sha256": digest}).decode()

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable
 from queue import SimpleQueue
 from typing import Any, Final, ParamSpec, TypeVar
 
+from ksi_common.errors import Unavailable
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -47,16 +49,29 @@ class Threads:
         return run
 
     async def run(self, function: Callable[[], T]) -> T:
-        """Run ``function`` in a thread. Cancelling the await leaves the function running to its end."""
+        """Run ``function`` in a thread. Cancelling the await leaves the function running to its end.
+
+        Raises Unavailable where the system has no thread to give, and none was started before.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         context = contextvars.copy_context()
+        if self._busy >= self._started < self._size:
+            self._add_thread()
         self._busy += 1
-        if self._busy > self._started < self._size:
-            self._started += 1
-            threading.Thread(target=self._work, name=f"ksi-handler-{self._started}", daemon=True).start()
         self._queue.put((future, loop, functools.partial(context.run, self._around(function))))
         return await future
+
+    def _add_thread(self) -> None:
+        """Start one more; where there is none to be had the others do the work, if there are others."""
+        name = f"ksi-handler-{self._started + 1}"
+        try:
+            threading.Thread(target=self._work, name=name, daemon=True).start()
+        except RuntimeError as error:
+            if not self._started:
+                raise Unavailable(f"no thread can be started: {error}", reason="no_thread") from error
+        else:
+            self._started += 1
 
     def _work(self) -> None:
         while True:

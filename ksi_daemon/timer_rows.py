@@ -19,6 +19,8 @@ MAX_NAME: Final = 256
 """Characters."""
 MAX_DATA: Final = 64 * 1024
 """Bytes of JSON; what is larger belongs into a blob."""
+MAX_SAID: Final = 1000
+"""Characters of an error that are kept."""
 
 _COLUMNS: Final = "id, name, due, event, data, attempts, correlation_id, causation_id, actor"
 _VALUES: Final = "(name, due, event, data, correlation_id, causation_id, actor) VALUES (?, ?, ?, ?, ?, ?, ?)"
@@ -118,16 +120,32 @@ def letter_of(timer: Timer, error: KSIError, attempts: int) -> DeadLetter:
         actor=timer.actor or "system",
         attempts=attempts,
         reason=error.code,
-        message=error.message,
+        message=said_by(error),
     )
+
+
+def said_by(error: KSIError) -> str:
+    """Give what an error says, in a form that can be stored: it is foreign, and may be of any size."""
+    return error.message[:MAX_SAID].encode(errors="replace").decode()
 
 
 def set_again(tx: Transaction, letter: DeadLetter, due_us: int) -> None:
-    """Set the timer of a dead letter; raise FailedPrecondition where one of that name stands."""
+    """Set the timer of a dead letter; raise FailedPrecondition where one of that name stands.
+
+    And where its data was edited into what no timer holds: the event that tells of its failure could not.
+    """
+    data = (letter.data or "{}").encode()
+    if len(data) > MAX_DATA:
+        raise FailedPrecondition(
+            f"data of dead letter {letter.id} has {len(data)} bytes; a timer holds {MAX_DATA}",
+            reason="too_large",
+            id=letter.id,
+            limit=MAX_DATA,
+        )
     origin = (
         (letter.correlation_id, letter.causation_id, letter.actor) if letter.correlation_id else (None,) * 3
     )
-    row = (letter.name, due_us, letter.event, (letter.data or "{}").encode(), *origin)
+    row = (letter.name, due_us, letter.event, data, *origin)
     if not tx.execute(_ADD, row).rowcount:
         raise FailedPrecondition(f"timer {letter.name!r} is set anew", reason="timer_set", id=letter.id)
 

@@ -330,7 +330,7 @@ class DatabaseTimers:
                     event=timer.event,
                     data=from_json(timer.data),
                     code=error.code,
-                    error=error.message,
+                    error=timer_rows.said_by(error),
                     attempts=attempts,
                 )
             )

@@ -164,7 +164,8 @@ class _Page:
                 yield Damage(row[SEQ], row[ID], "chain_broken", "its digest or its chain is not what it was")
 
     def _look_at_reference(self, row: Row) -> bool:
-        return self._deep or '"path"' not in row[REFERENCE]
+        # What is no text is damaged, and said to be.
+        return self._deep or not isinstance(row[REFERENCE], str) or '"path"' not in row[REFERENCE]
 
     def _follows(self, row: Row) -> bool:
         if isinstance(row[DIGEST], bytes) and isinstance(row[CHAIN], bytes):

@@ -11,7 +11,7 @@ from typing import Any, Final, Self, TypeVar
 from ksi_common.async_db import AsyncSQLiteDB, Parameters, pragmas
 from ksi_common.clock import Clock
 from ksi_common.envelope import EventEnvelope, StoredEvent, current_envelope
-from ksi_common.errors import FailedPrecondition, InternalError, ResourceExhausted, Unavailable
+from ksi_common.errors import FailedPrecondition, InternalError, KSIError, ResourceExhausted, Unavailable
 from ksi_common.records import record
 from ksi_common.strict_json import dumps
 from ksi_daemon import blob_files
@@ -97,6 +97,7 @@ class Database:
             head=HeadFile(head, self.log_id),
             home=self.home,
         )
+        self._head = self._writer.head
         for _ in range(READERS):
             reader = await self._exit.enter_async_context(AsyncSQLiteDB(self.path, read_only=True))
             self._readers.put_nowait(reader)
@@ -132,8 +133,8 @@ class Database:
 
     @property
     def head(self) -> int:
-        """The last seq on disk at the start; afterwards the hub knows what is published."""
-        return self._writer.head
+        """The last seq that is surely on disk: what the writer has in hand has higher ones already."""
+        return self._head
 
     @property
     def statistics(self) -> DatabaseStatistics:
@@ -218,16 +219,23 @@ class Database:
         return future
 
     def _enqueue(self, job: Job) -> None:
+        try:
+            self._admit()
+        except KSIError:
+            _unclaim(job)
+            raise
+        if not self._waiting:
+            # Once per turn of the loop: what this turn still brings goes along.
+            self._loop.call_soon(self._hand_over)
+        self._waiting.append(job)
+
+    def _admit(self) -> None:
         if self._closed:
             raise Unavailable("the database is closed", reason="closed")
         if self._handed_over + len(self._waiting) >= MAX_WAITING:
             raise ResourceExhausted(
                 f"{MAX_WAITING} units wait for the disk", reason="writer_full", retry_after_s=1
             )
-        if not self._waiting:
-            # Once per turn of the loop: what this turn still brings goes along.
-            self._loop.call_soon(self._hand_over)
-        self._waiting.append(job)
 
     def _hand_over(self) -> None:
         if self._waiting:
@@ -247,6 +255,7 @@ class Database:
 
     def _committed(self, jobs: Sequence[Job], head: int) -> None:
         self._handed_over -= len(jobs)
+        self._head = head
         # A callback or a subscriber that raises is reported by the loop, and keeps back nobody's answer.
         try:
             for_each((callback for job in jobs for callback in job.after_commit), lambda callback: callback())
@@ -290,9 +299,14 @@ def _resolve(future: "asyncio.Future[T]", job: Job) -> None:
     if job.error is None:
         future.set_result(job.value)
         return
-    if job.request_data is not None and job.envelope is not None:
-        job.envelope.recorded = False  # its row went with the unit: another try, or its end, writes it
+    _unclaim(job)
     future.set_exception(raisable(job.error))
+
+
+def _unclaim(job: Job) -> None:
+    """Take note that the row of a request went with its unit: another try, or its end, writes it."""
+    if job.request_data is not None and job.envelope is not None:
+        job.envelope.recorded = False
 
 
 def raisable(error: BaseException) -> Exception:

@@ -78,7 +78,7 @@ def event_of(row: Row, home: Path) -> StoredEvent:
             event.data = data
         if digest_of(event) == row[DIGEST]:
             return event
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
         raise DamagedRow(_corrupt(row, f"it is no event: {error}")) from error
     raise DamagedRow(_corrupt(row, "it does not say what its digest was made of"))
 

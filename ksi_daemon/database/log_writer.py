@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterable
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -66,6 +67,7 @@ class LogWriter:
         row = connection.execute("SELECT seq, chain FROM log ORDER BY seq DESC LIMIT 1").fetchone()
         self.seq: int = row[0] if row else 0
         self.chain: bytes = row[1] if row else EMPTY_CHAIN
+        self._on_disk = self.seq, self.chain
 
     def mark(self) -> Mark:
         """Remember this point; versions are remembered from here on."""
@@ -164,28 +166,34 @@ class LogWriter:
 
     def committed(self) -> None:
         """Forget the rows: they are on disk."""
+        self._on_disk = self.seq, self.chain
         self._rows.clear()
         self._references.clear()
         self._ids.clear()
         if len(self._versions) > _KNOWN_STREAMS:
             self._versions.clear()
 
-    def lost(self) -> None:
-        """Forget everything that the transaction held: SQLite has taken it back."""
+    def give_up(self) -> None:
+        """Forget everything that the transaction held, whether SQLite can take it back or not."""
         self._rows.clear()
         self._references.clear()
         self._ids.clear()
         self._versions.clear()
         self._touched.clear()
+        self.seq, self.chain = self._on_disk
+
+    def lost(self) -> None:
+        """Forget it, and look where the log ends now that SQLite has taken it back."""
+        self.give_up()
         row = self._connection.execute("SELECT seq, chain FROM log ORDER BY seq DESC LIMIT 1").fetchone()
         self.seq, self.chain = (row[0], row[1]) if row else (0, EMPTY_CHAIN)
 
     def _says(self, known: StoredEvent, data: bytes) -> bool:
-        """Tell whether an event has this data; where that is elsewhere or gone, its hash does."""
+        """Tell whether an event has this data; where that is elsewhere or gone, its digest does."""
         if known.data == data:
             return True
-        row = self._connection.execute("SELECT reference FROM log WHERE seq = ?", (known.seq,)).fetchone()
-        return bool(row and row[0]) and orjson.loads(row[0])["sha256"] == sha256(data).hexdigest()
+        row = self._connection.execute("SELECT digest FROM log WHERE seq = ?", (known.seq,)).fetchone()
+        return bool(row) and digest_of(replace(known, data=data)) == row[0]
 
     def _stored(self, event_id: str) -> StoredEvent | None:
         sql = f"SELECT {READ} FROM log WHERE event_id = ?"  # noqa: S608

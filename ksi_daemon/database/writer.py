@@ -236,6 +236,7 @@ class Writer(threading.Thread):
                 self._connection.execute("ROLLBACK")
             self._log.lost()
         except sqlite3.Error as worse:  # nobody knows any more what the connection holds
+            self._log.give_up()  # or its end would be noted as the log's, and missed at the next start
             self._break_off(worse)
 
     def _meet_conditions(self) -> None:

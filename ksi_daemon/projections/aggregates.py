@@ -1,11 +1,12 @@
 """What a stream comes to: its events, folded, from the last snapshot on."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Final, Generic, TypeVar
 
 from ksi_common.envelope import StoredEvent
-from ksi_common.errors import DataLoss
+from ksi_common.errors import DataLoss, OperationalError
 from ksi_common.messages import Message
 from ksi_common.records import record
 from ksi_daemon.database import Database, Transaction
@@ -65,7 +66,8 @@ class Aggregates:
             if not more:
                 break
         if at - first >= snapshot_every:
-            await self._keep(declared.name, stream, version, at, state)
+            with suppress(OperationalError):  # the state is right all the same; a later load tries again
+                await self._keep(declared.name, stream, version, at, state)
         return Loaded(state, at)  # type: ignore[arg-type]  # it is what apply takes and gives
 
     async def _read(self, stream: str, after: int) -> tuple[Sequence[StoredEvent], bool]:

@@ -15,7 +15,7 @@ from ksi_common.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFo
 from ksi_common.paths import Paths
 from ksi_common.records import record
 from ksi_daemon.database import Connection
-from ksi_daemon.database.log_rows import DIGEST, Damage, RemovedEvent, event_of, read_page
+from ksi_daemon.database.log_rows import DIGEST, Damage, DamagedRow, RemovedEvent, event_of, read_page
 from ksi_daemon.database.log_writer import EMPTY_CHAIN
 from ksi_daemon.replay.snapshots import Snapshot, check
 from ksi_daemon.transfer.kept import kept_lines, rows_of, streams_of
@@ -99,11 +99,19 @@ def _page(paths: Paths, log_id: str, after: int, head: int, connection: Connecti
     lines = []
     for row in read_page(connection, after, head, PAGE):
         if isinstance(row, Damage):
-            raise DataLoss(f"the log is damaged at {row.seq}: {row.detail}", reason=row.reason, seq=row.seq)
-        event = event_of(row, paths.home)
+            raise _loss(row)
+        try:
+            event = event_of(row, paths.home)
+        except DamagedRow as error:
+            raise _loss(error.damage) from error
         has_data = event.kind == "notification" and not isinstance(event, RemovedEvent)
         lines.append(line_of(event, row[DIGEST], log_id, has_data=has_data))
     return lines
+
+
+def _loss(damage: Damage) -> DataLoss:
+    detail = f"the log is damaged at {damage.seq}: {damage.detail}"
+    return DataLoss(detail, reason=damage.reason, seq=damage.seq)
 
 
 def _resumed(out: BinaryIO, log_id: str) -> int | None:

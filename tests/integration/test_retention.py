@@ -71,6 +71,18 @@ async def test_the_data_of_old_events_goes_and_their_stubs_stay(clock: FakeClock
         assert other["error"]["details"]["reason"] == "id_reused"
 
 
+async def test_an_event_whose_data_is_no_text_any_more_stops_no_sweep(clock: FakeClock) -> None:
+    change = "UPDATE log SET data = CAST(x'7bff7d' AS TEXT) WHERE event_id = 'e1'"
+    async with keeping(clock, max_age_days=2) as ksi:
+        for number in (1, 2):
+            await publish(ksi, number)
+        await ksi.daemon.database.write_apart(lambda tx: tx.execute(change).rowcount)
+        clock.advance(3 * DAY_S)
+        await publish(ksi, 3)
+        await ksi.call_raw("event:sweep")
+        assert await ids_with_data(ksi) == ["e3"]
+
+
 async def test_each_pattern_has_its_own_rule(clock: FakeClock) -> None:
     rules = [{"pattern": "demo:kept"}, {"pattern": "demo:*", "max_age_days": 1}]
     async with keeping(clock, max_age_days=100, rules=rules) as ksi:
@@ -216,6 +228,30 @@ async def test_what_a_damaged_row_refers_to_is_kept(tmp_path: Path, damaged: str
         await ksi.daemon.database.write(lambda tx: tx.execute(f"UPDATE kept SET {damaged}") and None)
         assert (await ksi.call_raw("event:sweep"))["blobs"] == 0
         assert kept.exists()
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "replace(reference, 'blobs/', 'blocs/')",
+        "replace(reference, 'sha256', 'sha252')",
+        '\'{"path":"blobs\'',
+    ],
+    ids=["path", "hash", "all"],
+)
+async def test_what_a_damaged_row_of_the_log_refers_to_is_kept(tmp_path: Path, damaged: str) -> None:
+    home = tmp_path / "var"
+    async with running_daemon(home=home, settings={"load_plugins": "events"}) as ksi:
+        for text in ("a", "b"):
+            data = {"text": text * 100_000}
+            await ksi.call_raw("event:publish", {"event": "demo:large", "data": data, "event_id": text})
+        blobs = [path for path in (home / "blobs").glob("*/*") if path.is_file()]
+        for path in blobs:
+            os.utime(path, (1, 1))
+        change = f"UPDATE log SET reference = {damaged} WHERE event_id = 'a'"
+        await ksi.daemon.database.write_apart(lambda tx: tx.execute(change).rowcount)
+        assert (await ksi.call_raw("event:sweep"))["blobs"] == 0
+        assert [path for path in blobs if not path.exists()] == []
 
 
 async def test_what_a_plugin_refers_to_is_kept_while_the_plugin_is_not_loaded(tmp_path: Path) -> None:

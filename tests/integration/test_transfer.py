@@ -68,6 +68,15 @@ async def test_what_is_imported_is_what_was_exported(home: Path, tmp_path: Path)
     assert made[: len(old)] == old
 
 
+async def test_a_log_that_is_damaged_is_not_exported_and_the_position_is_said(
+    home: Path, tmp_path: Path
+) -> None:
+    (home / "blobs").rename(tmp_path / "elsewhere")
+    (said,) = transfer("export", tmp_path / "log.jsonl", home)
+    assert said["error"]["code"] == "DATA_LOSS"
+    assert said["error"]["details"]["reason"] == "reference_missing"
+
+
 async def items(ksi: RunningDaemon, event: str) -> list[dict[str, Any]]:
     """Give what a stream gives."""
     found = []

@@ -10,7 +10,7 @@ from ksi_common.messages import Message, Notification
 from ksi_daemon.database import Database, Transaction
 from ksi_daemon.eventlog import EventLog
 from ksi_daemon.projections import Aggregates
-from tests.support.databases import Heard, opened
+from tests.support.databases import Heard, opened, writable
 
 folded: list[int] = []
 """What ``account`` was given, by every load; emptied by each test."""
@@ -89,6 +89,18 @@ async def test_from_a_snapshot_only_what_came_since_is_folded(
     await pay(database, 5)
     loaded = await aggregates.load(account, "account/1", snapshot_every=10)
     assert (loaded.state.balance, loaded.version, folded) == (50, 11, [5])
+
+
+async def test_a_stream_is_loaded_where_no_snapshot_of_it_can_be_stored(
+    database: Database, aggregates: Aggregates
+) -> None:
+    await pay(database, *range(10))
+    writable(database, is_so=False)
+    assert (await aggregates.load(account, "account/1", snapshot_every=10)).version == 10
+    writable(database, is_so=True)
+    folded.clear()
+    assert (await aggregates.load(account, "account/1", snapshot_every=10)).version == 10
+    assert len(folded) == 10
 
 
 async def test_a_snapshot_of_other_code_is_not_used(database: Database, aggregates: Aggregates) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import hashlib
 import os
+import resource
 import threading
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -241,6 +242,30 @@ async def test_a_put_that_is_cancelled_leaves_nothing(blobs: FileBlobs, tmp_path
         await begun.wait()
         assert len(stored_files(tmp_path)) == 1
         task.cancel()
+    assert stored_files(tmp_path) == []
+
+
+async def test_a_put_that_is_cancelled_ends_cancelled_where_the_disk_is_full(
+    blobs: FileBlobs, tmp_path: Path
+) -> None:
+    begun = asyncio.Event()
+
+    async def stuck() -> AsyncIterator[bytes]:
+        yield b"not written before the file is closed"
+        begun.set()
+        await asyncio.Event().wait()
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    async with asyncio.timeout(30):
+        task = asyncio.get_running_loop().create_task(blobs.put(stuck()))
+        await begun.wait()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # as a full disk: no write succeeds
+        try:
+            task.cancel()
+            await asyncio.wait([task])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert task.cancelled()
     assert stored_files(tmp_path) == []
 
 

@@ -1,21 +1,25 @@
 """A row that refers to a file may itself be damaged: it is named, and those beside it are looked at."""
 
+import asyncio
+import threading
 from collections.abc import Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from ksi_common.errors import DataLoss
 from ksi_common.references import Reference
 from ksi_daemon import referrers
 from ksi_daemon.blobs import FileBlobs
-from ksi_daemon.database import Transaction
+from ksi_daemon.database import Database, Transaction
+from ksi_daemon.database.log_writer import CLAIM_CHECKED, reference_to
 from ksi_daemon.referrers import Referrers
 from ksi_daemon.verification import Verifier
-from tests.support.databases import Heard, opened
+from tests.support.databases import Heard, opened, tell
 
 LINE = b"an answer\n"
 RIGHT = ("logs/responses/s.jsonl", 0, len(LINE), sha256(LINE).hexdigest())
@@ -96,3 +100,57 @@ def test_a_reference_of_a_row_says_what_of_it_is_damaged() -> None:
     with pytest.raises(DataLoss, match="its sha256") as loss:
         Reference.stored(*RIGHT[:3], "none")
     assert loss.value.details["reason"] == "reference_corrupt"
+
+
+DATA = b'"%s"' % (b"x" * CLAIM_CHECKED)
+
+
+async def damaged(database: Database, *, deep: bool) -> list[tuple[int, str]]:
+    """Verify the log; give the positions and reasons of what is damaged."""
+    verifier = Verifier(database, FileBlobs(database.home), Referrers(database))
+    found = [one async for one in verifier.verify(None, None, deep=deep)]
+    return [(each.seq, each.reason) for one in found for each in one.damaged]
+
+
+@pytest.mark.parametrize("lost", ["length", "sha256"])
+async def test_a_reference_of_the_log_that_lacks_something_is_named(tmp_path: Path, lost: str) -> None:
+    reference = orjson.loads(reference_to(DATA))
+    del reference[lost]
+    change = "UPDATE log SET reference = ? WHERE seq = 1"
+    async with opened(tmp_path, Heard()) as database:
+        await database.write(tell(data=DATA))
+        await database.write(tell())
+        assert await damaged(database, deep=True) == []
+        await database.write(lambda tx: tx.execute(change, (orjson.dumps(reference).decode(),)))
+        assert await damaged(database, deep=True) == [(1, "event_corrupt")]
+
+
+@pytest.mark.parametrize("deep", [False, True])
+async def test_a_reference_of_the_log_that_is_no_text_is_named(tmp_path: Path, *, deep: bool) -> None:
+    async with opened(tmp_path, Heard()) as database:
+        await database.write(tell(data=DATA))
+        await database.write(tell())
+        await database.write(lambda tx: tx.execute("UPDATE log SET reference = x'00' WHERE seq = 1"))
+        assert await damaged(database, deep=deep) == [(1, "event_corrupt")]
+
+
+async def test_what_is_not_committed_yet_is_not_missing(tmp_path: Path) -> None:
+    begun, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow(tx: Transaction) -> None:
+        tx.tell_raw("demo:told", b"{}")
+        loop.call_soon_threadsafe(begun.set)
+        go_on.wait(5)
+
+    async with opened(tmp_path, Heard()) as database, asyncio.timeout(30):
+        await database.write(tell())
+        writing = database.write(slow)
+        await begun.wait()
+        try:
+            assert database.head == 1
+            assert await damaged(database, deep=False) == []
+        finally:
+            go_on.set()
+        await writing
+        assert database.head == 2

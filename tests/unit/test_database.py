@@ -431,6 +431,18 @@ async def test_a_unit_that_failed_was_none(database: Database) -> None:
     assert log == [("request-1",), ("second",)]
 
 
+async def test_a_unit_that_was_refused_was_none(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    with event_context(envelope()) as request:
+        with monkeypatch.context() as full:
+            full.setattr(core, "MAX_WAITING", 0)
+            with pytest.raises(ResourceExhausted):
+                await database.write(tell("first"))
+        assert not request.recorded
+        await database.write(tell("second"))
+    log = rows(database.path, "SELECT event_id FROM log ORDER BY seq")
+    assert log == [("request-1",), ("second",)]
+
+
 async def test_a_write_apart_is_no_part_of_the_request(database: Database) -> None:
     with event_context(envelope()) as request:
         await database.write_apart(tell("apart"))

@@ -1,5 +1,6 @@
 """The log is read by position, by stream, by id and by question, page by page."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from ksi_daemon.database import Database, Transaction
 from ksi_daemon.eventlog import REPLY_BYTES, Damage, EventLog, LogQuery
 from ksi_daemon.testing import FakeClock
 from tests.support.databases import Heard, envelope, opened, tell
+
+FAR = 10**16 - 1
+"""The position of the highest cursor that there can be."""
 
 
 @pytest.fixture
@@ -241,6 +245,19 @@ async def test_versions_that_retention_has_deleted_are_not_missing(log: EventLog
 )
 async def test_the_log_answers_questions(log: EventLog, query: LogQuery, expected: list[str]) -> None:
     assert ids((await log.query(query))[0]) == expected
+
+
+@pytest.mark.usefixtures("told")
+async def test_what_is_damaged_is_named_once_however_far_beyond_the_end_it_is_asked_from(
+    log: EventLog, database: Database
+) -> None:
+    await database.write(lambda tx: spoil(tx, "actor = CAST(x'ff' AS TEXT)", 5))
+    damaged: list[Damage] = []
+    async with asyncio.timeout(30):
+        events, more = await log.query(LogQuery(after=FAR), damaged=damaged)
+    assert ids(events) == ["4", "r", "2", "1"]
+    assert [each.seq for each in damaged] == [5]
+    assert not more
 
 
 async def test_an_underscore_in_a_pattern_means_itself(log: EventLog, database: Database) -> None:

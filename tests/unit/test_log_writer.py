@@ -189,6 +189,20 @@ def test_an_id_with_other_content_is_refused(
     assert refused.value.details["reason"] == "id_reused"
 
 
+@pytest.mark.parametrize("reference", ['{"path":null}', None, '{"len'], ids=["imported", "none", "damaged"])
+def test_an_event_whose_data_is_gone_is_known_by_its_digest(
+    log: LogWriter, connection: sqlite3.Connection, reference: str | None
+) -> None:
+    append(log, "a", named=True)
+    commit(log)
+    connection.execute("UPDATE log SET data = NULL, reference = ?", (reference,))
+    known = log.find(event("a"))
+    assert known is not None
+    assert known.seq == 1
+    with pytest.raises(AlreadyExists, match="event id 'a' is taken"):
+        log.find(event("a", data=b"{}"))
+
+
 def test_what_is_taken_back_leaves_no_trace(log: LogWriter, connection: sqlite3.Connection) -> None:
     log.mark()
     append(log, "a", "s", named=True)

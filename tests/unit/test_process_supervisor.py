@@ -37,6 +37,8 @@ for act in acts[min(number, len(acts) - 1)].split(","):
         os.kill(os.getpid(), getattr(signal, word))
     if verb == "crumb":
         (run / "breadcrumb").write_text(word)
+    if verb == "torn":
+        (run / "breadcrumb").write_bytes(b"new\\0\\0name of before".ljust(128, b"\\0"))
     if verb == "print":
         print(word, flush=True)
     if verb == "suspects":
@@ -309,6 +311,11 @@ def test_the_plugin_that_was_running_at_a_crash_is_named_to_every_later_daemon(
     assert supervised.line() == "suspects weather,news"
     assert supervised.line() == "suspects weather,news"
     assert not (supervised.home / "run" / "breadcrumb").exists()
+
+
+def test_a_breadcrumb_that_was_half_written_does_not_end_the_supervision(supervised: Supervised) -> None:
+    supervised.start("torn,die:SIGSEGV", "suspects,serve")
+    assert supervised.line() == "suspects new"
 
 
 def test_a_plugin_that_ends_the_process_while_it_is_loaded_is_a_crash(supervised: Supervised) -> None:

@@ -6,7 +6,7 @@ import resource
 import subprocess
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from ksi_common.errors import (
     Unavailable,
 )
 from ksi_daemon import runner
+from ksi_daemon.child_watchers import Child, watch
 from ksi_daemon.processes import Exit, Limits, Process, Processes, ProcessesStatistics
 from tests.children import ENV, PYTHON, marks, on_both_loops, open_fds
 
@@ -427,3 +428,30 @@ async def test_a_start_cancelled_in_the_moment_of_success_leaves_nothing(
         async with asyncio.timeout(30):
             await link.ended.wait()
     assert task.cancelled()
+
+
+class Watcher:
+    """Hears of children."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[int, Exit | None]] = []
+
+    async def child_started(self, child: Child) -> None:
+        self.heard.append((child.pid, None))
+
+    async def child_ended(self, child: Child, how: Exit, pids_gone: Sequence[int]) -> None:
+        del pids_gone
+        self.heard.append((child.pid, how))
+
+
+async def test_a_child_is_told_of_where_no_file_can_be_opened_to_look_at_it(run_dir: Path) -> None:
+    watcher = Watcher()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with started(run_dir, *PYTHON, "pass") as process:
+        await process.wait()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+        try:
+            await watch(process._link, "child", [watcher])
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert watcher.heard == [(process.pid, None), (process.pid, Exit(code=0))]

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import pytest
 
+from ksi_common.errors import Unavailable
 from ksi_daemon.threads import THREADS, Threads
 from tests.support.waiting import eventually
 
@@ -199,6 +200,35 @@ def test_a_thread_outlives_a_loop_that_closed_before_its_function_ended() -> Non
     (thread,) = names
     thread.join(5)
     assert not thread.is_alive()
+
+
+def no_thread(_: threading.Thread) -> NoReturn:
+    raise RuntimeError("can't start new thread")
+
+
+async def test_work_is_refused_where_no_thread_can_be_had_and_done_once_one_can(
+    threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as poor:
+        poor.setattr(threading.Thread, "start", no_thread)
+        for _ in range(THREADS):
+            with pytest.raises(Unavailable, match="no thread can be started"):
+                await threads.run(lambda: 5)
+    async with asyncio.timeout(5):
+        assert await threads.run(lambda: 5) == 5
+    assert threads.statistics == {"threads": 1, "work": 0}
+
+
+async def test_the_threads_that_run_do_the_work_where_no_other_can_be_had(
+    threads: Threads, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        group.create_task(threads.run(gate.work))
+        await gate.begun.get()
+        monkeypatch.setattr(threading.Thread, "start", no_thread)
+        second = group.create_task(threads.run(lambda: 5))
+        gate.open()
+        assert await second == 5
 
 
 def test_the_process_does_not_wait_for_a_function_at_its_end() -> None:

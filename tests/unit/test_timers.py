@@ -24,12 +24,13 @@ from ksi_common.errors import (
 from ksi_common.messages import Message, Notification, Request, Stream
 from ksi_daemon.bus import LocalBus
 from ksi_daemon.database import Database, Transaction
+from ksi_daemon.database.transaction import MAX_EVENT_DATA
 from ksi_daemon.dead_letters import DatabaseDeadLetters
 from ksi_daemon.eventlog import EventLog
 from ksi_daemon.hub import Hub
 from ksi_daemon.outcomes import Failed, Replied, Send
 from ksi_daemon.subscriptions import Subscriptions
-from ksi_daemon.timer_rows import MAX_DATA, Timer
+from ksi_daemon.timer_rows import MAX_DATA, MAX_SAID, Timer
 from ksi_daemon.timers import MAX_ATTEMPTS, MAX_IN_FLIGHT, PAGE, DatabaseTimers
 
 
@@ -533,6 +534,21 @@ async def test_a_definite_no_is_final(w: World) -> None:
     assert (event, data["code"], data["attempts"]) == ("timer:failed", "INVALID_ARGUMENT", 1)
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [("a" * 1024 * 1024, "a" * MAX_SAID), ("no file h\udce9.txt", "no file h?.txt")],
+    ids=["long", "no text"],
+)
+async def test_whatever_a_definite_no_says_the_timer_is_given_up(w: World, said: str, told: str) -> None:
+    w.answer = failing(InvalidArgument(said))
+    await w.timers.schedule("t", Ring(n=1), after_s=0)
+    event, data = await w.next_told()
+    assert (event, data["error"]) == ("timer:failed", told)
+    event, data = await w.next_told()
+    assert (event, data["message"]) == ("deadletter:added", told)
+    assert await w.names() == []
+
+
 async def test_one_that_is_given_up_is_a_dead_letter_that_sets_it_again(w: World) -> None:
     letters: DatabaseDeadLetters = w.timers._letters  # type: ignore[assignment]
     w.answer = failing(InvalidArgument("never"))
@@ -562,6 +578,20 @@ async def test_a_dead_letter_does_not_take_the_place_of_a_timer_that_is_set(w: W
     with pytest.raises(FailedPrecondition, match="is set anew"):
         await letters.redrive([told["id"]])
     assert (await letters.get(told["id"])).state == "dead"
+
+
+async def test_a_letter_that_was_edited_into_what_no_timer_holds_is_not_set_again(w: World) -> None:
+    letters: DatabaseDeadLetters = w.timers._letters  # type: ignore[assignment]
+    w.answer = failing(InvalidArgument("never"))
+    await w.timers.schedule("t", Ring(n=1), after_s=0)
+    await w.next_told()
+    _, told = await w.next_told()
+    await letters.edit(told["id"], '{"n":1,"text":"%s"}' % ("x" * (MAX_EVENT_DATA - 100)))
+    with pytest.raises(FailedPrecondition, match="a timer holds 65536"):
+        await letters.redrive([told["id"]])
+    await letters.edit(told["id"], '{"n":2}')
+    assert await letters.redrive([told["id"]]) == ([told["id"]], [])
+    assert (await w.next_told())[0] == "deadletter:edited"
 
 
 async def test_an_error_says_when_to_ask_again(w: World) -> None:

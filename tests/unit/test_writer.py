@@ -559,6 +559,17 @@ def test_where_even_the_rollback_fails_nothing_more_is_written(
     assert [type(failure) for failure in desk.failures] == [StoreUnavailable]
 
 
+def test_what_could_not_be_rolled_back_is_not_taken_for_the_end_of_the_log(
+    faulty: tuple[Bench, Callable[..., None]],
+) -> None:
+    desk, order = faulty
+    desk.group(tell("a"))
+    order(COMMIT=sqlite3.SQLITE_IOERR_WRITE, ROLLBACK=sqlite3.SQLITE_IOERR_READ)
+    desk.group(tell("b"), tell("c"))
+    assert [type(failure) for failure in desk.failures] == [StoreUnavailable]
+    assert desk.writer.head == 1
+
+
 def test_where_a_group_that_is_to_run_again_cannot_be_rolled_back_nothing_more_is_written(
     faulty: tuple[Bench, Callable[..., None]],
 ) -> None:
