@@ -287,6 +287,17 @@ class Ledger:
             heappush(self._delayed, (entry.failures.due_us, entry.seq))
         else:
             self._make_ready(entry)
+        self._wake_earlier(entry)
+
+    def _wake_earlier(self, entry: Entry) -> None:
+        """Let those of the key go first that waited for this one, which was given: they were redriven."""
+        held = self._held.get(entry.key)
+        while held and held[0] < entry.seq:
+            waiting = self.entries.get(heappop(held))
+            if waiting is not None and waiting.place == "held":
+                self._make_ready(waiting)
+        if held is not None and not held:
+            del self._held[entry.key]
 
     def _is_blocked(self, entry: Entry) -> bool:
         holders = self._holders.get(entry.key)

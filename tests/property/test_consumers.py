@@ -306,6 +306,10 @@ def test_a_story_with_everything_in_it() -> None:
     play(SHOW)
 
 
+def test_what_is_redriven_goes_before_a_later_one_that_is_taken_back() -> None:
+    play([("tell", 5), ("join", 0), ("join", 1), ("ack", 0), ("give up", 0), ("redrive", 0)])
+
+
 @pytest.mark.parametrize(
     ("method", "fault", "finding"),
     [
