@@ -2,7 +2,7 @@
 
 ``@dataclass(frozen=True, slots=True)`` has Python write and compile six functions for each class, half a
 millisecond when its module is imported, and sets each field of an instance by a call. A daemon has a hundred
-of them: a tenth of its start. Here the type checker keeps records from being changed, at no cost at all, and
+of them. Here the type checker keeps records from being changed, at no cost at all, and
 what compares, hashes and shows them is written once, below; only ``__init__`` is their own.
 """
 

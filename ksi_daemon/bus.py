@@ -124,37 +124,13 @@ class LocalBus:
         event_id: str | None = None,
         stream: str | None = None,
         cause: bool = True,
+        tx: Transaction | None = None,
     ) -> StoredEvent:
-        """Tell an ephemeral event by name; ``data``: JSON. ``cause``: as for ``Transaction.tell_raw``."""
-        told = self._passing(current_envelope(), event, data, event_id=event_id, stream=stream, cause=cause)
-        self._hub.publish((told,), self._hub.head)
-        return told
+        """Tell an ephemeral event by name; ``data``: JSON. ``cause``: as for ``Transaction.tell_raw``.
 
-    def pass_on_in(
-        self,
-        tx: Transaction,
-        event: str,
-        data: bytes,
-        *,
-        event_id: str | None = None,
-        stream: str | None = None,
-        cause: bool = True,
-    ) -> StoredEvent:
-        """Do as ``pass_on`` does, once the unit of work is on disk; not at all where it fails."""
-        told = self._passing(tx.envelope, event, data, event_id=event_id, stream=stream, cause=cause)
-        tx.on_commit(lambda: self._hub.publish((told,), self._hub.head))
-        return told
-
-    def _passing(
-        self,
-        origin: EventEnvelope | None,
-        event: str,
-        data: bytes,
-        *,
-        event_id: str | None,
-        stream: str | None,
-        cause: bool,
-    ) -> StoredEvent:
+        ``tx``: once this unit of work is on disk, and not at all where it fails.
+        """
+        origin = current_envelope()
         if origin is None:
             ident = event_id or new_id()
             correlation, causation, actor, hop = ident, None, SYSTEM, 0
@@ -166,9 +142,17 @@ class LocalBus:
             ident = event_id or origin.event_id
             correlation, causation = origin.correlation_id, origin.causation_id
             actor, hop = origin.actor, origin.hop
-        return StoredEvent(
+        told = StoredEvent(
             event, data, ident, correlation, causation, actor, hop, self._clock.time_us(), stream=stream
         )
+        if tx is None:
+            self._pass_on(told)
+        else:
+            tx.on_commit(partial(self._pass_on, told))
+        return told
+
+    def _pass_on(self, told: StoredEvent) -> None:
+        self._hub.publish((told,), self._hub.head)
 
     def subscribe(
         self, patterns: str | Sequence[str], *, start: str | Mapping[str, Any] = "now"

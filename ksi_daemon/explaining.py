@@ -22,7 +22,7 @@ class PluginBug(InternalError):
         self, message: str, function: Callable[..., Any] | None = None, *, plugin: str | None = None
     ) -> None:
         super().__init__(message)
-        self.place = ("", 0) if function is None else _written(function)
+        self.place = None if function is None else _written(function)
         self.plugin = plugin
 
 

@@ -21,7 +21,7 @@ from ksi_common.frame_fields import MAX_TIMEOUT_S
 from ksi_common.guessing import nearest
 from ksi_common.paths import Paths, stranger
 from ksi_common.strict_json import MAX_INTEGER
-from ksi_daemon.setting_origins import Key, no_json, origin_of
+from ksi_daemon.setting_origins import DELIMITER, PREFIX, Key, no_json, origin_of
 
 
 def _number(value: object) -> object:
@@ -35,6 +35,10 @@ Seconds = Annotated[float, BeforeValidator(_number), Field(le=MAX_TIMEOUT_S)]
 Days = Annotated[float, BeforeValidator(_number), Field(le=1_000_000)]
 Count = Annotated[int, BeforeValidator(_number), Field(le=MAX_INTEGER)]
 """What clocks and columns can hold: TOML has infinity, too, and integers without end."""
+
+
+# A start waits for what is done here. So the default of a table is constructed, and not validated; and a list
+# is made by ``list[X]``: pydantic looks at the signature of ``list``, which Python parses with a tokenizer.
 
 
 class Section(BaseModel):
@@ -118,8 +122,8 @@ class Settings(BaseSettings):
     """Everything that can be set."""
 
     model_config = SettingsConfigDict(
-        env_prefix="KSI_",
-        env_nested_delimiter="__",
+        env_prefix=PREFIX,
+        env_nested_delimiter=DELIMITER,
         extra="forbid",
         frozen=True,
         defer_build=True,

@@ -61,14 +61,13 @@ def _functions(
 def _inside(function: Function, known: Known, owner: type | None) -> Known:
     arguments = function.args
     given = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
-    own = {given.arg: None for given in ast.walk(arguments) if isinstance(given, ast.arg)}
-    bound = set(_bound(function))
+    own = {node.arg: None for node in ast.walk(arguments) if isinstance(node, ast.arg)}
     typed = {each.arg: _of(each.annotation, known) for each in given}
     if owner is not None and not function.decorator_list and given and given[0].annotation is None:
         typed[given[0].arg] = _Instance(owner)
     # What a function binds anew may be anything by then.
-    inner = {**known, **own, **typed, **dict.fromkeys(bound)}
-    return {**inner, **_local_functions(function)}
+    bound = dict.fromkeys(_bound(function))
+    return {**known, **own, **typed, **bound, **_local_functions(function)}
 
 
 def _of(annotation: ast.expr | None, known: Known) -> _Instance | None:

@@ -69,22 +69,20 @@ class Errors:
         if isinstance(error, OperationalError | ReportedError):
             return error
         known = error if isinstance(error, PluginBug) else None
-        file, line = known.place if known is not None and known.place[0] else _origin(error, self._owner_of)
-        plugin = self._culprit(file)
-        if plugin is None:
-            plugin = self._blame(known.plugin if known is not None and known.plugin else envelope.event)
+        file, line = (known and known.place) or _origin(error, self._owner_of)
+        plugin = self._culprit(file) or self._blame((known and known.plugin) or envelope.event)
         where = f"{Path(file).name}:{line}" if file else "unknown"
         log.error(
             "handler.crashed",
             handled=envelope.event,
             plugin=plugin,
-            error=(str(known) if known is not None else f"{type(error).__name__}: {error}")[:500],
+            error=(known.message if known else f"{type(error).__name__}: {error}")[:500],
             where=where,
             exception="".join(traceback.format_exception(type(error), error, _last_frames(error))),
         )
         if self._strict:
             raise error
-        event = "" if known is not None else f" in {envelope.event}"
+        event = "" if known else f" in {envelope.event}"
         return ReportedError(
             f"plugin {plugin} failed{event}: {named(error)} ({where})", hint=hint_at(error), plugin=plugin
         )

@@ -1,6 +1,7 @@
 """The log, as clients have it."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import orjson
@@ -64,17 +65,19 @@ def publish(
     _check_untold(request.event, catalog)
     data = orjson.dumps(request.data)
     if request.ephemeral:
+        pass_on = partial(
+            bus.pass_on,
+            request.event,
+            data,
+            event_id=request.event_id,
+            stream=request.stream,
+            cause=False,
+        )
         asked = current_envelope()  # as a parameter it would cost each event that is stored
-        if asked is not None and asked.idempotency_key is not None:
-            # Told with its key, or not at all: what was refused and told would be told again by a retry.
-            return lambda tx: _published(
-                bus.pass_on_in(
-                    tx, request.event, data, event_id=request.event_id, stream=request.stream, cause=False
-                ),
-                None,
-            )
-        told = bus.pass_on(request.event, data, event_id=request.event_id, stream=request.stream, cause=False)
-        return _published(told, None)
+        if asked is None or asked.idempotency_key is None:
+            return _published(pass_on(), None)
+        # Told with its key, or not at all: what was refused and told would be told again by a retry.
+        return lambda tx: _published(pass_on(tx=tx), None)
 
     return Telling(
         request.event,

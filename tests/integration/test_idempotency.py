@@ -209,22 +209,23 @@ async def test_who_lost_the_connection_finds_the_request_at_work_on_another(
     assert keyed.calls == ["a"]
 
 
-async def test_who_waits_gets_the_failure_of_the_one_that_runs(keyed: ModuleType, wire: Wire) -> None:
+async def ask_at_once(keyed: ModuleType, wire: Wire, way: str, times: int) -> None:
+    """Ask for the same under one key; all but the first wait for that."""
     with holding(keyed, "before"):
-        for number in range(3):
-            data = {"ident": "a", "way": "busy"}
+        for number in range(times):
+            data = {"ident": "a", "way": way}
             wire.send({"event": "keyed:do", "data": data, "id": number, "idempotency_key": "k"})
         await keyed.reached.get()
+
+
+async def test_who_waits_gets_the_failure_of_the_one_that_runs(keyed: ModuleType, wire: Wire) -> None:
+    await ask_at_once(keyed, wire, "busy", 3)
     assert [(await wire.receive())["error"]["code"] for _ in range(3)] == ["UNAVAILABLE"] * 3
     assert keyed.calls == ["a"]
 
 
 async def test_who_waits_for_a_wrong_reply_is_told_what_is_wrong(keyed: ModuleType, wire: Wire) -> None:
-    with holding(keyed, "before"):
-        for number in range(2):
-            data = {"ident": "a", "way": "wrong"}
-            wire.send({"event": "keyed:do", "data": data, "id": number, "idempotency_key": "k"})
-        await keyed.reached.get()
+    await ask_at_once(keyed, wire, "wrong", 2)
     other, own = sorted([(await wire.receive())["error"]["message"] for _ in range(2)])
     what = "the handler of keyed:do returned dict, not Done"
     assert other == f"keyed:do failed under this key: {what}"

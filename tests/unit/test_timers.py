@@ -568,29 +568,31 @@ async def test_one_that_is_given_up_is_a_dead_letter_that_sets_it_again(w: World
     await w.wait_gone("t")
 
 
-async def test_a_dead_letter_does_not_take_the_place_of_a_timer_that_is_set(w: World) -> None:
+async def given_up(w: World) -> tuple[DatabaseDeadLetters, int]:
+    """Have timer t fail for good; give its dead letter's number."""
     letters: DatabaseDeadLetters = w.timers._letters  # type: ignore[assignment]
     w.answer = failing(InvalidArgument("never"))
     await w.timers.schedule("t", Ring(n=1), after_s=0)
     await w.next_told()
     _, told = await w.next_told()
+    return letters, told["id"]
+
+
+async def test_a_dead_letter_does_not_take_the_place_of_a_timer_that_is_set(w: World) -> None:
+    letters, ident = await given_up(w)
     await w.timers.schedule("t", Ring(n=2), after_s=1000)
     with pytest.raises(FailedPrecondition, match="is set anew"):
-        await letters.redrive([told["id"]])
-    assert (await letters.get(told["id"])).state == "dead"
+        await letters.redrive([ident])
+    assert (await letters.get(ident)).state == "dead"
 
 
 async def test_a_letter_that_was_edited_into_what_no_timer_holds_is_not_set_again(w: World) -> None:
-    letters: DatabaseDeadLetters = w.timers._letters  # type: ignore[assignment]
-    w.answer = failing(InvalidArgument("never"))
-    await w.timers.schedule("t", Ring(n=1), after_s=0)
-    await w.next_told()
-    _, told = await w.next_told()
-    await letters.edit(told["id"], '{"n":1,"text":"%s"}' % ("x" * (MAX_EVENT_DATA - 100)))
+    letters, ident = await given_up(w)
+    await letters.edit(ident, '{"n":1,"text":"%s"}' % ("x" * (MAX_EVENT_DATA - 100)))
     with pytest.raises(FailedPrecondition, match="a timer holds 65536"):
-        await letters.redrive([told["id"]])
-    await letters.edit(told["id"], '{"n":2}')
-    assert await letters.redrive([told["id"]]) == ([told["id"]], [])
+        await letters.redrive([ident])
+    await letters.edit(ident, '{"n":2}')
+    assert await letters.redrive([ident]) == ([ident], [])
     assert (await w.next_told())[0] == "deadletter:edited"
 
 

@@ -4,7 +4,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A table of the file; unknown keys are refused."""
+    """A table of the file; unknown keys are refused. Defaults are made as in ksi_daemon/settings.py."""
 
     model_config = ConfigDict(
         extra="forbid",
