@@ -16,6 +16,9 @@ from ksi_common.ids import new_id
 from ksi_common.records import record
 from ksi_daemon.database import Database, Transaction
 
+MAX_MESSAGE: Final = 1000
+"""Characters of an error that are kept."""
+
 LetterKind = Literal["event", "job", "step", "message"]
 
 _COLUMNS: Final = (
@@ -117,6 +120,7 @@ class DatabaseDeadLetters:
         now = self._clock.time_us()
         letter = replace(
             letter,
+            message=as_stored(letter.message),
             first_failed_us=letter.first_failed_us or now,
             last_failed_us=letter.last_failed_us or now,
         )
@@ -232,6 +236,11 @@ class DatabaseDeadLetters:
             "UPDATE dead_letters SET state = 'redriven', redrives = redrives + 1 WHERE id = ?", (letter.id,)
         )
         tx.tell(Redriven(**_named(letter)))
+
+
+def as_stored(message: str) -> str:
+    """Give what an error says, in a form that can be stored: it is foreign, and may be of any size."""
+    return message[:MAX_MESSAGE].encode(errors="replace").decode()
 
 
 def letter_in(tx: Transaction, ident: int) -> DeadLetter | None:

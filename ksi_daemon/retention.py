@@ -10,7 +10,7 @@ is made, and held against what is live, when the first such event is to go.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import Final
@@ -28,6 +28,7 @@ from ksi_daemon.database.log_index import drop_indexed
 from ksi_daemon.referrers import Referrers
 from ksi_daemon.replay.sandboxes import Sandboxes
 from ksi_daemon.settings import RetentionRule, RetentionSettings
+from ksi_daemon.supervisor import attempt_async
 
 log = structlog.get_logger()
 
@@ -121,10 +122,10 @@ class Retention:
 
     async def serve(self) -> None:
         """Sweep again and again, until cancelled."""
-        await self._referrers.silent()  # whoever is here now is missed later, whenever that is
+        await _or_log(self._referrers.silent)  # whoever is here now is missed later, whenever that is
         while True:
             await asyncio.sleep(self.settings.every_s)
-            await self.sweep()
+            await _or_log(self.sweep)
 
     async def sweep(self, *, trust_live: bool = False) -> Swept:
         """Remove what no rule keeps.
@@ -287,6 +288,13 @@ class Retention:
 
     async def _free_pages(self) -> int:
         return int((await self._database.read("PRAGMA freelist_count"))[0][0])
+
+
+async def _or_log(work: Callable[[], Awaitable[object]]) -> None:
+    """Do it or say why not: it is tried again with the next sweep, and nobody is to stop for it."""
+    outcome = await attempt_async(work)
+    if isinstance(outcome, BaseException):
+        log.error("retention.failed", error=repr(outcome), exc_info=outcome)
 
 
 def _vacuum(tx: Transaction) -> None:

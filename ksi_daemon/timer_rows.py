@@ -19,8 +19,6 @@ MAX_NAME: Final = 256
 """Characters."""
 MAX_DATA: Final = 64 * 1024
 """Bytes of JSON; what is larger belongs into a blob."""
-MAX_SAID: Final = 1000
-"""Characters of an error that are kept."""
 
 _COLUMNS: Final = "id, name, due, event, data, attempts, correlation_id, causation_id, actor"
 _VALUES: Final = "(name, due, event, data, correlation_id, causation_id, actor) VALUES (?, ?, ?, ?, ?, ?, ?)"
@@ -120,13 +118,8 @@ def letter_of(timer: Timer, error: KSIError, attempts: int) -> DeadLetter:
         actor=timer.actor or "system",
         attempts=attempts,
         reason=error.code,
-        message=said_by(error),
+        message=error.message,
     )
-
-
-def said_by(error: KSIError) -> str:
-    """Give what an error says, in a form that can be stored: it is foreign, and may be of any size."""
-    return error.message[:MAX_SAID].encode(errors="replace").decode()
 
 
 def set_again(tx: Transaction, letter: DeadLetter, due_us: int) -> None:

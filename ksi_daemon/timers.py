@@ -23,7 +23,7 @@ from ksi_common.messages import Message, Notification, Request
 from ksi_common.records import record
 from ksi_daemon import timer_rows
 from ksi_daemon.database import Database, Transaction
-from ksi_daemon.dead_letters import DeadLetter, DeadLetters
+from ksi_daemon.dead_letters import DeadLetter, DeadLetters, as_stored
 from ksi_daemon.timer_rows import Timer
 
 log = structlog.get_logger()
@@ -330,7 +330,7 @@ class DatabaseTimers:
                     event=timer.event,
                     data=from_json(timer.data),
                     code=error.code,
-                    error=timer_rows.said_by(error),
+                    error=as_stored(error.message),
                     attempts=attempts,
                 )
             )

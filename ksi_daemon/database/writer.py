@@ -26,6 +26,8 @@ FORCED_CHECKPOINT_BYTES: Final = 64 * 1024 * 1024
 _FORCE_AGAIN_S: Final = 1.0
 _LOOK_AGAIN_S: Final = 0.01
 """Between looks at the length of the log while it is busy: each gives the GIL away."""
+_FULL: Final = 2
+"""What PRAGMA synchronous says."""
 _NEVER: Final = float("inf")
 _PROGRESS_STEPS: Final = 20_000
 
@@ -301,6 +303,16 @@ class Writer(threading.Thread):
             work()
         except sqlite3.Error as error:  # it is tried again later; a disk that is full refuses units by itself
             self._stop_if_unsynced(error)
+            if not self._is_sound():
+                self._break_off(error)
+
+    def _is_sound(self) -> bool:
+        """Tell whether units can begin, and are synced: upkeep that failed may have stopped midway."""
+        try:
+            synchronous = self._connection.execute("PRAGMA synchronous").fetchone()
+        except sqlite3.Error:
+            return False
+        return not self._connection.in_transaction and synchronous == (_FULL,)
 
     def _keep_wal_small(self) -> None:
         now = self._clock.monotonic()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ksi_daemon.dead_letters import MAX_MESSAGE
 from ksi_daemon.testing import PATIENCE_S, RunningDaemon, running_daemon
 from tests.support.databases import writable
 from tests.support.waiting import eventually
@@ -170,6 +171,25 @@ async def test_one_that_raises_is_tried_again_and_then_left_as_a_dead_letter(
     async with running_daemon(home=home, plugins=[plugin]) as ksi:
         await set_(ksi, 3)
         assert await tried("book", 1) == [3]
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [("a" * 1024 * 1024, "a" * MAX_MESSAGE), ("no file h\udce9.txt", "no file h?.txt")],
+    ids=["long", "no text"],
+)
+async def test_whatever_it_says_when_it_raises_its_event_becomes_a_dead_letter(
+    write_plugin: WritePlugin, said: str, told: str
+) -> None:
+    source = LEDGER.replace('f"{change.value} is no number"', repr(said))
+    assert source != LEDGER
+    async with running_daemon(plugins=[write_plugin(source, "ledger")]) as ksi:
+        module().broken.add("bad")
+        await set_(ksi, "bad", 1)
+        assert await tried("book", 4) == ["bad", "bad", "bad", 1]
+        await settled(ksi, "ledger.book")
+        (letter,) = (await ksi.call_raw("deadletter:list"))["letters"]
+        assert letter["message"] == told
 
 
 async def test_attempts_are_counted_over_restarts(write_plugin: WritePlugin, tmp_path: Path) -> None:

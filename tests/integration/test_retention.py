@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from ksi_daemon import retention
+from ksi_daemon.referrers import Referrers
+from ksi_daemon.supervisor import MAX_FAILURES
 from ksi_daemon.testing import FakeClock, RunningDaemon, Wire, running_daemon
 from tests.integration.test_references import follow, reference, stream
 from tests.support.databases import rows
+from tests.support.waiting import eventually
 
 DAY_S = 86_400
 
@@ -309,6 +313,18 @@ async def test_a_snapshot_that_is_damaged_is_named(clock: FakeClock) -> None:
         (frame,) = await stream(wire, "event:replay", {})
         assert frame["error"]["details"]["reason"] == "reference_corrupt"
         assert file.name in frame["error"]["message"]
+
+
+async def test_sweeps_that_fail_are_tried_again_and_nothing_else_stops_for_them(clock: FakeClock) -> None:
+    async with keeping(clock, every_s=0.01) as ksi:
+
+        async def failed() -> bool:
+            return [line["event"] for line in logged].count("retention.failed") > MAX_FAILURES
+
+        with capture_logs() as logged:
+            ksi.daemon.services.get(Referrers).add("demo", "SELECT * FROM what_is_not_there")
+            await eventually(failed)
+        assert (await ksi.call_raw("system:health"))["status"] == "healthy"
 
 
 async def differences(ksi: RunningDaemon) -> list[str]:

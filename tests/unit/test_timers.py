@@ -25,12 +25,12 @@ from ksi_common.messages import Message, Notification, Request, Stream
 from ksi_daemon.bus import LocalBus
 from ksi_daemon.database import Database, Transaction
 from ksi_daemon.database.transaction import MAX_EVENT_DATA
-from ksi_daemon.dead_letters import DatabaseDeadLetters
+from ksi_daemon.dead_letters import MAX_MESSAGE, DatabaseDeadLetters
 from ksi_daemon.eventlog import EventLog
 from ksi_daemon.hub import Hub
 from ksi_daemon.outcomes import Failed, Replied, Send
 from ksi_daemon.subscriptions import Subscriptions
-from ksi_daemon.timer_rows import MAX_DATA, MAX_SAID, Timer
+from ksi_daemon.timer_rows import MAX_DATA, Timer
 from ksi_daemon.timers import MAX_ATTEMPTS, MAX_IN_FLIGHT, PAGE, DatabaseTimers
 
 
@@ -536,7 +536,7 @@ async def test_a_definite_no_is_final(w: World) -> None:
 
 @pytest.mark.parametrize(
     ("said", "told"),
-    [("a" * 1024 * 1024, "a" * MAX_SAID), ("no file h\udce9.txt", "no file h?.txt")],
+    [("a" * 1024 * 1024, "a" * MAX_MESSAGE), ("no file h\udce9.txt", "no file h?.txt")],
     ids=["long", "no text"],
 )
 async def test_whatever_a_definite_no_says_the_timer_is_given_up(w: World, said: str, told: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 from ksi_common.async_db import AsyncSQLiteDB
 from ksi_common.envelope import StoredEvent
 from ksi_common.errors import FailedPrecondition
-from ksi_daemon.database import Transaction, Unit, writer
+from ksi_daemon.database import Transaction, Unit, log_index, writer
 from ksi_daemon.database.errors import StoreUnavailable, UnitInterrupted
 from ksi_daemon.database.wal import WalFile
 from ksi_daemon.database.writer import MAX_GROUP, Job
@@ -503,6 +503,9 @@ class Faulty(sqlite3.Connection):
         return super().execute(sql, *parameters)
 
 
+_NOTE_INDEXED = "REPLACE INTO meta VALUES ('indexed_to', ?)"
+
+
 @pytest.fixture
 def faulty(tmp_path: Path) -> Iterator[tuple[Bench, Callable[..., None]]]:
     with bench(tmp_path, connection_class=Faulty) as made:
@@ -578,6 +581,32 @@ def test_where_a_group_that_is_to_run_again_cannot_be_rolled_back_nothing_more_i
     jobs = [*desk.group(put(1), raising(ValueError())), *desk.group(put(3))]
     assert [type(job.error) for job in jobs] == [StoreUnavailable] * 3
     assert [type(failure) for failure in desk.failures] == [StoreUnavailable]
+
+
+@pytest.mark.parametrize(
+    ("faults", "goes_on"),
+    [
+        ((_NOTE_INDEXED,), True),
+        ((_NOTE_INDEXED, "ROLLBACK"), False),
+        (("PRAGMA synchronous = FULL",), False),
+        (("PRAGMA synchronous = FULL", "PRAGMA synchronous"), False),
+    ],
+    ids=["the slice", "its rollback", "the way back to syncing", "and nobody can tell"],
+)
+def test_an_index_that_cannot_be_written_leaves_the_writer_as_it_was_or_at_its_end(
+    faulty: tuple[Bench, Callable[..., None]],
+    monkeypatch: pytest.MonkeyPatch,
+    faults: tuple[str, ...],
+    goes_on: bool,
+) -> None:
+    monkeypatch.setattr(log_index, "OVERDUE", 1)
+    desk, _ = faulty
+    assert isinstance(desk.connection, Faulty)
+    desk.connection.faults = dict.fromkeys(faults, sqlite3.SQLITE_IOERR_WRITE)
+    assert [job.error for job in desk.group(tell("a"))] == [None]  # the slice follows it
+    (job,) = desk.group(tell("b"))
+    assert (job.error is None, desk.failures == []) == (goes_on, goes_on)
+    assert desk.connection.faults == {}
 
 
 def test_a_checkpoint_that_cannot_sync_is_reported(faulty: tuple[Bench, Callable[..., None]]) -> None:
