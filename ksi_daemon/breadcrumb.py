@@ -7,7 +7,6 @@ the loop's, the others are of threads.
 """
 
 import mmap
-import threading
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from functools import partial
@@ -34,7 +33,8 @@ class Breadcrumb:
         self._path = path
         self._map: mmap.mmap | None = None
         self._now = _NOBODY
-        self._slots: dict[int, int] = {}
+        self._free = list(range(1, SLOTS))
+        """Slots of nobody."""
         self.exempt: set[str] = set()
         """Plugins that are not marked: the daemon does not do without them."""
 
@@ -60,16 +60,20 @@ class Breadcrumb:
             self._write(before)
 
     def in_thread(self, plugin: str, action: Callable[[], T]) -> Callable[[], T]:
-        """Mark what is run in a thread, in a slot of that thread's own."""
+        """Mark what is run in a thread, in a slot of its own; where there is none left it goes unmarked."""
         mark = _mark(plugin)
 
         def marked() -> T:
-            slot = self._slots.setdefault(threading.get_ident(), len(self._slots) + 1)
+            try:
+                slot = self._free.pop()
+            except IndexError:
+                return action()
             self._write_slot(slot, mark)
             try:
                 return action()
             finally:
                 self._write_slot(slot, _NOBODY)
+                self._free.append(slot)
 
         return marked
 
@@ -137,7 +141,7 @@ class Breadcrumb:
             self._map[:SIZE] = mark
 
     def _write_slot(self, slot: int, mark: bytes) -> None:
-        if self._map is not None and slot < SLOTS:
+        if self._map is not None:
             self._map[slot * SIZE : (slot + 1) * SIZE] = mark
 
 

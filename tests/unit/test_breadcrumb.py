@@ -1,12 +1,13 @@
 """The breadcrumb names the plugin whose code is running, and nobody while it waits."""
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
 
 from ksi_common.envelope import EventEnvelope
-from ksi_daemon.breadcrumb import Breadcrumb
+from ksi_daemon.breadcrumb import SLOTS, Breadcrumb
 from ksi_daemon.outcomes import Endpoint, Outcome, Send
 
 
@@ -36,6 +37,41 @@ def test_it_names_nobody_after_an_action_that_raised(tmp_path: Path) -> None:
         with pytest.raises(ZeroDivisionError):
             crumb.during("hello", lambda: 1 // 0)
         assert named(path) == ""
+
+
+def test_what_runs_within_what_is_run_in_a_thread_takes_no_mark_away(tmp_path: Path) -> None:
+    path = tmp_path / "breadcrumb"
+    with Breadcrumb(path) as crumb:
+
+        def outer() -> str:
+            crumb.in_thread("inner", lambda: None)()
+            return named(path)
+
+        assert crumb.in_thread("outer", outer)() == "outer"
+        assert named(path) == ""
+
+
+def test_threads_that_have_done_their_work_keep_no_mark_from_others(tmp_path: Path) -> None:
+    path = tmp_path / "breadcrumb"
+    marked, over = threading.Barrier(SLOTS + 1), threading.Event()
+
+    with Breadcrumb(path) as crumb:
+
+        def old() -> None:
+            crumb.in_thread("old", lambda: None)()
+            marked.wait()
+            over.wait()  # or its identity would be the next thread's
+
+        threads = [threading.Thread(target=old) for _ in range(SLOTS)]
+        for thread in threads:
+            thread.start()
+        marked.wait()
+        try:
+            assert crumb.in_thread("new", lambda: named(path))() == "new"
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
 
 
 async def test_a_handler_that_waits_is_not_named_and_is_named_again_when_it_goes_on(tmp_path: Path) -> None:
