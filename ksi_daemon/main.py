@@ -88,12 +88,19 @@ def _serve(paths: Paths, settings: Settings, *, recovered: bool) -> int:
 
 
 def _run_to_end(work: Coroutine[Any, Any, None]) -> None:
-    """Do as ``asyncio.run``, but give up on what does not let itself be cancelled: it must not hold us."""
+    """Do as ``asyncio.run``, but give up on what does not let itself be cancelled: it must not hold us.
+
+    ``sys.exit`` in a callback or a task of a plugin ends the loop; that is a failure, and not how we stop.
+    """
     make = loop_factory()
     loop = make() if make is not None else asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     try:
         loop.run_until_complete(work)
+    except (SystemExit, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt) and _ctrl_c_raises():
+            raise
+        raise RuntimeError(f"{error!r} left the loop") from error
     finally:
         left = asyncio.all_tasks(loop)
         for task in left:
@@ -104,6 +111,11 @@ def _run_to_end(work: Coroutine[Any, Any, None]) -> None:
         loop.run_until_complete(loop.shutdown_asyncgens())
         asyncio.set_event_loop(None)
         loop.close()
+
+
+def _ctrl_c_raises() -> bool:
+    """Tell whether Ctrl-C is a KeyboardInterrupt: it is until we serve, and asks for a stop from then on."""
+    return signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 async def _run(daemon: Daemon, *, recovered: bool) -> None:

@@ -177,5 +177,35 @@ async def test_a_daemon_that_is_killed_from_outside_makes_nobody_suspect() -> No
         assert (await status(client))[0] == "loaded"
 
 
+UNWATCHED = """async def go(request: Go) -> Done:
+    import threading
+    threading.Thread(target=threading.Event().wait).start()  # the process would wait for its end
+
+    def leave() -> None:
+        {end}
+
+    asyncio.get_running_loop().call_soon(leave)
+    return Done()
+"""
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("end", ["sys.exit(0)", "raise KeyboardInterrupt"])
+async def test_a_plugin_that_leaves_the_loop_does_not_end_the_daemon_for_good(end: str) -> None:
+    """Where nobody stands between a plugin and the loop, what it raises ends the loop."""
+    async with supervised(EXIT, UNWATCHED.replace("{end}", end), "") as (client, _, home):
+        before = (await client.call_raw("system:info", safe=True))["pid"]
+        with suppress(KSIError):
+            await client.call_raw("boom:go", timeout_s=20)
+        async with asyncio.timeout(45):  # well before the watchdog would end one that hangs
+
+            async def is_back() -> bool:
+                return bool((await client.call_raw("system:info", safe=True))["pid"] != before)
+
+            await eventually(is_back)
+        state = json.loads((home / "run" / "supervisor.json").read_text())
+    assert (state["restarts"], state["last_exit"]) == (1, "exit code 1")
+
+
 async def _ask(client: AsyncClient) -> None:
     await client.call_raw("boom:go", safe=True)
