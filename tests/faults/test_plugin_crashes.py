@@ -13,7 +13,7 @@ import pytest
 
 from ksi_client import AsyncClient
 from ksi_common.errors import KSIError
-from tests.support.daemon_process import DaemonProcess
+from tests.support.daemon_process import DaemonProcess, Died
 from tests.support.waiting import eventually
 
 HEAD = """
@@ -175,6 +175,21 @@ async def test_a_daemon_that_is_killed_from_outside_makes_nobody_suspect() -> No
             os.kill(pid, signal.SIGKILL)
             asked.cancel()
         assert (await status(client))[0] == "loaded"
+
+
+@pytest.mark.timeout(240)
+async def test_ctrl_c_before_it_serves_ends_the_daemon_without_a_traceback() -> None:
+    process = DaemonProcess()
+    process.home.mkdir(mode=0o700)
+    process.add_plugin("slow", "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    try:
+        with pytest.raises(Died):
+            await process.start()
+        assert await process.wait() == -signal.SIGINT
+        assert process.stderr.read_text() == ""
+        assert not (process.home / "run" / "ksi_daemon.pid").exists()
+    finally:
+        await process.__aexit__()
 
 
 UNWATCHED = """async def go(request: Go) -> Done:
