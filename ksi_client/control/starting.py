@@ -222,7 +222,7 @@ def _failed(paths: Paths, error: CannotStart, timeout_s: float) -> Outcome:
     if error.code is None:
         reason = f"it was not ready within {timeout_s:g} s, and was stopped"
     else:
-        reason = _reason(error.printed) or _unsaid(paths, error.code)
+        reason = _why(paths, error.code, error.printed)
     logged = last_lines(paths.log, LOG_LINES)
     text = f"Could not start: {reason}"
     if logged:
@@ -232,12 +232,13 @@ def _failed(paths: Paths, error: CannotStart, timeout_s: float) -> Outcome:
     )
 
 
-def _unsaid(paths: Paths, code: int) -> str:
-    if code == Exit.OK:
+def _why(paths: Paths, code: int, printed: str) -> str:
+    """Say why a daemon ended; a full disk has no room for its last words, or for the end of them."""
+    if code == Exit.OK and not printed:
         return "it was stopped before it was ready"
-    if not shutil.disk_usage(paths.home).free:  # no room for last words either
+    if not printed.endswith("\n") and not shutil.disk_usage(paths.home).free:
         return f"the disk that {paths.home} is on is full"
-    return f"it ended with exit code {code} and said nothing"
+    return _reason(printed) or f"it ended with exit code {code} and said nothing"
 
 
 def _reason(printed: str) -> str:

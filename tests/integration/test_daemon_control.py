@@ -323,16 +323,21 @@ def test_a_start_with_too_few_files_to_take_a_connection_is_refused(control: Con
 
 
 ON_A_FULL_DISK = """\
-mount -t tmpfs -o size=64k,mode=700 ksi "$KSI_HOME" && cat /dev/zero > "$KSI_HOME/filler" 2> "$KSI_HOME/said"
+mount -t tmpfs -o size=64k,mode=700 ksi "$KSI_HOME" && {first}
+cat /dev/zero > "$KSI_HOME/filler" 2> "$KSI_HOME/said"
 exec "$@"
 """
+ROOM_FOR_A_WORD = (
+    'mkdir -p -m 700 "$KSI_HOME/logs/daemon" && printf %4070s > "$KSI_HOME/logs/daemon/output.log"'
+)
 
 
 @pytest.mark.root
 @pytest.mark.skipif(not can_mount(), reason="only root mounts a small disk")
-def test_a_start_on_a_full_disk_says_that_it_is_full(control: Control) -> None:
+@pytest.mark.parametrize("first", ["true", ROOM_FOR_A_WORD], ids=["no room", "room for a word"])
+def test_a_start_on_a_full_disk_says_that_it_is_full(control: Control, first: str) -> None:
     control.paths.home.mkdir()
-    command = ["unshare", "-m", "sh", "-c", ON_A_FULL_DISK, "sh"]
+    command = ["unshare", "-m", "sh", "-c", ON_A_FULL_DISK.replace("{first}", first), "sh"]
     failed = subprocess.run(
         [*command, sys.executable, ROOT / "daemon_control.py", "start"],
         env=control.environ, capture_output=True, text=True, check=False, timeout=PATIENCE_S,
