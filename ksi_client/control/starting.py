@@ -20,6 +20,8 @@ from ksi_common.paths import Paths
 
 START_S: Final = 15.0
 LOG_LINES: Final = 15
+MARK_BYTES: Final = 128
+"""Of a name in the breadcrumb: ``breadcrumb.SIZE``."""
 RETRY_S: Final = 0.05
 
 Plugins = Sequence[Mapping[str, Any]]
@@ -220,7 +222,7 @@ def _taken(paths: Paths, standing: Standing) -> Outcome:
 
 def _failed(paths: Paths, error: CannotStart, timeout_s: float) -> Outcome:
     if error.code is None:
-        reason = f"it was not ready within {timeout_s:g} s, and was stopped"
+        reason = f"it was not ready within {timeout_s:g} s, and was stopped{_where(paths)}"
     else:
         reason = _why(paths, error.code, error.printed)
     logged = last_lines(paths.log, LOG_LINES)
@@ -230,6 +232,17 @@ def _failed(paths: Paths, error: CannotStart, timeout_s: float) -> Outcome:
     return Outcome(
         error.code or Exit.FAILED, text, {"status": "not_started", "reason": reason, "log": logged}
     )
+
+
+def _where(paths: Paths) -> str:
+    """Name the plugin whose code the daemon was running when it was ended, as its breadcrumb has it."""
+    try:
+        mark = (paths.run / "breadcrumb").read_bytes()[:MARK_BYTES]
+    except OSError:
+        return ""
+    plugin = mark.partition(b"\0")[0].decode(errors="replace")
+    hint = control("start --safe-mode", paths.home)
+    return f" while it ran plugin {plugin}\n  Start without plugins: {hint}" if plugin else ""
 
 
 def _why(paths: Paths, code: int, printed: str) -> str:

@@ -298,9 +298,11 @@ def test_what_is_no_socket_is_not_removed_to_make_room_for_one(control: Control,
 
 def test_a_daemon_that_is_not_ready_in_time_is_stopped(control: Control) -> None:
     control.add_plugin("sleepy", "import signal\nsignal.pause()\n")
-    failed = control("start", "--timeout", "1")
+    failed = control("start", "--timeout", "5")
     assert failed.returncode == 1
-    assert failed.stderr.startswith("Could not start: it was not ready within 1 s, and was stopped\n")
+    assert failed.stderr.startswith("Could not start: it was not ready within 5 s, and was stopped")
+    assert " while it ran plugin sleepy\n  Start without plugins: " in failed.stderr
+    assert "start --safe-mode" in failed.stderr
     assert look(control.paths).state in {"stopped", "dead"}
 
 
