@@ -205,10 +205,7 @@ def _not_restarted(standing: Standing, problems: str) -> Outcome:
 
 def _taken(paths: Paths, standing: Standing) -> Outcome:
     if standing.state == "restarting" and standing.supervisor is not None:
-        keeper = standing.supervisor
-        reason = (
-            f"KSI has crashed ({keeper.last_exit}); its supervisor (pid {keeper.pid}) will start it again."
-        )
+        reason = standing.supervisor.crash
     else:
         who = f"Another KSI (pid {standing.pid})" if standing.pid else "Another KSI"
         does = "does not answer" if standing.refusal is None else f"answers only: {standing.refusal}"

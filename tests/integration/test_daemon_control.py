@@ -429,6 +429,7 @@ def test_the_daemon_serves_on_without_its_supervisor_and_can_be_stopped(control:
     assert control.paths.pid_file.read_text() == f"{pid}\n"
     assert control("stop").returncode == 0
     assert look(control.paths).pid is None
+    assert control("status").returncode == 3  # it has ended well, and did not die
 
 
 def test_stop_in_the_middle_of_a_restart_leaves_nothing(control: Control) -> None:
