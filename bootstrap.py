@@ -18,6 +18,7 @@ PROFILES = ("run", "dev")  # each holds what is before it, at the same versions
 
 def enter(profile: str = "run") -> None:
     """Return in an environment that has a profile's packages; the program may be started again in it."""
+    sys.excepthook = _say_unless_ctrl_c
     if os.environ.get("KSI_NO_BOOTSTRAP"):
         return
     inside = os.path.realpath(sys.prefix) == os.path.realpath(VENV)
@@ -53,6 +54,12 @@ def read(*path: str) -> str:
             return file.read()
     except OSError:
         return ""
+
+
+def _say_unless_ctrl_c(kind: "type[BaseException]", error: BaseException, _: object) -> None:
+    """Show what ends the program; at Ctrl-C, while it still imports, there is nothing to be shown."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, error.__traceback__)
 
 
 def _refuse_what_is_not_fit() -> None:

@@ -9,8 +9,13 @@ if __name__ == "__main__":
     gc.set_threshold(10_000, 1_000, 1_000)
     # It asks for the settings to be read again: here they are yet to be read.
     signal.signal(signal.SIGHUP, lambda *_: None)
-    from ksi_daemon.main import exit_soon, main
+    try:
+        from ksi_daemon.main import exit_soon, main
 
-    code = main()
-    exit_soon(code)
-    sys.exit(code)
+        code = main()
+    except KeyboardInterrupt:  # Ctrl-C before it serves: it ends as whoever asks expects, and says nothing
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
+    else:
+        exit_soon(code)
+        sys.exit(code)

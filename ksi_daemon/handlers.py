@@ -173,9 +173,10 @@ def _check_reply(function: Function, spec: EventSpec) -> None:
     hints = get_type_hints(function)
     if "return" not in hints:
         reply = spec.reply.__name__ if spec.reply else "None"
+        wanted = f"AsyncIterator[{reply}]" if spec.kind == "stream" else reply
         raise HandlerError(
             f"{function.__qualname__} does not say what it returns; {spec.name} is answered with {reply}: "
-            f"write -> {reply}{place_of(function)}"
+            f"write -> {wanted}{place_of(function)}"
         )
     returned = hints["return"]
     if spec.kind == "stream":

@@ -57,7 +57,8 @@ def logging_to(path: Path, settings: LogSettings, *, echo: bool = False) -> Iter
         root.handlers[:] = before[1]
         listener.stop()
         for sink in sinks:
-            sink.close()
+            with suppress(OSError):  # a full disk has no room for the last lines: that fails nothing else
+                sink.close()
         structlog.reset_defaults()
 
 

@@ -6,6 +6,7 @@ Exit codes: 0 stopped as asked, 1 cannot start or had to end, 4 another daemon h
 
 import argparse
 import asyncio
+import errno
 import gc
 import os
 import resource
@@ -21,6 +22,7 @@ from ksi_common.paths import Paths, default_home
 from ksi_daemon import notify
 from ksi_daemon.bare_structlog import structlog
 from ksi_daemon.daemon import RESERVED_FILES, Daemon
+from ksi_daemon.database.errors import file_refused, translate
 from ksi_daemon.lock import HomeLocked, home_lock
 from ksi_daemon.logs import logging_to
 from ksi_daemon.presence import Presence
@@ -28,6 +30,7 @@ from ksi_daemon.settings import Settings, load_settings
 
 log = structlog.get_logger()
 
+_DISK_REFUSES: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO))
 _LEFT_S: Final = 1.0
 """Time for tasks that are left at the end to let themselves be cancelled."""
 _EXIT_S: Final = 2.0
@@ -75,8 +78,9 @@ def _serve(paths: Paths, settings: Settings, *, recovered: bool) -> int:
     try:
         _run_to_end(_run(daemon, recovered=recovered))
     except* Exception as group:
-        error = _first(group)
-        log.exception("daemon.failed", error=str(error), exc_info=not isinstance(error, KSIError))
+        first = _first(group)
+        log.exception("daemon.failed", error=str(first), exc_info=not isinstance(first, KSIError))
+        error = _of_the_disk(first)
     if error is None:
         log.info("daemon.stopped")
         return 0
@@ -88,12 +92,19 @@ def _serve(paths: Paths, settings: Settings, *, recovered: bool) -> int:
 
 
 def _run_to_end(work: Coroutine[Any, Any, None]) -> None:
-    """Do as ``asyncio.run``, but give up on what does not let itself be cancelled: it must not hold us."""
+    """Do as ``asyncio.run``, but give up on what does not let itself be cancelled: it must not hold us.
+
+    ``sys.exit`` in a callback or a task of a plugin ends the loop; that is a failure, and not how we stop.
+    """
     make = loop_factory()
     loop = make() if make is not None else asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     try:
         loop.run_until_complete(work)
+    except (SystemExit, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt) and _ctrl_c_raises():
+            raise
+        raise RuntimeError(f"{error!r} left the loop") from error
     finally:
         left = asyncio.all_tasks(loop)
         for task in left:
@@ -104,6 +115,11 @@ def _run_to_end(work: Coroutine[Any, Any, None]) -> None:
         loop.run_until_complete(loop.shutdown_asyncgens())
         asyncio.set_event_loop(None)
         loop.close()
+
+
+def _ctrl_c_raises() -> bool:
+    """Tell whether Ctrl-C is a KeyboardInterrupt: it is until we serve, and asks for a stop from then on."""
+    return signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 async def _run(daemon: Daemon, *, recovered: bool) -> None:
@@ -212,6 +228,13 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+def _of_the_disk(error: BaseException) -> BaseException:
+    """Give the KSIError, with what is to be done, for what a full or failing disk refused."""
+    if isinstance(error, OSError) and error.errno in _DISK_REFUSES:
+        return file_refused(error)
+    return translate(error) if isinstance(error, Exception) else error
 
 
 def _exit_code(error: KSIError) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import structlog
 
-from ksi_common.errors import PermissionDenied
+from ksi_common.errors import InvalidArgument, PermissionDenied
 from ksi_common.messages import Message, Notification
 from ksi_common.paths import stranger
 from ksi_daemon.breadcrumb import Breadcrumb
@@ -104,10 +104,7 @@ class Loader:
 
     def _load_one(self, plugin: Plugin, load: Callable[[], ModuleType]) -> Needs | None:
         if plugin.name in self._catalog.plugins:
-            taken = self._catalog.plugins[plugin.name].origin
-            log.error(
-                "plugin.refused", plugin=plugin.name, origin=plugin.origin, error=f"name taken by {taken}"
-            )
+            self._list_second(plugin, f"name taken by {self._catalog.plugins[plugin.name].origin}")
             return None
         self._catalog.plugins[plugin.name] = plugin
         if plugin.builtin:
@@ -132,6 +129,14 @@ class Loader:
             return None
         plugin.requires = [need.name for need in needs.requires]
         return needs
+
+    def _list_second(self, plugin: Plugin, reason: str) -> None:
+        """Refuse a plugin whose name another has; it is listed by where it comes from as well."""
+        log.error("plugin.refused", plugin=plugin.name, origin=plugin.origin, error=reason)
+        name = f"{plugin.name} ({plugin.origin})"
+        self._catalog.plugins[name] = Plugin(
+            name, plugin.origin, plugin.version, status="refused", error=reason
+        )
 
 
 def refuse(plugin: Plugin, error: BaseException) -> None:
@@ -190,8 +195,15 @@ def _files(folder: Path, check: Callable[[Path], None] = lambda _: None) -> Iter
         if _FILE.match(path.name):
             yield Plugin(path.stem, str(path)), _file_loader(path, check)
         else:
-            reason = "a plugin's file is named in small letters, digits and underscores"
-            log.error("plugin.refused", plugin=path.stem, origin=str(path), error=reason)
+            yield Plugin(_printable(path.stem), _printable(str(path))), _refuse_name
+
+
+def _printable(path: str) -> str:
+    return path.encode(errors="replace").decode()  # a name of a file may be bytes that are no text
+
+
+def _refuse_name() -> ModuleType:
+    raise InvalidArgument("a plugin's file is named in small letters, digits and underscores")
 
 
 def _own(file: Path) -> None:

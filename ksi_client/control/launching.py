@@ -45,7 +45,7 @@ def launch(paths: Paths, *, timeout_s: float) -> None:
             os.close(reading)
         if not is_ready:
             output.seek(offset)
-            raise CannotStart(code, output.read().decode(errors="replace").strip())
+            raise CannotStart(code, output.read().decode(errors="replace"))
 
 
 def become_daemon(paths: Paths) -> NoReturn:

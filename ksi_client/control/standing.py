@@ -29,6 +29,12 @@ class Supervised:
     suspects: list[str]
     gave_up: str | None
 
+    @property
+    def crash(self) -> str:
+        """Say that its daemon has crashed; how is known once the process has ended."""
+        how = f" ({self.last_exit})" if self.last_exit else ""
+        return f"KSI has crashed{how}; its supervisor (pid {self.pid}) will start it again."
+
 
 @record
 class Standing:
@@ -100,7 +106,9 @@ def _without_answer(paths: Paths, supervisor: Supervised | None) -> Standing:
     if supervisor is not None and supervisor.alive:
         return Standing("restarting", supervisor=supervisor)
     died = _read_pid(paths.pid_file)
-    if died is not None or paths.socket.is_socket() or supervisor is not None:
+    given_up = supervisor is not None and supervisor.gave_up is not None
+    # What a supervisor that was killed has left says nothing of a daemon that has taken its own things away.
+    if died is not None or paths.socket.is_socket() or given_up:
         return Standing("dead", died, supervisor=supervisor)
     return Standing("stopped")
 

@@ -20,6 +20,8 @@ from ksi_common.paths import Paths
 
 START_S: Final = 15.0
 LOG_LINES: Final = 15
+MARK_BYTES: Final = 128
+"""Of a name in the breadcrumb: ``breadcrumb.SIZE``."""
 RETRY_S: Final = 0.05
 
 Plugins = Sequence[Mapping[str, Any]]
@@ -203,10 +205,7 @@ def _not_restarted(standing: Standing, problems: str) -> Outcome:
 
 def _taken(paths: Paths, standing: Standing) -> Outcome:
     if standing.state == "restarting" and standing.supervisor is not None:
-        keeper = standing.supervisor
-        reason = (
-            f"KSI has crashed ({keeper.last_exit}); its supervisor (pid {keeper.pid}) will start it again."
-        )
+        reason = standing.supervisor.crash
     else:
         who = f"Another KSI (pid {standing.pid})" if standing.pid else "Another KSI"
         does = "does not answer" if standing.refusal is None else f"answers only: {standing.refusal}"
@@ -220,9 +219,9 @@ def _taken(paths: Paths, standing: Standing) -> Outcome:
 
 def _failed(paths: Paths, error: CannotStart, timeout_s: float) -> Outcome:
     if error.code is None:
-        reason = f"it was not ready within {timeout_s:g} s, and was stopped"
+        reason = f"it was not ready within {timeout_s:g} s, and was stopped{_where(paths)}"
     else:
-        reason = _reason(error.printed) or _unsaid(paths, error.code)
+        reason = _why(paths, error.code, error.printed)
     logged = last_lines(paths.log, LOG_LINES)
     text = f"Could not start: {reason}"
     if logged:
@@ -232,12 +231,24 @@ def _failed(paths: Paths, error: CannotStart, timeout_s: float) -> Outcome:
     )
 
 
-def _unsaid(paths: Paths, code: int) -> str:
-    if code == Exit.OK:
+def _where(paths: Paths) -> str:
+    """Name the plugin whose code the daemon was running when it was ended, as its breadcrumb has it."""
+    try:
+        mark = (paths.run / "breadcrumb").read_bytes()[:MARK_BYTES]
+    except OSError:
+        return ""
+    plugin = mark.partition(b"\0")[0].decode(errors="replace")
+    hint = control("start --safe-mode", paths.home)
+    return f" while it ran plugin {plugin}\n  Start without plugins: {hint}" if plugin else ""
+
+
+def _why(paths: Paths, code: int, printed: str) -> str:
+    """Say why a daemon ended; a full disk has no room for its last words, or for the end of them."""
+    if code == Exit.OK and not printed:
         return "it was stopped before it was ready"
-    if not shutil.disk_usage(paths.home).free:  # no room for last words either
+    if not printed.endswith("\n") and not shutil.disk_usage(paths.home).free:
         return f"the disk that {paths.home} is on is full"
-    return f"it ended with exit code {code} and said nothing"
+    return _reason(printed) or f"it ended with exit code {code} and said nothing"
 
 
 def _reason(printed: str) -> str:

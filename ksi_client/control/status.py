@@ -137,7 +137,7 @@ def _without(paths: Paths, standing: Standing) -> str:
             return f"KSI{who} runs, but does not say how it fares: {standing.refusal}."
         return f"KSI{who} does not answer: it starts, stops or hangs."
     if standing.state == "restarting" and keeper is not None:
-        return f"KSI has crashed ({keeper.last_exit}); its supervisor (pid {keeper.pid}) will start it again."
+        return keeper.crash
     if keeper is not None and keeper.gave_up:
         return f"KSI is not running: {keeper.gave_up}, the last time by {keeper.last_exit}."
     who = f" as pid {standing.pid}" if standing.pid else ""

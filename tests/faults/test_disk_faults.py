@@ -95,6 +95,34 @@ async def test_a_full_disk_refuses_reads_on_and_recovers_without_a_restart(tmp_p
     assert await stored(copy / daemon.database.name) == before.acknowledged | after.acknowledged
 
 
+def on_a_full_disk(folder: str) -> list[str]:
+    """Run a command where a folder of its home is a disk that is full."""
+    mount = f'mkdir "$KSI_HOME/{folder}" && mount -t tmpfs -o size=64k,mode=700 ksi "$KSI_HOME/{folder}"'
+    fill_it = f'{{ cat /dev/zero > "$KSI_HOME/{folder}/filler" 2> /dev/null; true; }}'
+    return ["unshare", "-m", "sh", "-c", f'{mount} && {fill_it} && exec "$@"', "sh"]
+
+
+@pytest.mark.root
+@pytest.mark.timeout(120)
+@pytest.mark.skipif(not can_mount(), reason="only root mounts a small disk")
+async def test_a_start_with_the_database_on_a_full_disk_says_what_to_do() -> None:
+    with pytest.raises(Died) as died:
+        async with DaemonProcess(wrapper=on_a_full_disk("db")):
+            pass
+    assert "KSI cannot run: cannot store: database or disk is full\n  free space on the disk" in str(
+        died.value
+    )
+
+
+@pytest.mark.root
+@pytest.mark.timeout(120)
+@pytest.mark.skipif(not can_mount(), reason="only root mounts a small disk")
+async def test_a_daemon_whose_log_has_no_room_stops_as_asked() -> None:
+    """Else its supervisor would take the end for a crash, and start it again."""
+    async with DaemonProcess(wrapper=on_a_full_disk("logs")) as daemon:
+        assert await daemon.stop() == 0
+
+
 def injecting(calls: str, error: str, when: str, path: Path) -> list[str]:
     """Make some of the calls on a file fail."""
     inject = f"inject={calls}:error={error}:when={when}"

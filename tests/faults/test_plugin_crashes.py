@@ -13,7 +13,7 @@ import pytest
 
 from ksi_client import AsyncClient
 from ksi_common.errors import KSIError
-from tests.support.daemon_process import DaemonProcess
+from tests.support.daemon_process import DaemonProcess, Died
 from tests.support.waiting import eventually
 
 HEAD = """
@@ -175,6 +175,51 @@ async def test_a_daemon_that_is_killed_from_outside_makes_nobody_suspect() -> No
             os.kill(pid, signal.SIGKILL)
             asked.cancel()
         assert (await status(client))[0] == "loaded"
+
+
+@pytest.mark.timeout(240)
+async def test_ctrl_c_before_it_serves_ends_the_daemon_without_a_traceback() -> None:
+    process = DaemonProcess()
+    process.home.mkdir(mode=0o700)
+    process.add_plugin("slow", "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    try:
+        with pytest.raises(Died):
+            await process.start()
+        assert await process.wait() == -signal.SIGINT
+        assert process.stderr.read_text() == ""
+        assert not (process.home / "run" / "ksi_daemon.pid").exists()
+    finally:
+        await process.__aexit__()
+
+
+UNWATCHED = """async def go(request: Go) -> Done:
+    import threading
+    threading.Thread(target=threading.Event().wait).start()  # the process would wait for its end
+
+    def leave() -> None:
+        {end}
+
+    asyncio.get_running_loop().call_soon(leave)
+    return Done()
+"""
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("end", ["sys.exit(0)", "raise KeyboardInterrupt"])
+async def test_a_plugin_that_leaves_the_loop_does_not_end_the_daemon_for_good(end: str) -> None:
+    """Where nobody stands between a plugin and the loop, what it raises ends the loop."""
+    async with supervised(EXIT, UNWATCHED.replace("{end}", end), "") as (client, _, home):
+        before = (await client.call_raw("system:info", safe=True))["pid"]
+        with suppress(KSIError):
+            await client.call_raw("boom:go", timeout_s=20)
+        async with asyncio.timeout(45):  # well before the watchdog would end one that hangs
+
+            async def is_back() -> bool:
+                return bool((await client.call_raw("system:info", safe=True))["pid"] != before)
+
+            await eventually(is_back)
+        state = json.loads((home / "run" / "supervisor.json").read_text())
+    assert (state["restarts"], state["last_exit"]) == (1, "exit code 1")
 
 
 async def _ask(client: AsyncClient) -> None:

@@ -413,3 +413,13 @@ def test_a_fresh_clone_is_set_up_from_the_real_locks(tmp_path: Path) -> None:
         )  # fmt: skip
         assert done.returncode == 3, done
         assert said.fullmatch(done.stderr), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "says"),
+    [("KeyboardInterrupt", -signal.SIGINT, ""), ("ValueError('odd')", 1, "ValueError: odd")],
+)
+def test_ctrl_c_while_a_program_still_imports_shows_no_traceback(end: str, code: int, says: str) -> None:
+    program = f"import bootstrap; bootstrap.enter('dev'); raise {end}"
+    done = subprocess.run([PYTHON, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip().rpartition("\n")[2]) == (code, says)

@@ -298,9 +298,11 @@ def test_what_is_no_socket_is_not_removed_to_make_room_for_one(control: Control,
 
 def test_a_daemon_that_is_not_ready_in_time_is_stopped(control: Control) -> None:
     control.add_plugin("sleepy", "import signal\nsignal.pause()\n")
-    failed = control("start", "--timeout", "1")
+    failed = control("start", "--timeout", "5")
     assert failed.returncode == 1
-    assert failed.stderr.startswith("Could not start: it was not ready within 1 s, and was stopped\n")
+    assert failed.stderr.startswith("Could not start: it was not ready within 5 s, and was stopped")
+    assert " while it ran plugin sleepy\n  Start without plugins: " in failed.stderr
+    assert "start --safe-mode" in failed.stderr
     assert look(control.paths).state in {"stopped", "dead"}
 
 
@@ -323,16 +325,21 @@ def test_a_start_with_too_few_files_to_take_a_connection_is_refused(control: Con
 
 
 ON_A_FULL_DISK = """\
-mount -t tmpfs -o size=64k,mode=700 ksi "$KSI_HOME" && cat /dev/zero > "$KSI_HOME/filler" 2> "$KSI_HOME/said"
+mount -t tmpfs -o size=64k,mode=700 ksi "$KSI_HOME" && {first}
+cat /dev/zero > "$KSI_HOME/filler" 2> "$KSI_HOME/said"
 exec "$@"
 """
+ROOM_FOR_A_WORD = (
+    'mkdir -p -m 700 "$KSI_HOME/logs/daemon" && printf %4070s > "$KSI_HOME/logs/daemon/output.log"'
+)
 
 
 @pytest.mark.root
 @pytest.mark.skipif(not can_mount(), reason="only root mounts a small disk")
-def test_a_start_on_a_full_disk_says_that_it_is_full(control: Control) -> None:
+@pytest.mark.parametrize("first", ["true", ROOM_FOR_A_WORD], ids=["no room", "room for a word"])
+def test_a_start_on_a_full_disk_says_that_it_is_full(control: Control, first: str) -> None:
     control.paths.home.mkdir()
-    command = ["unshare", "-m", "sh", "-c", ON_A_FULL_DISK, "sh"]
+    command = ["unshare", "-m", "sh", "-c", ON_A_FULL_DISK.replace("{first}", first), "sh"]
     failed = subprocess.run(
         [*command, sys.executable, ROOT / "daemon_control.py", "start"],
         env=control.environ, capture_output=True, text=True, check=False, timeout=PATIENCE_S,
@@ -422,6 +429,7 @@ def test_the_daemon_serves_on_without_its_supervisor_and_can_be_stopped(control:
     assert control.paths.pid_file.read_text() == f"{pid}\n"
     assert control("stop").returncode == 0
     assert look(control.paths).pid is None
+    assert control("status").returncode == 3  # it has ended well, and did not die
 
 
 def test_stop_in_the_middle_of_a_restart_leaves_nothing(control: Control) -> None:

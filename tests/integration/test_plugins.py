@@ -474,19 +474,23 @@ async def test_a_name_that_is_taken_is_refused_with_one_line(
         async with running_daemon(plugins=[write_plugin(GOOD, "state")]) as ksi:
             assert await ksi.call_raw("state:set", {"key": "a", "value": 1})
             assert "good" not in (await ksi.call_raw("system:discover"))["namespaces"]
+            (second,) = [each for name, each in (await plugins(ksi)).items() if name.startswith("state (")]
+    assert (second["status"], second["error"]) == ("refused", "name taken by ksi_state")
     (line,) = log_file.lines("plugin.refused")
     assert line["plugin"] == "state"
     assert line["origin"].endswith("state.py")
     assert line["error"] == "name taken by ksi_state"
 
 
-async def test_a_file_that_cannot_be_a_plugins_name_is_passed_over_with_one_line(
+async def test_a_file_that_cannot_be_a_plugins_name_is_refused_with_one_line(
     write_plugin: WritePlugin, log_file: LogFile
 ) -> None:
     with log_file.written():
         async with running_daemon(plugins=[write_plugin(GOOD, "My-Plugin")]) as ksi:
             assert "good" not in (await ksi.call_raw("system:discover"))["namespaces"]
+            listed = (await plugins(ksi))["My-Plugin"]
     (line,) = log_file.lines("plugin.refused")
+    assert (listed["status"], listed["error"]) == ("refused", line["error"])
     assert line["origin"].endswith("My-Plugin.py")
     assert "letters" in line["error"]
 

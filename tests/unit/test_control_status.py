@@ -1,5 +1,8 @@
 """The status of a daemon that is not well is said all the same."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,3 +34,26 @@ def test_a_database_that_does_not_answer_is_an_alarm(monkeypatch: pytest.MonkeyP
     assert outcome.code == Exit.OK
     assert "  events    not known" in outcome.text.splitlines()
     assert "database unhealthy (error no answer within 2 s)" in outcome.text
+
+
+@pytest.mark.parametrize(("last_exit", "how"), [(None, ""), ("SIGSEGV", " (SIGSEGV)")])
+def test_a_crash_is_said_to_be_one_before_it_is_known_how(
+    tmp_path: Path, last_exit: str | None, how: str
+) -> None:
+    """Its socket is gone already, and its process still ends."""
+    paths = Paths(tmp_path)
+    paths.run.mkdir()
+    program = "import sys; print(flush=True); sys.stdin.read()"
+    words = [sys.executable, "-c", program, "ksi_daemon.process_supervisor", str(paths.home)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as supervisor:
+        assert supervisor.stdout is not None
+        try:
+            assert supervisor.stdout.readline()  # until then its words are not to be read
+            state: dict[str, Any] = {
+                "pid": supervisor.pid, "restarts": 0, "last_exit": last_exit, "suspects": [], "gave_up": None
+            }  # fmt: skip
+            (paths.run / "supervisor.json").write_text(json.dumps(state))
+            said = status(paths).text
+        finally:
+            supervisor.kill()
+    assert f"KSI has crashed{how}; its supervisor (pid {supervisor.pid}) will start it again." in said

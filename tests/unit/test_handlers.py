@@ -313,6 +313,13 @@ def test_a_handler_that_does_not_say_what_it_returns_is_refused(compiler: Compil
     assert "buy does not say what it returns" in refusal(compiler, buy)
 
 
+def test_a_stream_that_does_not_say_what_it_returns_is_told_what_to_write(compiler: Compiler) -> None:
+    async def follow(request: Follow):  # type: ignore[no-untyped-def]
+        yield Bought()
+
+    assert "write -> AsyncIterator[Bought]" in refusal(compiler, follow)
+
+
 def test_a_reply_of_another_type_is_refused(compiler: Compiler) -> None:
     async def buy(request: Buy) -> Sold: ...  # type: ignore[empty-body]
 

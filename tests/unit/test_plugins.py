@@ -110,8 +110,15 @@ def test_a_folder_that_is_not_there_has_no_plugins(tmp_path: Path) -> None:
 def test_a_file_of_another_name_is_refused_aloud(folder: Path, name: str) -> None:
     (folder / name).write_text("raise NotImplementedError\n")
     with capture_logs() as lines:
-        assert statuses(load(folder, only=None)) == {}
+        assert statuses(load(folder, only=None)) == {name[:-3]: "refused"}
     assert [(line["event"], line["origin"]) for line in lines] == [("plugin.refused", str(folder / name))]
+
+
+def test_a_file_whose_name_is_no_text_is_listed_as_text(folder: Path) -> None:
+    (folder / os.fsdecode(b"bad\xff.py")).write_text("")
+    catalog = load(folder, only=None)
+    assert statuses(catalog) == {"bad?": "refused"}
+    assert catalog.plugins["bad?"].origin == str(folder / "bad?.py")
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "hello.pyc", "package"])
@@ -187,6 +194,7 @@ def test_a_second_plugin_of_a_name_is_refused_with_who_has_it(folder: Path) -> N
         catalog = load(folder, only=None)
     assert catalog.plugins["state"].builtin
     assert [(line["plugin"], line["error"]) for line in lines] == [("state", "name taken by ksi_state")]
+    assert statuses(catalog) == {f"state ({folder / 'state.py'})": "refused"}
 
 
 def test_marked_functions_are_declared_in_the_order_written() -> None:
