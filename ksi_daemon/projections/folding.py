@@ -12,7 +12,7 @@ from ksi_common.errors import InternalError
 from ksi_common.messages import Message
 from ksi_common.records import record
 from ksi_daemon.database import Database, Error, Transaction
-from ksi_daemon.database.errors import StoreUnavailable, translate
+from ksi_daemon.database.errors import StoreUnavailable, UnitInterrupted, translate
 from ksi_daemon.eventlog import EventLog, LogPage
 from ksi_daemon.projections.declaration import Declaration, Rows
 from ksi_daemon.projections.generations import Generation, checkpoint, put_documents
@@ -21,6 +21,10 @@ from ksi_daemon.threads import Threads
 
 SLICE_S: Final = 0.01
 """What a slice may keep the writer from others, about."""
+ALONE: Final = 3
+"""Tries of an event alone, after its slice was interrupted: it is heavy, or the machine stood still."""
+_NOT_ITS_OWN: Final = (StoreUnavailable, UnitInterrupted)
+"""Errors of an event that say nothing of it: it is tried again."""
 
 
 class ApplyError(Exception):
@@ -94,12 +98,17 @@ class _Tables:
 
     async def fold(self, generation: Generation, page: LogPage) -> None:
         given, error = await self.reading.read(page.events)
-        done, end = 0, len(given)
+        done, end, interrupted = 0, len(given), 0
         while done < end:
             try:
-                done = await self._slice(generation, page, given[:end], done)
+                done = await self._slice(generation, page, given[: done + 1 if interrupted else end], done)
+                interrupted = 0
             except ApplyError as failed:  # its slice was taken back as a whole: again, up to that event
                 error, end = failed, page.events.index(failed.event)
+            except UnitInterrupted as late:
+                interrupted += 1
+                if interrupted > ALONE:
+                    error, end = ApplyError(page.events[done], late), done
         if error is not None:
             raise error
 
@@ -115,7 +124,7 @@ class _Tables:
             index = start
             while index < len(given) and (index == start or monotonic() < ends):
                 made = attempt(partial(apply, rows, given[index][1]))
-                if isinstance(made, Error) and isinstance(translate(made), StoreUnavailable):
+                if isinstance(made, Error) and isinstance(translate(made), _NOT_ITS_OWN):
                     raise made
                 if isinstance(made, BaseException):
                     raise ApplyError(page.events[index], made)
