@@ -239,7 +239,7 @@ class DurableListener:
     async def _wait_until(self, due_us: int) -> None:
         delay_s = (due_us - self._consumers.clock.time_us()) / 1e6
         if due_us and delay_s > 0:
-            await asyncio.sleep(delay_s)
+            await asyncio.sleep(min(delay_s, MAX_DELAY_S))  # more is of a clock that was set back since
 
     async def _save(self) -> None:
         """Put the cursor on disk, where no unit of work did; what is done meanwhile goes along."""

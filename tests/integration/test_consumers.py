@@ -590,6 +590,23 @@ async def test_what_a_member_that_says_nothing_has_is_given_to_another() -> None
             assert (await silent.ack(*items))["done"] == 0
 
 
+async def test_a_jump_of_the_clock_takes_nothing_from_a_member() -> None:
+    """As a machine that slept: the member did, too."""
+    clock = FakeClock()
+    async with running_daemon(clock=clock) as ksi:
+        await tell(ksi, 0)
+        async with following(ksi, consumer="c", start="beginning", ack_wait_s=600) as member:
+            assert await member.numbers(1) == [0]
+            clock.jump(3600)
+            await tell(ksi, 1)
+            assert await member.numbers(1) == [1]
+            assert await member.is_given_nothing()
+            clock.jump(-7200)
+            clock.advance(601)
+            await tell(ksi, 2)
+            assert await member.numbers(3) == [0, 1, 2]
+
+
 async def test_a_word_of_one_event_gives_time_for_all() -> None:
     clock = FakeClock()
     async with running_daemon(clock=clock) as ksi:

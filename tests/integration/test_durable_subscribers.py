@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from ksi_daemon import durable_listener
+from ksi_daemon.consumers import rows
+from ksi_daemon.consumers.ledger import Failures
 from ksi_daemon.dead_letters import MAX_MESSAGE
 from ksi_daemon.testing import PATIENCE_S, RunningDaemon, running_daemon
 from tests.support.databases import writable
@@ -213,6 +216,25 @@ async def test_attempts_are_counted_over_restarts(write_plugin: WritePlugin, tmp
         await set_(ksi, 1)
         assert await tried("book", 3) == ["bad", "bad", 1]
         assert [told["attempts"] for told in ksi.emitted("deadletter:added")] == [3]
+
+
+async def test_a_clock_that_was_set_back_keeps_no_event_from_its_next_attempt(
+    write_plugin: WritePlugin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home" / "var"
+    async with running_daemon(home=home, plugins=[write_plugin(LEDGER, "ledger")]) as ksi:
+        module().broken.add("bad")
+        module().gate.clear()
+        await set_(ksi, "bad")
+        await tried("book", 1)
+        ((consumer, seq),) = await ksi.daemon.database.read(
+            "SELECT c.id, (SELECT max(seq) FROM log) FROM consumers c WHERE name = 'ledger.book'"
+        )
+        failures = Failures(attempts=1, due_us=2 * ksi.daemon.clock.time_us())
+        await ksi.daemon.database.write_apart(lambda tx: rows.fail(tx, consumer, seq, failures))
+    monkeypatch.setattr(durable_listener, "MAX_DELAY_S", 0.01)
+    async with running_daemon(home=home, plugins=[write_plugin(LEDGER, "ledger")]) as ksi:
+        assert await tried("book", 1) == ["bad"]
 
 
 async def test_what_it_raises_after_its_effect_changes_nothing(
