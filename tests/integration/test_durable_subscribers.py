@@ -218,6 +218,33 @@ async def test_attempts_are_counted_over_restarts(write_plugin: WritePlugin, tmp
         assert [told["attempts"] for told in ksi.emitted("deadletter:added")] == [3]
 
 
+async def test_a_letter_that_is_redriven_before_its_event_comes_skips_none_of_the_others(
+    write_plugin: WritePlugin, tmp_path: Path
+) -> None:
+    """The subscriber was deleted, and begins anew; what it has before it is more than it holds at once."""
+    home, large = tmp_path / "home" / "var", [str(n) * 900_000 for n in range(9)] + ["x" * 900_000] * 3
+    async with running_daemon(home=home, plugins=[write_plugin(LEDGER, "ledger")]) as ksi:
+        module().broken.add("bad")
+        await set_(ksi, 1, *large, "bad")
+        await tried("book", len(large) + 4)
+        await settled(ksi, "ledger.book")
+    (home.parent / "plugins" / "ledger.py").unlink()
+    async with running_daemon(home=home) as ksi:
+        await ksi.call_raw("event:consumer_delete", {"kind": "subscriber", "name": "ledger.book"})
+    closed = LEDGER.replace("gate.set()", "")
+    async with running_daemon(home=home, plugins=[write_plugin(closed, "ledger")]) as ksi:
+        await ksi.daemon.database.write_apart(lambda tx: tx.execute("DELETE FROM ledger").rowcount)
+        await tried("book", 1)
+        (letter,) = (await ksi.call_raw("deadletter:list"))["letters"]
+        await ksi.call_raw("deadletter:redrive", {"ids": [letter["id"]]})
+        module().gate.set()
+        await settled(ksi, "ledger.book")
+        assert [str(value)[:3] for value in await booked(ksi)] == [
+            str(value)[:3] for value in (1, *large, "bad")
+        ]
+        assert await ksi.daemon.database.read("SELECT * FROM consumer_events") == []
+
+
 async def test_a_clock_that_was_set_back_keeps_no_event_from_its_next_attempt(
     write_plugin: WritePlugin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
