@@ -146,9 +146,25 @@ class _Documents:
 
     async def fold(self, generation: Generation, page: LogPage) -> None:
         given, error = await self.reading.read(page.events)
-        states = await self._load(generation, {key for key, _ in given})
-        done, changed, failed = await self.reading.threads.run(partial(self._apply, page, given, states))
-        if done:
+        done, at_once = 0, len(given)
+        while done < len(given):
+            try:
+                done = await self._slice(generation, page, given[: done + at_once], done)
+            except UnitInterrupted:
+                if at_once == 1:
+                    raise
+                at_once //= 2  # so many documents are more than one unit may write
+        if error is not None:
+            raise error
+
+    async def _slice(
+        self, generation: Generation, page: LogPage, given: Sequence[tuple[str, object]], start: int
+    ) -> int:
+        """Apply what is given, from ``start`` on; give where to go on."""
+        states = await self._load(generation, {key for key, _ in given[start:]})
+        apply = partial(self._apply, page, given, states, start=start)
+        done, changed, failed = await self.reading.threads.run(apply)
+        if done > start:
             position, missing = _reached(page, done)
 
             def unit(tx: Transaction) -> None:
@@ -157,17 +173,23 @@ class _Documents:
 
             await self.database.write_apart(unit)
             _moved(generation, position, missing)
-        if failed or error:
-            raise failed or error  # type: ignore[misc]  # one of them is an error
+        if failed is not None:
+            raise failed
+        return done
 
     def _apply(
-        self, page: LogPage, given: Sequence[tuple[str, object]], stored: Mapping[str, str]
+        self,
+        page: LogPage,
+        given: Sequence[tuple[str, object]],
+        stored: Mapping[str, str],
+        *,
+        start: int,
     ) -> tuple[int, Mapping[str, str], ApplyError | None]:
         states = {
             key: self.document.__pydantic_validator__.validate_json(text) for key, text in stored.items()
         }
         changed: dict[str, Message] = {}
-        for index, (key, event) in enumerate(given):
+        for index, (key, event) in enumerate(given[start:], start):
             state = changed.get(key, states.get(key))
             state = self.document() if state is None else state  # one that is false is one, too
             made = attempt(partial(self._next, state, event))

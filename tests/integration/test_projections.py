@@ -378,6 +378,26 @@ async def test_an_event_that_was_interrupted_is_tried_again_alone(write_plugin: 
         assert sorted(entry["value"]["n"] for entry in page["entries"]) == [0, 0, 4]
 
 
+async def test_more_documents_than_one_unit_may_write_are_written_in_several(
+    write_plugin: WritePlugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = sales().replace("event.event_id]", "event.event_id * 400]")
+    appends = [
+        {
+            "stream": f"shop/{page}",
+            "events": [{"event": "sale:made", "data": {"shop": f"s{page}-{n}", "n": n}} for n in range(100)],
+        }
+        for page in range(20)
+    ]
+    async with running_daemon(plugins=[write_plugin(large)]) as ksi:
+        for append in appends:
+            await ksi.call_raw("event:append", append)
+        await get(ksi, "sums", "s0-0", await head(ksi))
+        monkeypatch.setattr("ksi_daemon.database.writer.UNIT_LIMIT_S", 0.002)
+        await rebuilt(ksi, "sums")
+        assert (await get(ksi, "sums", "s19-99"))["value"]["total"] == 99
+
+
 @pytest.mark.usefixtures("short_units")
 async def test_an_event_that_is_always_interrupted_stops_its_projection(write_plugin: WritePlugin) -> None:
     async with running_daemon(plugins=[write_plugin(HEAVY)]) as ksi:
