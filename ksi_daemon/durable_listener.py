@@ -146,6 +146,9 @@ class DurableListener:
             while True:
                 told, _ = await self._sink.take()
                 await self._handle(told)
+                missed = self._redriven.get(told.seq or 0)
+                if missed is not None:  # its letter came while the event itself was tried
+                    self._give_again(missed)
         finally:
             filling.cancel()
             saving.cancel()

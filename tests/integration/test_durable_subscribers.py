@@ -245,6 +245,27 @@ async def test_a_letter_that_is_redriven_before_its_event_comes_skips_none_of_th
         assert await ksi.daemon.database.read("SELECT * FROM consumer_events") == []
 
 
+async def test_a_letter_that_is_redriven_while_its_event_is_tried_is_tried_after_that(
+    write_plugin: WritePlugin, tmp_path: Path
+) -> None:
+    home = tmp_path / "home" / "var"
+    async with running_daemon(home=home, plugins=[write_plugin(LEDGER, "ledger")]) as ksi:
+        module().broken.add("bad")
+        await set_(ksi, "bad")
+        await tried("book", 3)
+        await settled(ksi, "ledger.book")
+    (home.parent / "plugins" / "ledger.py").unlink()
+    async with running_daemon(home=home) as ksi:
+        await ksi.call_raw("event:consumer_delete", {"kind": "subscriber", "name": "ledger.book"})
+    closed = LEDGER.replace("gate.set()", "")
+    async with running_daemon(home=home, plugins=[write_plugin(closed, "ledger")]) as ksi:
+        await tried("book", 1)
+        (letter,) = (await ksi.call_raw("deadletter:list"))["letters"]
+        await ksi.call_raw("deadletter:redrive", {"ids": [letter["id"]]})
+        module().gate.set()
+        assert await tried("book", 2) == ["bad", "bad"]
+
+
 async def test_a_clock_that_was_set_back_keeps_no_event_from_its_next_attempt(
     write_plugin: WritePlugin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
