@@ -57,7 +57,7 @@ _REFERRED: Final = (
     "FROM log WHERE seq > ? AND seq <= ? AND reference IS NOT NULL"
 )
 _FULL: Final = (
-    "SELECT seq, CAST(name AS BLOB), time, CAST(data AS BLOB), reference FROM log "
+    "SELECT seq, CAST(name AS BLOB), time, CAST(data AS BLOB), CAST(reference AS BLOB) FROM log "
     "WHERE seq > ? AND seq <= ? AND kind = 0 "
     'AND (data IS NOT NULL OR reference LIKE \'%"path":"%\') ORDER BY seq'
 )
@@ -321,7 +321,7 @@ def _remove(tx: Transaction, gone: Sequence[tuple[str, int]]) -> None:
         tx.execute("UPDATE log SET data = NULL, reference = ? WHERE seq = ?", (stub, seq))
 
 
-def _stub(data: bytes | None, reference: str | None) -> tuple[int, str]:
+def _stub(data: bytes | None, reference: bytes | None) -> tuple[int, str]:
     """Give the size of an event's data, and what is said of it once it is gone: its length and its hash.
 
     The data may be damaged, and no text any more: that goes like any other.
@@ -330,7 +330,7 @@ def _stub(data: bytes | None, reference: str | None) -> tuple[int, str]:
         length, digest = len(data), sha256(data).hexdigest()
     else:
         try:
-            full = orjson.loads(reference or "{}")
+            full = orjson.loads(reference or b"{}")
             length, digest = int(full["length"]), str(full["sha256"])
         except (ValueError, LookupError, TypeError):
             return 0, _UNKNOWN

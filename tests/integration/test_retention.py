@@ -103,6 +103,18 @@ async def test_an_event_whose_name_is_damaged_stops_no_sweep(clock: FakeClock, n
         assert await ids_with_data(ksi) == ["e3"]
 
 
+async def test_an_event_whose_reference_is_no_text_any_more_stops_no_sweep(clock: FakeClock) -> None:
+    async with keeping(clock, max_age_days=2) as ksi:
+        for number in (1, 2):
+            await publish(ksi, number, data={"n": "x" * 100_000})
+        change = "UPDATE log SET reference = CAST(CAST(reference AS BLOB) || x'ff' AS TEXT) "
+        await damage(ksi, change + "WHERE event_id = 'e1'")
+        clock.advance(3 * DAY_S)
+        await publish(ksi, 3)
+        await ksi.call_raw("event:sweep")
+        assert await ids_with_data(ksi) == ["e3"]
+
+
 @pytest.mark.parametrize(
     "change", ["DELETE FROM log WHERE event_id = 'e4'", "UPDATE log SET chain = 'x' WHERE event_id = 'e4'"]
 )
