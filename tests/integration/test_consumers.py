@@ -254,6 +254,21 @@ async def test_an_event_is_done_once_however_often_that_is_said(ksi: RunningDaem
         assert await ksi.call_raw("event:ack", ask) == {"done": 0, "ignored": 1}
 
 
+async def test_what_is_acknowledged_while_the_last_member_goes_stays_so(ksi: RunningDaemon) -> None:
+    """That the member was lost was noted after it, and the event was to be given again."""
+    await tell(ksi, 1)
+    async with following(ksi, consumer="c", start="beginning") as member:
+        (item,) = await member.items(1)
+        consumers, key = ksi.daemon.consumers, ("consumer", "c")
+        running = consumers._running[key]
+        (seat,) = running.seats.values()
+        running.leave(seat, lost=True)
+        running.close()
+        assert await consumers.report(key, [item["cursor"]], None) == 1
+        await running.ended.wait()
+        assert await consumers.report(key, [item["cursor"]], None) == 0
+
+
 async def test_an_edited_letter_says_what_its_event_may_say(ksi: RunningDaemon) -> None:
     await ksi.call_raw("state:set", {"key": "a", "value": 1})
     async with following(ksi, consumer="c", patterns=["state:*"], start="beginning") as member:
