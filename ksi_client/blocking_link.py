@@ -5,9 +5,9 @@ import os
 import select
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from socket import socket
+from socket import SHUT_RDWR, socket
 from threading import Lock
 from typing import Final
 
@@ -43,8 +43,11 @@ class BlockingLink:
                 raise error
 
     def close(self, error: KSIError) -> None:
-        """Hang up; what is under way gets ``error``."""
+        """Hang up; what is under way gets ``error``, in another thread, too, which is woken."""
         self._session.fail(error)
+        if self._sock is not None and self._pid == os.getpid():  # else the connection is the parent's
+            with suppress(OSError):  # the daemon has hung up already
+                self._sock.shutdown(SHUT_RDWR)
         self._hang_up()
 
     @contextmanager

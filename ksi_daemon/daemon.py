@@ -262,7 +262,7 @@ class Daemon:
         offer(Timers, self.timers)  # type: ignore[type-abstract]  # an interface is its own key
         offer(Leases, DatabaseLeases(self.database, self.clock))  # type: ignore[type-abstract]
         offer(Blobs, blobs)  # type: ignore[type-abstract]
-        self.sandboxes = Sandboxes(self.database, processes, self.paths, self._given)
+        self.sandboxes = Sandboxes(self.database, processes, self.paths, self._given, self.tasks)
         await self.sandboxes.clear()
         referrers = Referrers(self.database)
         referrers.add("dead_letters", REFERRED)

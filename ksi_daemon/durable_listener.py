@@ -115,7 +115,7 @@ class DurableListener:
         self._name = key_of_subscriber(subscriber.plugin, subscriber.name)
         self._id = 0
         self._failures: dict[int, Failures] = {}
-        self._redriven: dict[int, int] = {}
+        self._redriven: dict[int, DeadLetter] = {}
         self._done = 0
         """The cursor as it is to be; on disk a commit later."""
         self._saved = 0
@@ -127,6 +127,7 @@ class DurableListener:
         """Listen until cancelled."""
         self._sink = QueueSink()
         self._redriven.clear()
+        self._done = self._saved = 0
         event = spec_of(self._subscriber.event).name
         opened = await self._consumers.open_subscriber(
             self._name, event, start=self._start, max_attempts=self._durable.max_attempts
@@ -134,7 +135,9 @@ class DurableListener:
         self._id, self._failures = opened.row.id, dict(opened.failures)
         self._done = self._saved = opened.row.position
         for letter in opened.redriven:
-            self._restore(letter)
+            self._redriven.setdefault(letter.seq or 0, letter)
+        for letter in tuple(self._redriven.values()):
+            self._give_again(letter)
         subscriptions = self._consumers.subscriptions
         interest = Interest((event,), start={"cursor": subscriptions.log.cursor(self._done)})
         filling = self._tasks.create_task(self._sink.fill(subscriptions, interest))
@@ -143,6 +146,9 @@ class DurableListener:
             while True:
                 told, _ = await self._sink.take()
                 await self._handle(told)
+                missed = self._redriven.get(told.seq or 0)
+                if missed is not None:  # its letter came while the event itself was tried
+                    self._give_again(missed)
         finally:
             filling.cancel()
             saving.cancel()
@@ -151,22 +157,28 @@ class DurableListener:
 
     def _restore(self, letter: DeadLetter) -> None:
         """Take a dead letter that is to be tried again."""
-        event = letter.to_event()
-        if event.seq is not None and event.seq not in self._redriven:
-            self._redriven[event.seq] = letter.id
+        if letter.seq is not None and letter.seq not in self._redriven:
+            self._redriven[letter.seq] = letter
+            self._give_again(letter)
+
+    def _give_again(self, letter: DeadLetter) -> None:
+        """Give what the cursor is past; the rest comes of the log, and is tried as its letter says."""
+        if letter.seq is not None and letter.seq <= self._done:
             log_id = self._consumers.subscriptions.log.log_id
-            self._sink.deliver(Batch((event,), event.seq, log_id))
+            self._sink.deliver(Batch((letter.to_event(),), letter.seq, log_id))
 
     async def _handle(self, event: StoredEvent) -> None:
         if event.seq is None:
             return
-        letter = self._redriven.pop(event.seq, None) if event.seq <= self._done else None
-        if event.seq <= self._done and letter is None:
+        letter = self._redriven.pop(event.seq, None)
+        if letter is None and event.seq <= self._done:
             return
-        failures = self._failures.pop(event.seq, Failures(letter=letter))
+        ident = None if letter is None else letter.id
+        failures = self._failures.pop(event.seq, Failures(letter=ident))
+        event = event if letter is None else letter.to_event()
         while True:
             await self._wait_until(failures.due_us)
-            turn = _Turn(event, letter, self._settle_in)
+            turn = _Turn(event, ident, self._settle_in)
             await self._attempt(turn)
             if turn.done:
                 await self._be_done(turn)
@@ -179,7 +191,7 @@ class DurableListener:
             if failures.attempts >= self._durable.max_attempts:
                 await self._bury(turn, failures)
                 return
-            await self._persist(partial(rows.fail, consumer=self._id, seq=event.seq, failures=failures))
+            await self._persist(partial(rows.fail, consumer=self._id, seq=turn.seq, failures=failures))
 
     async def _attempt(self, turn: _Turn) -> None:
         envelope = envelope_of(turn.event)
@@ -192,18 +204,19 @@ class DurableListener:
         await self._subscriber.call(notification, envelope)
 
     def _settle_in(self, tx: Transaction, turn: _Turn) -> bool:
-        """Move the cursor past an event; False where it was moved before."""
-        if turn.letter is not None:
-            return rows.forget_letter(tx, self._id, turn.seq, turn.letter)
-        return rows.advance(tx, self._id, turn.seq, self._consumers.clock.time_us())
+        """Be done with an event: move the cursor past it, and forget its letter; False where that was so."""
+        is_next = rows.advance(tx, self._id, turn.seq, self._consumers.clock.time_us())
+        return (
+            turn.letter is not None and rows.forget_letter(tx, self._id, turn.seq, turn.letter)
+        ) or is_next
 
     async def _be_done(self, turn: _Turn) -> None:
-        if turn.letter is not None:
-            if not turn.committed:
-                await self._persist(turn.answering(None))
+        if turn.letter is not None and not turn.committed:
+            await self._persist(turn.answering(None))
+        if turn.seq <= self._done:
             return
         self._done = turn.seq
-        if turn.committed:
+        if turn.committed or turn.letter is not None:
             self._saved = turn.seq
         else:
             self._work.set()
@@ -220,7 +233,7 @@ class DurableListener:
 
         log.warning("subscriber.gave_up", subscriber=self._name, seq=turn.seq, attempts=failures.attempts)
         await self._persist(unit, cause=cause_of(turn.event))
-        if turn.letter is None:
+        if turn.seq > self._done:
             self._done = self._saved = turn.seq
 
     def _failed_again(self, before: Failures, error: KSIError) -> Failures:
@@ -239,7 +252,7 @@ class DurableListener:
     async def _wait_until(self, due_us: int) -> None:
         delay_s = (due_us - self._consumers.clock.time_us()) / 1e6
         if due_us and delay_s > 0:
-            await asyncio.sleep(delay_s)
+            await asyncio.sleep(min(delay_s, MAX_DELAY_S))  # more is of a clock that was set back since
 
     async def _save(self) -> None:
         """Put the cursor on disk, where no unit of work did; what is done meanwhile goes along."""

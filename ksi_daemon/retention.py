@@ -47,7 +47,8 @@ _JSON: Final = "iif(json_valid(reference), reference, '{}')"
 _UNKNOWN: Final = '{"path":null}'
 """What is said of data that is gone, and whose reference was damaged."""
 _WEIGH: Final = (
-    f"SELECT name, max(time), sum(coalesce(length(CAST(data AS BLOB)), json_extract({_JSON}, '$.length'))) "  # noqa: S608
+    "SELECT CAST(name AS BLOB), max(time), "  # noqa: S608
+    f"sum(coalesce(length(CAST(data AS BLOB)), json_extract({_JSON}, '$.length'))) "
     "FROM log WHERE seq > ? AND seq <= ? AND kind = 0 "
     'AND (data IS NOT NULL OR reference LIKE \'%"path":"%\') GROUP BY name'
 )
@@ -56,13 +57,16 @@ _REFERRED: Final = (
     "FROM log WHERE seq > ? AND seq <= ? AND reference IS NOT NULL"
 )
 _FULL: Final = (
-    "SELECT seq, name, time, CAST(data AS BLOB), reference FROM log WHERE seq > ? AND seq <= ? AND kind = 0 "
+    "SELECT seq, CAST(name AS BLOB), time, CAST(data AS BLOB), CAST(reference AS BLOB) FROM log "
+    "WHERE seq > ? AND seq <= ? AND kind = 0 "
     'AND (data IS NOT NULL OR reference LIKE \'%"path":"%\') ORDER BY seq'
 )
 _FIRST_FULL: Final = (
     "SELECT min(seq) FROM log WHERE seq > ? AND seq <= ? AND kind = 0 "
     'AND (data IS NOT NULL OR reference LIKE \'%"path":"%\')'
 )
+_LAST_CHAINED: Final = "SELECT max(seq) FROM log WHERE seq > ? AND seq <= ? AND typeof(chain) = 'blob'"
+"""Where the log may begin: a row that is lost or damaged says nothing that it could be verified from."""
 
 
 @dataclass(slots=True)
@@ -167,7 +171,7 @@ class Retention:
     async def _is_too_much(self, low: int, high: int, allowances: dict[int, _Allowance], now_us: int) -> bool:
         """Weigh rows in one go; tell whether they have to be looked at one by one."""
         rows = await self._database.read(_WEIGH, (low, high))
-        rules = [(allowances[id(self.rule_of(name))], time_us, size) for name, time_us, size in rows]
+        rules = [(allowances[id(self.rule_of(_name(name)))], time_us, size) for name, time_us, size in rows]
         oldest = await self._database.read(
             "SELECT min(time) FROM log WHERE seq > ? AND seq <= ?", (low, high)
         )
@@ -189,8 +193,9 @@ class Retention:
             first = max(low, high - SLICE)
             rows = await self._database.read(_FULL, (first, high))
             gone: list[tuple[str, int]] = []
-            for seq, name, time_us, data, reference in reversed(rows):
+            for seq, stored, time_us, data, reference in reversed(rows):
                 size, stub = _stub(data, reference)
+                name = _name(stored)
                 if allowances[id(self.rule_of(name))].takes(time_us, size, now_us):
                     continue
                 if seq > self._snapshot_seq and name in self._sandboxes.needed:
@@ -219,16 +224,20 @@ class Retention:
         """Delete the oldest rows: up to the first that has data, and not the last of all."""
         facts, head = self._database.facts, self._database.head
         until = min(head - 1, await self._oldest_stub_to_keep())
-        while facts.horizon < until:
-            after, end = facts.horizon, min(until, facts.horizon + SLICE)
-            row = await self._database.read(_FIRST_FULL, (after, end))
+        end = facts.horizon
+        while end < until:
+            first, end = end, min(until, end + SLICE)
+            row = await self._database.read(_FIRST_FULL, (first, end))
             if row[0][0] is not None:
                 until = end = row[0][0] - 1
-            if end > after:
+            after = facts.horizon
+            row = await self._database.read(_LAST_CHAINED, (after, end))
+            if row[0][0] is not None:  # else all of it is lost already: with what comes next
+                last = int(row[0][0])
                 await self._database.write_apart(
-                    lambda tx, after=after, end=end: self._delete(tx, after, end)  # type: ignore[misc]
+                    lambda tx, after=after, last=last: self._delete(tx, after, last)  # type: ignore[misc]
                 )
-                swept.compacted += end - after
+                swept.compacted += last - after
 
     async def _oldest_stub_to_keep(self) -> int:
         """Give the position up to which stubs are too old, or too many."""
@@ -297,6 +306,11 @@ async def _or_log(work: Callable[[], Awaitable[object]]) -> None:
         log.error("retention.failed", error=repr(outcome), exc_info=outcome)
 
 
+def _name(stored: bytes | None) -> str:
+    """Give an event's name for what may be damaged; the rule for everything is that of what is no name."""
+    return (stored or b"").decode(errors="replace")
+
+
 def _vacuum(tx: Transaction) -> None:
     for _ in range(PAGES):  # with a number it would be a statement of as many steps, and sqlite3 takes one
         tx.execute("PRAGMA incremental_vacuum(1)")
@@ -307,7 +321,7 @@ def _remove(tx: Transaction, gone: Sequence[tuple[str, int]]) -> None:
         tx.execute("UPDATE log SET data = NULL, reference = ? WHERE seq = ?", (stub, seq))
 
 
-def _stub(data: bytes | None, reference: str | None) -> tuple[int, str]:
+def _stub(data: bytes | None, reference: bytes | None) -> tuple[int, str]:
     """Give the size of an event's data, and what is said of it once it is gone: its length and its hash.
 
     The data may be damaged, and no text any more: that goes like any other.
@@ -316,7 +330,7 @@ def _stub(data: bytes | None, reference: str | None) -> tuple[int, str]:
         length, digest = len(data), sha256(data).hexdigest()
     else:
         try:
-            full = orjson.loads(reference or "{}")
+            full = orjson.loads(reference or b"{}")
             length, digest = int(full["length"]), str(full["sha256"])
         except (ValueError, LookupError, TypeError):
             return 0, _UNKNOWN

@@ -95,11 +95,11 @@ class Running:
 
     def report(self, seqs: Sequence[int], refusal: Refusal | None) -> "asyncio.Future[int]":
         """Take what is said of events; the future gives how many it was about, once that is on disk."""
-        now_us = self._clock.time_us()
+        now_s = self._clock.monotonic()
         for seq in seqs:
             entry = self.ledger.entries.get(seq)
             if entry is not None and entry.member is not None:
-                self.seats[entry.member].hear(now_us)
+                self.seats[entry.member].hear(now_s)
         report = Report(seqs, asyncio.get_running_loop().create_future(), refusal)
         self._reports.append(report)
         self._work.set()
@@ -187,11 +187,11 @@ class Running:
     def dispatch(self) -> None:
         """Give members what they may have."""
         given: dict[Member, list[Entry]] = {}
-        now_us = self._clock.time_us()
-        self._take_back_overdue(now_us)
+        now_us, now_s = self._clock.time_us(), self._clock.monotonic()
+        self._take_back_overdue(now_s)
         for member, entry in self.ledger.give(now_us, lambda member: self.seats[member].has_room()):
             if len(member.has) == 1:
-                self.seats[member].heard_us = now_us
+                self.seats[member].heard_s = now_s
             given.setdefault(member, []).append(entry)
         for member, entries in given.items():
             self._hand_over(self.seats[member], entries)
@@ -202,11 +202,11 @@ class Running:
                     seat.sink.mark("caught_up", self._cursor(), {})
         self._set_alarm()
 
-    def _take_back_overdue(self, now_us: int) -> None:
+    def _take_back_overdue(self, now_s: float) -> None:
         """Have what members had for too long, without a word of any of it, given again."""
         for seat in self.seats.values():
-            overdue_us = seat.overdue_at_us()
-            if overdue_us is not None and overdue_us <= now_us:
+            overdue_s = seat.overdue_in_s(now_s)
+            if overdue_s is not None and overdue_s <= 0:
                 log.warning("consumer.overdue", consumer=self.row.name, member=seat.member.name)
                 seat.member.silent = True
                 self._note_lost(self.ledger.take_back(seat.member, lost=True))
@@ -223,10 +223,11 @@ class Running:
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
-        overdue = (seat.overdue_at_us() for seat in self.seats.values())
-        due = [at_us for at_us in (self.ledger.next_due_us(), *overdue) if at_us is not None]
-        if due and self.seats:
-            delay_s = max(min(due) - self._clock.time_us(), 0) / 1e6
+        now_s, due_us = self._clock.monotonic(), self.ledger.next_due_us()
+        waits = [] if due_us is None else [(due_us - self._clock.time_us()) / 1e6]
+        waits += [wait_s for seat in self.seats.values() if (wait_s := seat.overdue_in_s(now_s)) is not None]
+        if waits and self.seats:
+            delay_s = max(min(waits), 0.0)
             self._alarm = asyncio.get_running_loop().call_later(delay_s, self.dispatch)
 
     async def _settle(self) -> None:

@@ -48,8 +48,8 @@ class Seat:
     """What it was given counts as done."""
     ack_wait_s: float | None = None
     """How long it may have events without a word of any."""
-    heard_us: int = 0
-    """When it said something of one, or was given one while it had none."""
+    heard_s: float = 0.0
+    """When it said something of one, or was given one while it had none; monotonic: the clock may be set."""
     stalled: bool = False
     """Its sink is full."""
     error: KSIError | None = None
@@ -62,15 +62,15 @@ class Seat:
         """Tell whether it may be given one more event."""
         return self.member.has_room and not self.stalled
 
-    def overdue_at_us(self) -> int | None:
-        """Give when what it has is to be taken back; None: never."""
+    def overdue_in_s(self, now_s: float) -> float | None:
+        """Give the seconds until what it has is to be taken back; None: never."""
         if self.ack_wait_s is None or not self.member.has:
             return None
-        return self.heard_us + round(self.ack_wait_s * 1e6)
+        return self.heard_s + self.ack_wait_s - now_s
 
-    def hear(self, now_us: int) -> None:
+    def hear(self, now_s: float) -> None:
         """Take note of a sign of life."""
-        self.heard_us = now_us
+        self.heard_s = now_s
         self.member.silent = False
 
     def stall(self) -> None:

@@ -122,9 +122,10 @@ class Consumers:
     async def report(self, key: Key, cursors: Sequence[str], refusal: Refusal | None) -> int:
         """Take what is said of events; give how many it was about, once that is on disk."""
         seqs = [self._seq(cursor) for cursor in cursors]
-        running = self._running.get(key)
-        if running is not None and not running.closing:
-            return await running.report(seqs, refusal)
+        while (running := self._running.get(key)) is not None:
+            if not running.closing:
+                return await running.report(seqs, refusal)
+            await running.ended.wait()  # or what it notes of its last members would undo this
         return await self.database.write_apart(partial(self._report_in, key=key, seqs=seqs, refusal=refusal))
 
     async def delete(self, kind: str, name: str) -> None:

@@ -12,7 +12,7 @@ from ksi_common.errors import InternalError
 from ksi_common.messages import Message
 from ksi_common.records import record
 from ksi_daemon.database import Database, Error, Transaction
-from ksi_daemon.database.errors import StoreUnavailable, translate
+from ksi_daemon.database.errors import StoreUnavailable, UnitInterrupted, translate
 from ksi_daemon.eventlog import EventLog, LogPage
 from ksi_daemon.projections.declaration import Declaration, Rows
 from ksi_daemon.projections.generations import Generation, checkpoint, put_documents
@@ -21,6 +21,10 @@ from ksi_daemon.threads import Threads
 
 SLICE_S: Final = 0.01
 """What a slice may keep the writer from others, about."""
+ALONE: Final = 3
+"""Tries of an event alone, after its slice was interrupted: it is heavy, or the machine stood still."""
+_NOT_ITS_OWN: Final = (StoreUnavailable, UnitInterrupted)
+"""Errors of an event that say nothing of it: it is tried again."""
 
 
 class ApplyError(Exception):
@@ -94,12 +98,17 @@ class _Tables:
 
     async def fold(self, generation: Generation, page: LogPage) -> None:
         given, error = await self.reading.read(page.events)
-        done, end = 0, len(given)
+        done, end, interrupted = 0, len(given), 0
         while done < end:
             try:
-                done = await self._slice(generation, page, given[:end], done)
+                done = await self._slice(generation, page, given[: done + 1 if interrupted else end], done)
+                interrupted = 0
             except ApplyError as failed:  # its slice was taken back as a whole: again, up to that event
                 error, end = failed, page.events.index(failed.event)
+            except UnitInterrupted as late:
+                interrupted += 1
+                if interrupted > ALONE:
+                    error, end = ApplyError(page.events[done], late), done
         if error is not None:
             raise error
 
@@ -115,7 +124,7 @@ class _Tables:
             index = start
             while index < len(given) and (index == start or monotonic() < ends):
                 made = attempt(partial(apply, rows, given[index][1]))
-                if isinstance(made, Error) and isinstance(translate(made), StoreUnavailable):
+                if isinstance(made, Error) and isinstance(translate(made), _NOT_ITS_OWN):
                     raise made
                 if isinstance(made, BaseException):
                     raise ApplyError(page.events[index], made)
@@ -137,9 +146,25 @@ class _Documents:
 
     async def fold(self, generation: Generation, page: LogPage) -> None:
         given, error = await self.reading.read(page.events)
-        states = await self._load(generation, {key for key, _ in given})
-        done, changed, failed = await self.reading.threads.run(partial(self._apply, page, given, states))
-        if done:
+        done, at_once = 0, len(given)
+        while done < len(given):
+            try:
+                done = await self._slice(generation, page, given[: done + at_once], done)
+            except UnitInterrupted:
+                if at_once == 1:
+                    raise
+                at_once //= 2  # so many documents are more than one unit may write
+        if error is not None:
+            raise error
+
+    async def _slice(
+        self, generation: Generation, page: LogPage, given: Sequence[tuple[str, object]], start: int
+    ) -> int:
+        """Apply what is given, from ``start`` on; give where to go on."""
+        states = await self._load(generation, {key for key, _ in given[start:]})
+        apply = partial(self._apply, page, given, states, start=start)
+        done, changed, failed = await self.reading.threads.run(apply)
+        if done > start:
             position, missing = _reached(page, done)
 
             def unit(tx: Transaction) -> None:
@@ -148,17 +173,23 @@ class _Documents:
 
             await self.database.write_apart(unit)
             _moved(generation, position, missing)
-        if failed or error:
-            raise failed or error  # type: ignore[misc]  # one of them is an error
+        if failed is not None:
+            raise failed
+        return done
 
     def _apply(
-        self, page: LogPage, given: Sequence[tuple[str, object]], stored: Mapping[str, str]
+        self,
+        page: LogPage,
+        given: Sequence[tuple[str, object]],
+        stored: Mapping[str, str],
+        *,
+        start: int,
     ) -> tuple[int, Mapping[str, str], ApplyError | None]:
         states = {
             key: self.document.__pydantic_validator__.validate_json(text) for key, text in stored.items()
         }
         changed: dict[str, Message] = {}
-        for index, (key, event) in enumerate(given):
+        for index, (key, event) in enumerate(given[start:], start):
             state = changed.get(key, states.get(key))
             state = self.document() if state is None else state  # one that is false is one, too
             made = attempt(partial(self._next, state, event))

@@ -121,11 +121,11 @@ class _Copying:
         self._connection.execute("INSERT INTO log SELECT * FROM live.log WHERE seq > ? AND seq <= ?", span)
         references = self._connection.execute(
             "SELECT json_extract(reference, '$.path') FROM log "
-            "WHERE seq > ? AND seq <= ? AND reference IS NOT NULL",
+            "WHERE seq > ? AND seq <= ? AND json_valid(reference)",  # what is damaged names no file
             span,
         )
         for (path,) in references:
-            if path is not None:
+            if isinstance(path, str):
                 _link(self._plan.live.home / path, self._plan.sandbox.home / path)
 
 

@@ -4,7 +4,7 @@ import asyncio
 import os
 import shutil
 import sys
-from collections.abc import AsyncIterator, Container, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Container, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +16,7 @@ from ksi_common.errors import InternalError, error_from_wire
 from ksi_common.ids import new_id
 from ksi_common.paths import Paths
 from ksi_common.records import record
+from ksi_daemon.children import Tasks
 from ksi_daemon.database import Database
 from ksi_daemon.processes import Process, Processes
 from ksi_daemon.replay.snapshots import Snapshot, remove_others
@@ -25,6 +26,8 @@ FOLDER: Final = "sandboxes"
 """Below the folder of what lasts as long as the daemon."""
 ENDING_S: Final = 5.0
 """For a sandbox to end by itself, once it has said what came of it."""
+LAST_WORDS_BYTES: Final = 4096
+"""How much of what one writes to stderr is kept."""
 _NOT_INHERITED: Final = ("KSI_", "NOTIFY_", "WATCHDOG_", "LISTEN_")
 _SNAPSHOT: Final = "snapshot"
 """In ``meta``."""
@@ -61,7 +64,9 @@ class Order:
 class Sandboxes:
     """Start sandboxes, and keep the snapshots that they make."""
 
-    def __init__(self, database: Database, processes: Processes, paths: Paths, settings: Settings) -> None:
+    def __init__(
+        self, database: Database, processes: Processes, paths: Paths, settings: Settings, tasks: Tasks
+    ) -> None:
         self.plugins: Sequence[str] = ()
         """Those that are loaded here, and there."""
         self.needed: Container[str] = ()
@@ -72,6 +77,7 @@ class Sandboxes:
         self._processes = processes
         self._paths = paths
         self._settings = settings
+        self._tasks = tasks
 
     async def snapshot(self) -> Snapshot | None:
         """Give the last snapshot of tables."""
@@ -124,12 +130,17 @@ class Sandboxes:
                 [sys.executable, "-m", "ksi_daemon.replay"], env=_environment(), purpose="sandbox"
             )
             async with child:
-                child.stdin.write(orjson.dumps(order) + b"\n")
-                yield _said(child)
-                child.stdin.close()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(ENDING_S):
-                        await child.wait()
+                # All the time: what plugins print would hold it up, once that is too much.
+                last_words = self._tasks.create_task(_last_words(child.stderr))
+                try:
+                    child.stdin.write(orjson.dumps(order) + b"\n")
+                    yield _said(child, last_words)
+                    child.stdin.close()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(ENDING_S):
+                            await child.wait()
+                finally:
+                    last_words.cancel()
         finally:
             await asyncio.to_thread(shutil.rmtree, home, ignore_errors=True)
 
@@ -139,7 +150,7 @@ class Sandboxes:
         return {**settings, "plugins_dir": folders, "load_plugins": ",".join(self.plugins), "strict": False}
 
 
-async def _said(child: Process) -> AsyncIterator[dict[str, Any]]:
+async def _said(child: Process, last_words: Awaitable[bytes]) -> AsyncIterator[dict[str, Any]]:
     """Give what a sandbox says, up to its result; raise what it was refused for."""
     async for line in child.stdout:
         words: dict[str, Any] = orjson.loads(line)
@@ -148,8 +159,15 @@ async def _said(child: Process) -> AsyncIterator[dict[str, Any]]:
         yield words
         if words.get("done"):
             return
-    why = (await child.stderr.read()).decode(errors="replace").strip().splitlines()
+    why = (await last_words).decode(errors="replace").strip().splitlines()
     raise InternalError(f"the sandbox ended before it was made: {why[-1] if why else 'it said nothing'}")
+
+
+async def _last_words(stderr: asyncio.StreamReader) -> bytes:
+    words = b""
+    while chunk := await stderr.read(LAST_WORDS_BYTES):
+        words = (words + chunk)[-LAST_WORDS_BYTES:]
+    return words
 
 
 def _environment() -> Mapping[str, str]:

@@ -71,6 +71,7 @@ class Advancing:
         return True
 
     async def _attempt(self, one: Open, answered: Callable[[Open], None]) -> None:
+        one.usage = None
         row = await self._row_of(one)
         if row is None:
             return
@@ -94,11 +95,11 @@ class Advancing:
         # What others wait for is free already: only the session has yet to wait.
         answered(one)
         self._opened.note_ending(one)
+        one.usage = outcome.answer.usage if outcome.answer else outcome.usage
         try:
             last = await self._ending.end(row, outcome)
         except LeaseLost as lost:
-            usage = outcome.answer.usage if outcome.answer else outcome.usage
-            setback = Setback(reason="lease_lost", message=lost.message, usage=usage)
+            setback = Setback(reason="lease_lost", message=lost.message, usage=one.usage)
             one.row = await self._tries.note(replace(row, attempts=outcome.attempt), setback)
             return
         self._opened.finish(one, last, row, outcome.answer.text if outcome.answer else None)
@@ -135,14 +136,18 @@ class Advancing:
         with event_context(row.envelope()):
             if one.faults < MAX_FAULTS:
                 again_s = self._retries.delay_s(one.faults)
-                setback = Setback(reason="bug", message=message, delay_s=again_s, lease=lease)
+                setback = Setback(
+                    reason="bug", message=message, delay_s=again_s, lease=lease, usage=one.usage
+                )
                 one.row, one.again_s = await self._tries.note(row, setback), again_s
                 return
             failure = Failure(reason="bug", message=message)
-            outcome = Outcome(row.attempts, 0, failure=failure, failures=row.failures, lease=lease)
+            outcome = Outcome(
+                row.attempts, 0, failure=failure, failures=row.failures, usage=one.usage, lease=lease
+            )
             worse = await guarded(self._end(one, row, outcome, answered))
             if worse is not None:
-                self._opened.finish(one, await self._dead.set_aside(row, worse, lease))
+                self._opened.finish(one, await self._dead.set_aside(row, worse, lease, one.usage))
 
     async def _read(self, request_id: str) -> Row:
         """Read a row in the writer: an end that is under way, though nobody awaits it now, comes before."""

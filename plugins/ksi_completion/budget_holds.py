@@ -14,6 +14,8 @@ log = structlog.get_logger()
 
 AGAIN_S: Final = 1.0
 """Between tries where the disk does not take that they are let go."""
+JUMP_S: Final = 60.0
+"""A jump of the wall clock, as after a sleep of the machine, is noticed after this at the latest."""
 
 
 class BudgetHolds:
@@ -37,12 +39,15 @@ class BudgetHolds:
 
     async def serve(self) -> None:
         """Let them go whenever there may be more of a budget."""
+        tomorrow = self._tomorrow()
         while True:
             try:
-                async with asyncio.timeout(self._until_tomorrow_s()):
+                async with asyncio.timeout(min((tomorrow - self._now()).total_seconds(), JUMP_S)):
                     await self._is_due.wait()
             except TimeoutError:
-                pass  # a day has begun
+                if self._tomorrow() == tomorrow:
+                    continue
+            tomorrow = self._tomorrow()
             self._is_due.clear()
             try:
                 await self._let_go()
@@ -60,7 +65,9 @@ class BudgetHolds:
 
             await self._database.write(resume)
 
-    def _until_tomorrow_s(self) -> float:
-        now = datetime.fromtimestamp(self._clock.time_us() / 1e6, UTC)
-        tomorrow = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
-        return (tomorrow - now).total_seconds()
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock.time_us() / 1e6, UTC)
+
+    def _tomorrow(self) -> datetime:
+        """Give when the next day begins."""
+        return (self._now() + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)

@@ -213,8 +213,9 @@ class Budgets:
 
     async def _spent_of(self, account: Account) -> Spent:
         """Give what is used; the first time from the ledger, in the writer, so that no call is missed."""
-        known = self._spent.get(account)
+        known = self._spent.pop(account, None)
         if known is not None:
+            self._spent[account] = known  # what was not used for longest makes room first
             return known
 
         def read(tx: Transaction) -> None:

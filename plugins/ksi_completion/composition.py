@@ -192,9 +192,9 @@ async def _tries(
 
 @asynccontextmanager
 async def _dead(
-    database: Database, letters: DeadLetters, leases: Leases, clock: Clock
+    database: Database, letters: DeadLetters, leases: Leases, clock: Clock, tokens: TokenTracker
 ) -> AsyncIterator[DeadCompletions]:
-    yield DeadCompletions(database, letters, leases, clock)
+    yield DeadCompletions(database, letters, leases, clock, tokens)
 
 
 @asynccontextmanager

@@ -6,7 +6,9 @@ from typing import Final
 import structlog
 
 from ksi_common.clock import Clock
+from ksi_common.events.completion import Usage
 from ksi_completion.rows import ONE, Row
+from ksi_completion.token_tracker import TokenTracker
 from ksi_daemon.plugin import (
     Database,
     DeadLetter,
@@ -40,8 +42,16 @@ class SetAside(FailedPrecondition):
 class DeadCompletions:
     """Keep them. ``take_up`` is called with the row of one that is tried again."""
 
-    def __init__(self, database: Database, letters: DeadLetters, leases: Leases, clock: Clock) -> None:
+    def __init__(
+        self,
+        database: Database,
+        letters: DeadLetters,
+        leases: Leases,
+        clock: Clock,
+        tokens: TokenTracker,
+    ) -> None:
         self._database = database
+        self._tokens = tokens
         self._leases = leases
         self._letters = letters
         self._clock = clock
@@ -60,10 +70,12 @@ class DeadCompletions:
 
         self._letters.offer(ORIGIN, redrive)
 
-    async def set_aside(self, row: Row, error: Exception, lease: Lease | None) -> SetAside:
+    async def set_aside(
+        self, row: Row, error: Exception, lease: Lease | None, usage: Usage | None
+    ) -> SetAside:
         """Make a dead letter of a completion; give what those who follow it are told.
 
-        Its session goes on: ``lease``, the right to it, is given back.
+        Its session goes on: ``lease``, the right to it, is given back. ``usage``: of its last attempt.
         """
         self.names[row.request_id] = None
         message = f"{type(error).__name__}: {error}"[:500]
@@ -83,8 +95,11 @@ class DeadCompletions:
         )
 
         def unit(tx: Transaction) -> None:
-            if tx.execute(_SET_ASIDE, (self._clock.time_us(), row.request_id)).rowcount:
+            now = self._clock.time_us()
+            if tx.execute(_SET_ASIDE, (now, row.request_id)).rowcount:
                 self._letters.add_in(tx, letter)
+            if usage is not None:
+                self._tokens.account_in(tx, row, usage, attempt=row.attempts, time_us=now, outcome="failed")
             if lease is not None:
                 self._leases.release_in(tx, lease)
 

@@ -133,6 +133,7 @@ class Injections:
         }
         tx.tell(InjectionQueued(**named), stream=f"injection/{asked.session_id}")
         if asked.mode == "next":
+            self._waiting.add(asked.session_id)  # now, too: a prompt that follows may be in the same commit
             tx.on_commit(lambda: self._waiting.add(asked.session_id))
         return Injected(**named, request_id=None if asked.mode == "next" else f"{DIRECT}{injection_id}")
 

@@ -11,6 +11,7 @@ from ksi_common.events.completion_queue import Retries, Retrying
 from ksi_common.records import record
 from ksi_completion.budgets import Budgets
 from ksi_completion.circuit_breakers import Candidate
+from ksi_completion.providers.interface import MAX_RETRY_AFTER_S
 from ksi_completion.rows import Row
 from ksi_completion.session_manager import SessionManager
 from ksi_completion.storing import Storing
@@ -162,8 +163,11 @@ def _failover_told(row: Row, asked: Candidate, setback: Setback) -> CompletionFa
 
 
 def delay_s(next_try_us: int | None, now_us: int) -> float:
-    """Give the seconds until a next try; 0 where none is noted, or its time has come."""
-    return max(0.0, ((next_try_us or 0) - now_us) / 1e6)
+    """Give the seconds until a next try; 0 where none is noted, or its time has come.
+
+    More than a provider may wish for is of a clock that was set back since.
+    """
+    return min(max(0.0, ((next_try_us or 0) - now_us) / 1e6), MAX_RETRY_AFTER_S)
 
 
 def _retrying(row: Row, now_us: int) -> Retrying:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ksi_common.events.completion import Step
+from ksi_common.events.completion import Step, Usage
 from ksi_common.events.completion_parts import Pause
 from ksi_completion.jobs import Jobs
 from ksi_completion.live import Live
@@ -45,6 +45,8 @@ class Open:
     """How long it waits, where it is to be tried again."""
     faults: int = 0
     """Bugs that it met, of which the row may not know."""
+    usage: Usage | None = None
+    """What its attempt cost, which the ledger has with the end of that."""
     on_ending: set[Callable[[], None]] = field(default_factory=set)
     """Called when it is known what comes of it."""
 

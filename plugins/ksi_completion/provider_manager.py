@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AsyncExitStack
 
 from ksi_common.events.completion_providers import BreakerStatus, ProvidersStatus, ProviderStatus
 from ksi_common.events.system import Check
@@ -113,9 +114,10 @@ class ProviderManager:
         )
 
     async def close(self) -> None:
-        """End what providers have running."""
-        for provider in self._providers.values():
-            await provider.close()
+        """End what providers have running; one that raises keeps no other from it."""
+        async with AsyncExitStack() as closing:
+            for provider in self._providers.values():
+                closing.push_async_callback(provider.close)
 
     def _described(self, provider: CompletionProvider) -> ProviderStatus:
         return ProviderStatus(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ksi_completion import budget_holds, budgets, reservations
 from ksi_completion.budget_holds import BudgetHolds
 from ksi_completion.next_tries import NextTries, Setback
 from ksi_completion.rows import Row
@@ -127,6 +128,30 @@ async def test_money_stops_too_and_a_new_day_lets_go() -> None:
         # The clock of the test does not wake who waits for midnight: another budget does.
         await ksi.call_raw("budget:set", {"scope": "agent", "subject": "nobody", "tokens": 1})
         assert (await until(wire, "result", "failed"))["type"] == "result"
+
+
+async def test_a_day_that_begins_by_a_jump_of_the_clock_lets_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that sleeps over midnight does not let its timers run meanwhile."""
+    monkeypatch.setattr(budget_holds, "JUMP_S", 0.01)
+    clock = FakeClock()
+    limit = {"scope": "all", "per": "day", "tokens": 100}
+    async with running_daemon(settings=table(budgets=[limit]), clock=clock) as ksi, ksi.connect() as wire:
+        assert (await ask(wire, FORTY))["type"] == "result"
+        wire.send({"event": "completion:stream", "data": {"prompt": FORTY}, "id": "ask"})
+        assert (await until(wire, "paused", "result"))["type"] == "paused"
+        clock.jump(DAY_S)
+        assert (await until(wire, "result", "failed"))["type"] == "result"
+
+
+async def test_sums_that_are_used_stay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of all was the first, and made room for a session's: what was reserved of it was forgotten."""
+    monkeypatch.setattr(budgets, "REMEMBERED", 2)
+    settings = table(budgets=[{"scope": "all", "tokens": 1000}, {"subject": "*", "tokens": 500}])
+    async with running_daemon(settings=settings) as ksi, ksi.connect() as wire:
+        for number in range(4):
+            assert (await ask(wire, FORTY, session_id=f"s{number}"))["type"] == "result"
+        known = ksi.daemon.services.get(budgets.Budgets)._spent
+        assert reservations.Account() in known
 
 
 async def test_an_agent_has_its_budget_over_all_its_sessions() -> None:

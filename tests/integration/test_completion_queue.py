@@ -390,6 +390,12 @@ async def test_a_completion_that_meets_a_bug_each_time_is_set_aside_and_the_othe
             (added,) = await until(ksi, "deadletter:added")
             assert (added["origin"], added["name"], added["attempts"]) == ("completion", "r1", 3)
             assert (await status(ksi))["dead"] == ["r1"]
+            paid = "SELECT attempt, outcome FROM token_usage WHERE request_id = 'r1' ORDER BY attempt"
+            assert [tuple(row) for row in await ksi.daemon.database.read(paid)] == [
+                (1, "failed"),
+                (2, "failed"),
+                (3, "failed"),
+            ]
             assert (await status(ksi, "r1"))["process_state"] == "dead"
             edit = {"id": added["id"], "data": {"prompt": "echo: another"}}
             refused = (await wire.call("deadletter:edit", edit))["error"]

@@ -254,6 +254,21 @@ async def test_an_event_is_done_once_however_often_that_is_said(ksi: RunningDaem
         assert await ksi.call_raw("event:ack", ask) == {"done": 0, "ignored": 1}
 
 
+async def test_what_is_acknowledged_while_the_last_member_goes_stays_so(ksi: RunningDaemon) -> None:
+    """That the member was lost was noted after it, and the event was to be given again."""
+    await tell(ksi, 1)
+    async with following(ksi, consumer="c", start="beginning") as member:
+        (item,) = await member.items(1)
+        consumers, key = ksi.daemon.consumers, ("consumer", "c")
+        running = consumers._running[key]
+        (seat,) = running.seats.values()
+        running.leave(seat, lost=True)
+        running.close()
+        assert await consumers.report(key, [item["cursor"]], None) == 1
+        await running.ended.wait()
+        assert await consumers.report(key, [item["cursor"]], None) == 0
+
+
 async def test_an_edited_letter_says_what_its_event_may_say(ksi: RunningDaemon) -> None:
     await ksi.call_raw("state:set", {"key": "a", "value": 1})
     async with following(ksi, consumer="c", patterns=["state:*"], start="beginning") as member:
@@ -588,6 +603,23 @@ async def test_what_a_member_that_says_nothing_has_is_given_to_another() -> None
                 (last,) = await other.items(1)  # nothing was heard of the first since
                 await other.ack(last)
             assert (await silent.ack(*items))["done"] == 0
+
+
+async def test_a_jump_of_the_clock_takes_nothing_from_a_member() -> None:
+    """As a machine that slept: the member did, too."""
+    clock = FakeClock()
+    async with running_daemon(clock=clock) as ksi:
+        await tell(ksi, 0)
+        async with following(ksi, consumer="c", start="beginning", ack_wait_s=600) as member:
+            assert await member.numbers(1) == [0]
+            clock.jump(3600)
+            await tell(ksi, 1)
+            assert await member.numbers(1) == [1]
+            assert await member.is_given_nothing()
+            clock.jump(-7200)
+            clock.advance(601)
+            await tell(ksi, 2)
+            assert await member.numbers(3) == [0, 1, 2]
 
 
 async def test_a_word_of_one_event_gives_time_for_all() -> None:

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from ksi_daemon import durable_listener
+from ksi_daemon.consumers import rows
+from ksi_daemon.consumers.ledger import Failures
 from ksi_daemon.dead_letters import MAX_MESSAGE
 from ksi_daemon.testing import PATIENCE_S, RunningDaemon, running_daemon
 from tests.support.databases import writable
@@ -213,6 +216,73 @@ async def test_attempts_are_counted_over_restarts(write_plugin: WritePlugin, tmp
         await set_(ksi, 1)
         assert await tried("book", 3) == ["bad", "bad", 1]
         assert [told["attempts"] for told in ksi.emitted("deadletter:added")] == [3]
+
+
+async def test_a_letter_that_is_redriven_before_its_event_comes_skips_none_of_the_others(
+    write_plugin: WritePlugin, tmp_path: Path
+) -> None:
+    """The subscriber was deleted, and begins anew; what it has before it is more than it holds at once."""
+    home, large = tmp_path / "home" / "var", [str(n) * 900_000 for n in range(9)] + ["x" * 900_000] * 3
+    async with running_daemon(home=home, plugins=[write_plugin(LEDGER, "ledger")]) as ksi:
+        module().broken.add("bad")
+        await set_(ksi, 1, *large, "bad")
+        await tried("book", len(large) + 4)
+        await settled(ksi, "ledger.book")
+    (home.parent / "plugins" / "ledger.py").unlink()
+    async with running_daemon(home=home) as ksi:
+        await ksi.call_raw("event:consumer_delete", {"kind": "subscriber", "name": "ledger.book"})
+    closed = LEDGER.replace("gate.set()", "")
+    async with running_daemon(home=home, plugins=[write_plugin(closed, "ledger")]) as ksi:
+        await ksi.daemon.database.write_apart(lambda tx: tx.execute("DELETE FROM ledger").rowcount)
+        await tried("book", 1)
+        (letter,) = (await ksi.call_raw("deadletter:list"))["letters"]
+        await ksi.call_raw("deadletter:redrive", {"ids": [letter["id"]]})
+        module().gate.set()
+        await settled(ksi, "ledger.book")
+        assert [str(value)[:3] for value in await booked(ksi)] == [
+            str(value)[:3] for value in (1, *large, "bad")
+        ]
+        assert await ksi.daemon.database.read("SELECT * FROM consumer_events") == []
+
+
+async def test_a_letter_that_is_redriven_while_its_event_is_tried_is_tried_after_that(
+    write_plugin: WritePlugin, tmp_path: Path
+) -> None:
+    home = tmp_path / "home" / "var"
+    async with running_daemon(home=home, plugins=[write_plugin(LEDGER, "ledger")]) as ksi:
+        module().broken.add("bad")
+        await set_(ksi, "bad")
+        await tried("book", 3)
+        await settled(ksi, "ledger.book")
+    (home.parent / "plugins" / "ledger.py").unlink()
+    async with running_daemon(home=home) as ksi:
+        await ksi.call_raw("event:consumer_delete", {"kind": "subscriber", "name": "ledger.book"})
+    closed = LEDGER.replace("gate.set()", "")
+    async with running_daemon(home=home, plugins=[write_plugin(closed, "ledger")]) as ksi:
+        await tried("book", 1)
+        (letter,) = (await ksi.call_raw("deadletter:list"))["letters"]
+        await ksi.call_raw("deadletter:redrive", {"ids": [letter["id"]]})
+        module().gate.set()
+        assert await tried("book", 2) == ["bad", "bad"]
+
+
+async def test_a_clock_that_was_set_back_keeps_no_event_from_its_next_attempt(
+    write_plugin: WritePlugin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home" / "var"
+    async with running_daemon(home=home, plugins=[write_plugin(LEDGER, "ledger")]) as ksi:
+        module().broken.add("bad")
+        module().gate.clear()
+        await set_(ksi, "bad")
+        await tried("book", 1)
+        ((consumer, seq),) = await ksi.daemon.database.read(
+            "SELECT c.id, (SELECT max(seq) FROM log) FROM consumers c WHERE name = 'ledger.book'"
+        )
+        failures = Failures(attempts=1, due_us=2 * ksi.daemon.clock.time_us())
+        await ksi.daemon.database.write_apart(lambda tx: rows.fail(tx, consumer, seq, failures))
+    monkeypatch.setattr(durable_listener, "MAX_DELAY_S", 0.01)
+    async with running_daemon(home=home, plugins=[write_plugin(LEDGER, "ledger")]) as ksi:
+        assert await tried("book", 1) == ["bad"]
 
 
 async def test_what_it_raises_after_its_effect_changes_nothing(

@@ -55,6 +55,18 @@ async def test_what_is_injected_joins_the_next_prompt_of_its_session_once() -> N
         assert (await ask(ksi, "prompt", session_id="s1", request_id="r1"))["text"] == step["text"]
 
 
+async def test_what_is_injected_joins_a_prompt_that_follows_at_once() -> None:
+    async with running_daemon(settings=table()) as ksi, ksi.connect() as wire:
+        for number in range(20):
+            data = {"session_id": f"s{number}", "content": "first"}
+            prompt = {"session_id": f"s{number}", "prompt": "then"}
+            wire.send({"event": "injection:inject", "data": data, "id": f"i{number}"})
+            wire.send({"event": "completion:async", "data": prompt, "id": f"c{number}"})
+        for _ in range(40):
+            assert (await wire.receive())["type"] == "reply"
+        assert (await ksi.call_raw("injection:list"))["count"] == 0
+
+
 async def test_what_waits_is_there_after_a_restart_until_its_time_is_over(tmp_path: Path) -> None:
     clock, home = FakeClock(), tmp_path / "var"
     async with running_daemon(home=home, settings=table(), clock=clock) as ksi:

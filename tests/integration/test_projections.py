@@ -341,3 +341,69 @@ async def test_one_that_was_given_up_says_so_where_it_is_to_be_built_again(
         await eventually(is_stopped)
         error = await ksi.call_error("projection:rebuild", {"name": "popularity"})
     assert (error.code, error.details["reason"]) == ("FAILED_PRECONDITION", "given_up")
+
+
+HEAVY = """
+import time
+from ksi_daemon.plugin import Delivered, Rows, table_projection
+
+runs = []
+STEPS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000) SELECT max(i) FROM n"
+
+@table_projection("id TEXT PRIMARY KEY, n INTEGER", patterns=["sale:*"])
+def heavy(rows: Rows, event: Delivered) -> None:
+    rows.put(id=event.event_id, n=event.data["n"])
+    if event.data["shop"] == "slow":
+        runs.append(event.event_id)
+        if len(runs) <= event.data["n"]:
+            time.sleep(0.26)
+        rows.execute(STEPS)
+"""
+
+
+@pytest.fixture
+def short_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupt units as a daemon does that is no test's."""
+    monkeypatch.setattr("ksi_daemon.database.writer.UNIT_LIMIT_S", 0.25)
+
+
+@pytest.mark.usefixtures("short_units")
+async def test_an_event_that_was_interrupted_is_tried_again_alone(write_plugin: WritePlugin) -> None:
+    async with running_daemon(plugins=[write_plugin(HEAVY)]) as ksi:
+        await sell(ksi, "quick", 0)
+        await sell(ksi, "slow", 4)
+        last = await sell(ksi, "quick", 0)
+        await get(ksi, "heavy", ["any"], last)
+        page = await ksi.call_raw("projection:query", {"name": "heavy"})
+        assert sorted(entry["value"]["n"] for entry in page["entries"]) == [0, 0, 4]
+
+
+async def test_more_documents_than_one_unit_may_write_are_written_in_several(
+    write_plugin: WritePlugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = sales().replace("event.event_id]", "event.event_id * 400]")
+    appends = [
+        {
+            "stream": f"shop/{page}",
+            "events": [{"event": "sale:made", "data": {"shop": f"s{page}-{n}", "n": n}} for n in range(100)],
+        }
+        for page in range(20)
+    ]
+    async with running_daemon(plugins=[write_plugin(large)]) as ksi:
+        for append in appends:
+            await ksi.call_raw("event:append", append)
+        await get(ksi, "sums", "s0-0", await head(ksi))
+        monkeypatch.setattr("ksi_daemon.database.writer.UNIT_LIMIT_S", 0.002)
+        await rebuilt(ksi, "sums")
+        assert (await get(ksi, "sums", "s19-99"))["value"]["total"] == 99
+
+
+@pytest.mark.usefixtures("short_units")
+async def test_an_event_that_is_always_interrupted_stops_its_projection(write_plugin: WritePlugin) -> None:
+    async with running_daemon(plugins=[write_plugin(HEAVY)]) as ksi:
+        await sell(ksi, "quick", 0)
+        last = await sell(ksi, "slow", 1000)
+        error = await ksi.call_error("projection:get", {"name": "heavy", "key": ["any"], "cursor": last})
+        assert (error.details["reason"], "UnitInterrupted" in error.message) == ("stopped", True)
+        page = await ksi.call_raw("projection:query", {"name": "heavy"})
+        assert [entry["value"]["n"] for entry in page["entries"]] == [0]

@@ -250,6 +250,23 @@ async def test_what_a_plugin_prints_is_none_of_what_a_sandbox_says(write_plugin:
         assert last["done"]
 
 
+async def test_a_plugin_that_prints_much_holds_no_sandbox_up(write_plugin: WritePlugin) -> None:
+    source = "import sys\nif 'ksi_daemon.replay' in sys.orig_argv:\n    print('x' * 6_000_000)"
+    async with running_daemon(plugins=[write_plugin(source, "loud")]) as ksi, asyncio.timeout(STARTING_S):
+        *_, last = await replay(ksi, {})
+        assert last["done"]
+
+
+@pytest.mark.parametrize("reference", ["{", '{"path":7}', '{"path":"blobs/../../x","length":1,"sha256":"x"}'])
+async def test_a_damaged_reference_is_counted_and_keeps_no_sandbox_from_being_made(reference: str) -> None:
+    async with running_daemon(settings={"strict": False}) as ksi:
+        await ksi.call_raw("state:set", {"key": "k", "value": "x" * 100_000})
+        change = "UPDATE log SET reference = ? WHERE reference IS NOT NULL"
+        await ksi.daemon.database.write_apart(lambda tx: tx.execute(change, (reference,)).rowcount)
+        *_, last = await replay(ksi, {})
+        assert (last["done"], last["missing"]) == (True, 1)
+
+
 async def test_a_plugin_that_is_switched_off_is_so_in_a_sandbox() -> None:
     async with running_daemon(settings={"plugins": {"state": {"enabled": False}}}) as ksi:
         *_, last = await replay(ksi, {})

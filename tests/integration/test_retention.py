@@ -56,6 +56,10 @@ async def verified(wire: Wire) -> dict[str, Any]:
     return last
 
 
+async def damage(ksi: RunningDaemon, change: str) -> None:
+    await ksi.daemon.database.write_apart(lambda tx: tx.execute(change).rowcount)
+
+
 async def test_the_data_of_old_events_goes_and_their_stubs_stay(clock: FakeClock) -> None:
     async with keeping(clock, max_age_days=2) as ksi, ksi.connect() as wire:
         await publish(ksi, 1, stream="demo/1")
@@ -80,11 +84,53 @@ async def test_an_event_whose_data_is_no_text_any_more_stops_no_sweep(clock: Fak
     async with keeping(clock, max_age_days=2) as ksi:
         for number in (1, 2):
             await publish(ksi, number)
-        await ksi.daemon.database.write_apart(lambda tx: tx.execute(change).rowcount)
+        await damage(ksi, change)
         clock.advance(3 * DAY_S)
         await publish(ksi, 3)
         await ksi.call_raw("event:sweep")
         assert await ids_with_data(ksi) == ["e3"]
+
+
+@pytest.mark.parametrize("name", ["x'64ff'", "CAST(x'64ff' AS TEXT)", "7"])
+async def test_an_event_whose_name_is_damaged_stops_no_sweep(clock: FakeClock, name: str) -> None:
+    async with keeping(clock, max_age_days=2) as ksi:
+        for number in (1, 2):
+            await publish(ksi, number)
+        await damage(ksi, f"UPDATE log SET name = {name} WHERE event_id = 'e1'")
+        clock.advance(3 * DAY_S)
+        await publish(ksi, 3)
+        await ksi.call_raw("event:sweep")
+        assert await ids_with_data(ksi) == ["e3"]
+
+
+async def test_an_event_whose_reference_is_no_text_any_more_stops_no_sweep(clock: FakeClock) -> None:
+    async with keeping(clock, max_age_days=2) as ksi:
+        for number in (1, 2):
+            await publish(ksi, number, data={"n": "x" * 100_000})
+        change = "UPDATE log SET reference = CAST(CAST(reference AS BLOB) || x'ff' AS TEXT) "
+        await damage(ksi, change + "WHERE event_id = 'e1'")
+        clock.advance(3 * DAY_S)
+        await publish(ksi, 3)
+        await ksi.call_raw("event:sweep")
+        assert await ids_with_data(ksi) == ["e3"]
+
+
+@pytest.mark.parametrize(
+    "change", ["DELETE FROM log WHERE event_id = 'e4'", "UPDATE log SET chain = 'x' WHERE event_id = 'e4'"]
+)
+async def test_rows_before_one_that_is_lost_are_deleted(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """The log begins at a row that says what it is to be verified from."""
+    async with keeping(clock, max_age_days=1, stubs_max_age_days=2) as ksi, ksi.connect() as wire:
+        seqs = [(await publish(ksi, number))["seq"] for number in range(1, 9)]
+        monkeypatch.setattr(retention, "SLICE", seqs[3])
+        await damage(ksi, change)
+        clock.advance(3 * DAY_S)
+        await publish(ksi, 9)
+        assert (await ksi.call_raw("event:sweep"))["compacted"] == seqs[-1]
+        assert (await ksi.call_raw("event:retention"))["horizon"] == seqs[-1]
+        await verified(wire)
 
 
 async def test_each_pattern_has_its_own_rule(clock: FakeClock) -> None:
@@ -253,7 +299,7 @@ async def test_what_a_damaged_row_of_the_log_refers_to_is_kept(tmp_path: Path, d
         for path in blobs:
             os.utime(path, (1, 1))
         change = f"UPDATE log SET reference = {damaged} WHERE event_id = 'a'"
-        await ksi.daemon.database.write_apart(lambda tx: tx.execute(change).rowcount)
+        await damage(ksi, change)
         assert (await ksi.call_raw("event:sweep"))["blobs"] == 0
         assert [path for path in blobs if not path.exists()] == []
 

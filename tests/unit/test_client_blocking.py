@@ -306,6 +306,27 @@ def test_a_second_thread_is_told_to_use_a_client_of_its_own(
     assert len(caught) == 1
 
 
+def test_a_client_that_is_closed_wakes_the_thread_that_waits(
+    client: Client, daemon: FakeDaemon, run: Run
+) -> None:
+    daemon.silent.add("event:publish")
+    caught: list[BaseException] = []
+
+    def ask() -> None:
+        with pytest.raises(Unavailable) as error:
+            client.call_raw("event:publish", {"event": "demo:told"}, timeout_s=60)
+        caught.append(error.value)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    run(lambda: daemon.wait_until(lambda: daemon.events_received() == ["event:publish"]))
+    client.close()
+    thread.join(5)
+    assert [error.details["reason"] for error in caught if isinstance(error, Unavailable)] == [
+        "client_closed"
+    ]
+
+
 def test_a_time_longer_than_the_system_waits_at_once_may_be_given(client: Client) -> None:
     """``--timeout 30d`` ended with a traceback: poll() takes no more than 24 days."""
     assert client.call_raw("system:health", timeout_s=30 * 86_400.0) == {"status": "healthy"}

@@ -16,9 +16,10 @@ from ksi_completion import jobs
 from ksi_completion.conversations import Turn
 from ksi_completion.jobs import History
 from ksi_completion.live import PIECE, Live
+from ksi_completion.next_tries import delay_s
 from ksi_completion.prompts import MAX_FILE_BYTES, Prompts
 from ksi_completion.providers import embedded
-from ksi_completion.providers.interface import FailureClass, ProviderFailure
+from ksi_completion.providers.interface import MAX_RETRY_AFTER_S, FailureClass, ProviderFailure
 from ksi_completion.retry_manager import MAX_DELAY_S, RetryManager
 from ksi_completion.settings import CompletionSettings
 from ksi_daemon.processes import Processes
@@ -60,6 +61,15 @@ def test_delays_grow_are_spread_and_end_at_a_minute() -> None:
     for failures, ceiling in ((1, 1.0), (2, 2.0), (3, 4.0), (20, MAX_DELAY_S)):
         delays = [retry.delay_s for _ in range(200) if (retry := retries.decide(failed(), failures=failures))]
         assert 0 <= min(delays) < ceiling / 4 < ceiling * 3 / 4 < max(delays) <= ceiling
+
+
+def test_a_clock_that_was_set_back_keeps_nobody_from_a_next_try_for_longer_than_a_wish() -> None:
+    year_us = 365 * 86_400 * 1_000_000
+    assert [delay_s(2 * year_us, now) for now in (year_us, 2 * year_us - 5_000_000, 3 * year_us)] == [
+        MAX_RETRY_AFTER_S,
+        5.0,
+        0.0,
+    ]
 
 
 def test_the_provider_s_wish_is_the_least_delay() -> None:
