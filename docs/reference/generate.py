@@ -103,7 +103,7 @@ def events_page(discovery: Discovery, catalog: Catalog) -> str:
     lines = [
         *_title("Events", "Every event of the daemon and its built-in plugins. Yours: `ksi events ls`."),
         "The errors of an event are its handler's own; [those of the way to it](errors.md) may come as well.",
-        "An example is complete as it stands: `nc -U` sends it. What Python imports is the class named beside",
+        "An example is complete as it stands: `nc -U` sends it. What Python imports is the class beside",
         "the plugin, of `ksi_common.events`. [Objects](#objects) in fields have sections of their own.",
         "",
     ]
