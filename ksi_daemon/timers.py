@@ -64,9 +64,9 @@ class Timers(Protocol):
     What is told or asked has the event that set the timer as its cause. What was due while the daemon
     was down is fired once, in order of time, when it is back.
 
-    A Notification is told once. A Request is asked at least once: a handler whose unit does its work and calls
-    ``cancel_in`` or ``schedule_in`` for its own timer makes that once. One that is refused, or fails 8 times, is
-    told as timer:failed, and a dead letter by which it can be asked again.
+    A Notification is told once. A Request is asked at least once: a handler that calls ``cancel_in`` or
+    ``schedule_in`` for its own timer, in the unit that does its work, makes that once. One that is refused,
+    or fails 8 times, is told as timer:failed, and a dead letter by which it can be asked again.
     """
 
     async def schedule(
