@@ -246,6 +246,27 @@ def test_one_that_only_keeps_a_projection_does_something(check: Check) -> None:
     assert [each["text"] for each in check(source)][1:] == ["keeps total, names"]
 
 
+def test_a_service_that_does_not_open_is_named_and_not_what_takes_it(check: Check) -> None:
+    source = (
+        HEAD
+        + """\
+from contextlib import asynccontextmanager
+from ksi_daemon.plugin import Service
+class Dice: ...
+@asynccontextmanager
+async def dice():
+    raise ValueError("no dice")
+    yield Dice()
+@hookimpl
+def ksi_services():
+    return [Service(Dice, dice)]
+@handler
+async def ask(request: Ask, dice: Dice) -> Said: ...
+"""
+    )
+    assert [each["text"] for each in check(source)] == ["ValueError: no dice"]
+
+
 def test_one_that_does_nothing_is_told_so(check: Check) -> None:
     assert "it does nothing" in check("x = 1\n")[1]["text"]
 
