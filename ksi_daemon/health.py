@@ -13,6 +13,7 @@ from ksi_daemon.lifecycle import Lifecycle
 from ksi_daemon.projections import Projections
 from ksi_daemon.settings import Settings
 from ksi_daemon.subscriptions import Subscriptions
+from ksi_daemon.supervisor import attempt
 
 Watch = Callable[[], Check]
 """Look at a part; must not wait."""
@@ -28,6 +29,10 @@ class HealthChecks(Protocol):
 
     def watch_providers(self, watch: Watch) -> None:
         """Ask ``watch`` for the health of ``providers``, once a second at most."""
+        ...
+
+    def watch(self, plugin: str, watch: Watch) -> None:
+        """Ask ``watch`` for the health of a plugin, which is part of that of ``plugins``; likewise."""
         ...
 
 
@@ -55,10 +60,15 @@ class Health:
         self._summarised: tuple[Checks, float, int] | None = None
         self._summary: Healthy | None = None
         self._watch_providers: Watch = _no_providers
+        self._watches: dict[str, Watch] = {}
 
     def watch_providers(self, watch: Watch) -> None:
         """Ask ``watch`` for the health of ``providers``."""
         self._watch_providers = watch
+
+    def watch(self, plugin: str, watch: Watch) -> None:
+        """Ask ``watch`` for the health of a plugin."""
+        self._watches[plugin] = watch
 
     @property
     def fresh(self) -> Checks | None:
@@ -134,18 +144,32 @@ class Health:
         bad = [plugin.name for plugin in found if plugin.status not in {"loaded", "disabled"}]
         loaded = sum(plugin.status == "loaded" for plugin in found)
         stopped = [each.declaration.name for each in self._projections.all if each.status == "stopped"]
+        watched = {name: _looked(watch) for name, watch in self._watches.items() if name not in bad}
+        own: Status = "degraded" if bad or stopped else "healthy"
         return Check(
-            status="degraded" if bad or stopped else "healthy",
+            status=max((own, *(check.status for check in watched.values())), key=_RANK.__getitem__),
             detail={
                 "loaded": loaded,
                 "not_loaded": list(bad),
                 **({"stopped_projections": list(stopped)} if stopped else {}),
+                **(
+                    {"watched": {name: check.model_dump() for name, check in watched.items()}}
+                    if watched
+                    else {}
+                ),
             },
         )
 
 
 def _no_providers() -> Check:
     return Check(status="healthy", detail={"configured": 0})
+
+
+def _looked(watch: Watch) -> Check:
+    found = attempt(watch)
+    if isinstance(found, BaseException):
+        return Check(status="unhealthy", detail={"error": repr(found)})
+    return found
 
 
 def _worst(checks: Checks) -> Status:

@@ -39,15 +39,22 @@ async def supervise(
     loop = asyncio.get_running_loop()
     while (error := await attempt_async(run)) is not None:
         failures.append(loop.time())
-        log.error("child.crashed", child=name, error=repr(error), exc_info=error)
+        log.error("child.crashed", child=name, error=repr(sole(error)), exc_info=error)
         if len(failures) == MAX_FAILURES and failures[-1] - failures[0] < WINDOW_S:
             if quarantine is None:
                 raise GaveUp(f"{name} failed {MAX_FAILURES} times within {WINDOW_S:.0f} s") from error
-            quarantine(name, error)
+            quarantine(name, sole(error))
             return
         recent = sum(loop.time() - moment < WINDOW_S for moment in failures)
         delay = min(FIRST_DELAY_S * 2 ** (recent - 1), MAX_DELAY_S)
         await sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 -- jitter is no secret
+
+
+def sole(error: BaseException) -> BaseException:
+    """Give the one error of a group that has no other, as a TaskGroup's often is."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def for_each(ones: Iterable[A], do: Callable[[A], object]) -> None:

@@ -1,8 +1,7 @@
 """Timers that outlive the daemon: one table, one wake-up.
 
 A timer is a name, a time and a message. A Notification is told in the commit that takes the timer away:
-exactly once. A Request is asked first and the timer taken away then: at least once. A handler that calls
-``cancel_in`` or ``schedule_in`` for its own timer, in the unit that does its work, makes that once too.
+exactly once. A Request is asked first and the timer taken away then: at least once.
 """
 
 import asyncio
@@ -64,6 +63,10 @@ class Timers(Protocol):
 
     What is told or asked has the event that set the timer as its cause. What was due while the daemon
     was down is fired once, in order of time, when it is back.
+
+    A Notification is told once. A Request is asked at least once: a handler that calls ``cancel_in`` or
+    ``schedule_in`` for its own timer, in the unit that does its work, makes that once. One that is refused,
+    or fails 8 times, is told as timer:failed, and a dead letter by which it can be asked again.
     """
 
     async def schedule(

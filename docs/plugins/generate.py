@@ -6,13 +6,17 @@ python docs/plugins/generate.py --check    changes nothing; exits with 1 where i
 """
 
 import argparse
+import ast
 import asyncio
 import inspect
 import re
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -33,7 +37,8 @@ HEAD = f"""\
 What a plugin is written with: everything here is `from ksi_daemon.plugin import …`, and what tests are
 written with is `from ksi_daemon.testing import …`. It changes by addition within a version of `ksi_api`.
 [Events](../reference/events.md), [settings](../reference/settings.md) and [errors](../reference/errors.md)
-have pages of their own.
+have pages of their own. Of a class stand its fields first, as it takes them by name, then what it does:
+`async` is awaited, `async with` and `with` are entered.
 """
 HOOKS = "Decorate a function of that name with `@hookimpl`; take the parameters you need."
 SERVICES = "What a handler may take as a parameter, by type, and the plugin that offers it."
@@ -120,15 +125,54 @@ def _described(name: str, thing: Any) -> Iterator[str]:
 
 def _class(cls: type) -> Iterator[str]:
     yield from (_own_doc(cls), "")
+    yield from _fields(cls)
     for name, member in sorted(vars(cls).items()):
         function = member.__func__ if isinstance(member, staticmethod | classmethod) else member
         if name.startswith("_") or issubclass(cls, BaseModel | Enum):
             continue
         if inspect.isfunction(function):
-            yield f"- `{name}{_signature(function)}`: {_first_line(function)}"
+            yield f"- `{_kind(function)}{name}{_signature(function)}`: {_first_line(function)}"
         elif isinstance(function, property):
             yield f"- `{name}`: {_first_line(function)}"
     yield ""
+
+
+def _fields(cls: type) -> Iterator[str]:
+    """Give the fields of a record, in the order in which it takes them."""
+    docs = _field_docs(cls)
+    for field in fields(cls) if is_dataclass(cls) else ():
+        if field.name.startswith("_"):
+            continue
+        default = "" if field.default is MISSING else f" = {field.default!r}"
+        said = f": {docs[field.name]}" if field.name in docs else ""
+        yield f"- `{field.name}: {_annotation(field.type)}{_ADDRESS.sub('', default)}`{said}"
+
+
+def _field_docs(cls: type) -> Mapping[str, str]:
+    """Read the strings that stand below the fields of a class."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(definition, ast.ClassDef)
+    return {
+        field.target.id: " ".join(str(text.value.value).split())
+        for field, text in pairwise(definition.body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+    }
+
+
+def _annotation(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else _type_of(kind).strip("`")
+
+
+def _kind(function: Any) -> str:
+    """Say what is to be done with what it gives: awaited, or entered."""
+    written = inspect.unwrap(function)
+    given = str(inspect.signature(written).return_annotation)
+    if written is not function and "Iterator" in given:
+        return "async with " if inspect.isasyncgenfunction(written) else "with "
+    return "async " if inspect.iscoroutinefunction(function) else ""
 
 
 def _own_doc(cls: type) -> str:
@@ -146,7 +190,9 @@ def _signature(function: Any) -> str:
     except ValueError:
         return "(…)"
     return (
-        _ADDRESS.sub("", re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", text)).replace("self, ", "").replace("self", "")
+        _ADDRESS.sub("", re.sub(r"\b(?:[A-Za-z_]\w*\.)+(\w+)", r"\1", text))
+        .replace("self, ", "")
+        .replace("self", "")
     )
 
 

@@ -13,7 +13,7 @@ import json
 import sys
 import tempfile
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -23,7 +23,7 @@ from pydantic.fields import FieldInfo
 
 from ksi_client.contract import breaking
 from ksi_common.errors import ERRORS, KSIError
-from ksi_common.messages import Message, spec_of
+from ksi_common.messages import Message, public_name, spec_of
 from ksi_common.schema import parameters
 from ksi_completion.settings import CompletionSettings
 from ksi_daemon import hookspecs
@@ -103,42 +103,49 @@ def events_page(discovery: Discovery, catalog: Catalog) -> str:
     lines = [
         *_title("Events", "Every event of the daemon and its built-in plugins. Yours: `ksi events ls`."),
         "The errors of an event are its handler's own; [those of the way to it](errors.md) may come as well.",
-        "An example is complete as it stands: `nc -U` sends it.",
+        "An example is complete as it stands: `nc -U` sends it. What Python imports is the class beside",
+        "the plugin, of `ksi_common.events`. [Objects](#objects) in fields have sections of their own.",
         "",
     ]
+    classes = [catalog.message_class(name) for name in (*catalog.routes, *catalog.notifications)]
     for namespace in sorted({*discovery["events"], *discovery["notifications"]}):
         lines += [f"## {namespace}", ""]
         for event in discovery["events"].get(namespace, ()):
             lines += _asked(event, catalog)
         for event in discovery["notifications"].get(namespace, ()):
             lines += _told(event, catalog)
+    lines += ["## Objects", ""]
+    for cls in sorted(_objects(filter(None, classes)), key=_short):
+        lines += [f"### {_short(cls)}", "", *inspect.cleandoc(cls.__doc__ or "").splitlines(), ""]
+        lines += _fields("Field", _parameters(cls), cls, default=False)
     return _page(lines)
 
 
 def _asked(event: Help, catalog: Catalog) -> Iterator[str]:
     cls = catalog.message_class(event["event"])
     reply = spec_of(cls).reply if cls else None
-    yield from _heading(event, ", ".join(_kinds(event)))
+    yield from _heading(event, ", ".join(_kinds(event)), cls)
     if event["deprecated"]:
         yield from (f"**Deprecated**: {event['deprecated']}.", "")
-    yield from _fields("Field", event["parameters"], _attribute_docs(cls), default=True)
+    yield from _fields("Field", event["parameters"], cls, default=True)
     if reply is not None:
         said = "Item" if event["kind"] == "stream" else "Reply"
-        described = {name: field.model_dump() for name, field in parameters(reply).items()}
-        yield from _fields(said, described, _attribute_docs(reply), default=False)
+        yield from _fields(said, _parameters(reply), reply, default=False)
     codes = ", ".join(f"`{code}`" for code in event["errors"]) or "none of its own"
     yield from (f"Errors: {codes}.", "", *_example(event))
 
 
 def _told(event: Help, catalog: Catalog) -> Iterator[str]:
-    yield from _heading(event, "notification: follow it")
-    docs = _attribute_docs(catalog.message_class(event["event"]))
-    yield from _fields("Field", event["parameters"], docs, default=False)
+    cls = catalog.message_class(event["event"])
+    yield from _heading(event, "notification: follow it", cls)
+    yield from _fields("Field", event["parameters"], cls, default=False)
     yield from _example(event)
 
 
-def _heading(event: Help, kinds: str) -> Iterator[str]:
-    yield from (f"### {event['event']}", "", f"{kinds}; plugin `{event['plugin']}`", "")
+def _heading(event: Help, kinds: str, cls: type | None) -> Iterator[str]:
+    imported = cls is not None and cls.__module__.startswith("ksi_common.events.")
+    named = f", class `{_short(cls)}`" if cls is not None and imported else ""
+    yield from (f"### {event['event']}", "", f"{kinds}; plugin `{event['plugin']}`{named}", "")
     yield from (*event["description"].splitlines(), "")
 
 
@@ -151,16 +158,58 @@ def _kinds(event: Help) -> Iterator[str]:
 
 
 def _fields(
-    title: str, fields: Mapping[str, Mapping[str, Any]], docs: Mapping[str, str], *, default: bool
+    title: str, fields: Mapping[str, Mapping[str, Any]], cls: type | None, *, default: bool
 ) -> Iterator[str]:
     if not fields:
         return
+    docs = _attribute_docs(cls)
+    links = {name: " ".join(map(_link, kinds)) for name, kinds in _objects_of(cls).items()}
     columns = [title, "type", *(["default"] if default else []), "description"]
     rows = []
     for name, field in fields.items():
         value = "required" if field["required"] else f"`{json.dumps(field['default'])}`"
-        rows.append([f"`{name}`", _type(field), *([value] if default else []), _described(name, field, docs)])
+        kind = " ".join(filter(None, (_type(field), links.get(name))))
+        rows.append([f"`{name}`", kind, *([value] if default else []), _described(name, field, docs)])
     yield from _table(columns, rows)
+
+
+def _parameters(cls: type[BaseModel]) -> Mapping[str, Mapping[str, Any]]:
+    return {name: field.model_dump() for name, field in parameters(cls).items()}
+
+
+def _objects(classes: Iterable[type[Message]]) -> Set[type[BaseModel]]:
+    """Find every model that is a field of a message, or of its reply, or of such a field."""
+    found: set[type[BaseModel]] = set()
+    waiting: list[type[BaseModel]] = []
+    for cls in classes:
+        reply = spec_of(cls).reply
+        waiting += [cls, reply] if reply else [cls]
+    while waiting:
+        new = {kind for kinds in _objects_of(waiting.pop()).values() for kind in kinds} - found
+        found |= new
+        waiting += new
+    return found
+
+
+def _objects_of(cls: type | None) -> Mapping[str, Sequence[type[BaseModel]]]:
+    """Give the models that fields are of, by the names of the fields on the wire."""
+    fields = cls.model_fields if cls is not None and issubclass(cls, BaseModel) else {}
+    return {public_name(name, info): list(_models(info.annotation)) for name, info in fields.items()}
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)
+
+
+def _short(cls: type) -> str:
+    return f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
+
+
+def _link(cls: type) -> str:
+    return f"[`{cls.__name__}`](#{_short(cls).replace('.', '').lower()})"
 
 
 def _type(field: Mapping[str, Any]) -> str:

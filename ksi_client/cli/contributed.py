@@ -18,14 +18,19 @@ ASK_S: Final = 1.0
 
 def contributed(name: str) -> click.Command | None:
     """Give the command of a plugin; None: no plugin has it, or there is no daemon to ask."""
+    found = next((command for command in given() if command["name"] == name), None)
+    return None if found is None else _made(found)
+
+
+def given() -> Sequence[Mapping[str, Any]]:
+    """Ask for the commands of plugins; there are none where there is no daemon."""
     invocation = click.get_current_context().ensure_object(Invocation)
     try:
         reply = call_raw("plugin:commands", socket=invocation.socket, timeout_s=ASK_S)
     except KSIError:
-        return None
+        return ()
     commands: Sequence[Mapping[str, Any]] = reply["commands"]
-    found = next((command for command in commands if command["name"] == name), None)
-    return None if found is None else _made(found)
+    return commands
 
 
 def _made(command: Mapping[str, Any]) -> click.Command:

@@ -8,7 +8,7 @@ import click
 
 from ksi_client.cli.invocation import Invocation
 from ksi_client.cli.options import common_options
-from ksi_client.cli.safety import one_line
+from ksi_client.cli.safety import one_line, visible
 from ksi_client.cli.writing import (
     columns,
     text_of,
@@ -113,6 +113,8 @@ def _explain(invocation: Invocation, described: Described) -> None:
     name = click.style(one_line(described["event"]), bold=True)
     write(invocation, f"{name}  {_plain(described['summary'])}")
     write(invocation, f"  a {one_line(described['kind'])} of plugin {one_line(described['plugin'])}")
+    for line in visible(described["description"].partition("\n")[2].strip()).splitlines():
+        write(invocation, f"  {line.replace('``', '')}".rstrip())
     rows = [_field(field, parameter) for field, parameter in described["parameters"].items()]
     widths = [min(max(map(len, column)), WIDEST) for column in zip(*rows, strict=True)]
     for row in rows:

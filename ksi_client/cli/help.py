@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import click
 
-from ksi_client.cli.contributed import contributed
+from ksi_client.cli.contributed import contributed, given
 from ksi_client.cli.events import ls, show
 from ksi_client.cli.invocation import Invocation
 from ksi_client.cli.options import common_options
-from ksi_client.cli.writing import write
+from ksi_client.cli.writing import write, write_aligned
 from ksi_common.errors import NotFound, Unavailable
 from ksi_common.guessing import guess, nearest
 
@@ -32,6 +32,9 @@ def help_(ctx: click.Context, words: Sequence[str]) -> None:
         ctx.invoke(ls, namespace=None)
     elif not words:
         write(invocation, root.get_help())
+        if commands := [(command["name"], command["summary"]) for command in given()]:
+            write(invocation, "\nCommands of plugins:")
+            write_aligned(invocation, commands, indent="  ")
         write(invocation, "")
         _list_events(ctx)
     elif (explained := _explained(root, words)) is not None:

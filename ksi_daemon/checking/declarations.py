@@ -1,7 +1,7 @@
 """Look at what a plugin declares, now that it is loaded: handlers one by one, then events, field by field."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from itertools import chain
 
 from pydantic import BaseModel, ValidationError
@@ -25,6 +25,8 @@ ASKED_FOR_BY = "it is what `ksi events show` and language models read"
 def handlers(daemon: Daemon, plugin: Plugin) -> Iterator[Finding]:
     """Compile each handler and subscriber by itself: a daemon stops at the first that does not fit."""
     compiler = Compiler(daemon.services, Threads(), daemon.database)
+    offers = getattr(plugin.module, "ksi_services", tuple)  # a plugin that is refused is asked by no hook
+    own = attempt(lambda: {service.interface.__name__ for service in offers()})
     made = attempt(lambda: daemon.relay.handlers(plugin.name))
     functions = [] if isinstance(made, BaseException) else list(made)
     seen = dict.fromkeys(
@@ -35,9 +37,15 @@ def handlers(daemon: Daemon, plugin: Plugin) -> Iterator[Finding]:
             outcome: object = attempt(lambda function=function: compiler.subscriber(function))  # type: ignore[misc]
         else:
             outcome = attempt(lambda function=function: compiler.handler(function, plugin.name))  # type: ignore[misc]
-        if isinstance(outcome, BaseException):
+        if isinstance(outcome, BaseException) and not _lacks(outcome, own):
             hint = outcome.hint if isinstance(outcome, KSIError) else None
             yield Finding("problem", explain(outcome).partition(" (")[0], place_of(function), hint)
+
+
+def _lacks(error: BaseException, own: Set[str] | BaseException) -> bool:
+    """Tell whether there is nothing wrong but that the plugin's own service did not open, which is said."""
+    words = str(error).partition("no plugin offers the service ")[2].partition(";")[0]
+    return not isinstance(own, BaseException) and words in own
 
 
 def events(daemon: Daemon, plugin: Plugin) -> Iterator[Finding]:

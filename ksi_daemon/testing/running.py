@@ -156,17 +156,23 @@ class RunningDaemon:
     # Ends and starts.
 
     @asynccontextmanager
-    async def crash(self, moment: Moment, pattern: str) -> AsyncIterator[None]:
-        """Crash while the block runs, and start again after it.
+    async def crash(
+        self, moment: Moment, pattern: str, *, patience_s: float = PATIENCE_S
+    ) -> AsyncIterator[None]:
+        """Crash because of what is done in the block, and start again after it.
 
         ``before_commit``: as a unit of work of a matching event is about to commit; ``after_commit``: it has,
         and nobody knows. What is asked in the block gets no answer: its EOFError ends the block quietly.
+        Where the moment comes after the block, as that of a subscriber or a timer may, it is waited for.
         """
         database = self.daemon.database
         assert isinstance(database, CrashingDatabase)
         database.arm(CrashPoint(moment, pattern), self._crash)
         with suppress(EOFError, ConnectionError):
             yield
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await self._crashed.wait()
         database.disarm()
         assert database.crashed, f"the daemon did not crash: no unit of work of {pattern} was {moment}"
         async with asyncio.timeout(PATIENCE_S):

@@ -82,6 +82,15 @@ def test_the_reference_is_up_to_date() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_the_reference_has_fields_what_is_awaited_and_whole_defaults() -> None:
+    text = (PAGES / "reference.md").read_text()
+    command = text.partition("### `Command`\n")[2].partition("###")[0]
+    assert "- `arguments: Sequence[str] = ()`\n" in command
+    assert "- `async call_raw(event: str" in text
+    assert "- `async with connect(*, patience_s: float = 30.0)" in text
+    assert "- `send(frame: " in text
+
+
 def test_everything_that_may_be_imported_is_in_the_reference() -> None:
     text = (PAGES / "reference.md").read_text()
     documented = set(re.findall(r"^### `(\w+)", text, re.MULTILINE))

@@ -72,6 +72,16 @@ def test_each_field_that_is_sent_is_described() -> None:
     assert [name for name, description in sent if not description.strip()] == []
 
 
+def test_events_name_their_classes_and_each_object_has_a_section() -> None:
+    text = (FOLDER / "events.md").read_text()
+    assert "request, safe (changes nothing); plugin `completion`, class `completion_status.Status`" in text
+    assert "| `reference` | object [`Reference`](#referencesreference) |" in text
+    anchors = [
+        heading.lower().translate({ord(":"): None, ord("."): None}) for heading in headings("events.md", 3)
+    ]
+    assert sorted(set(re.findall(r"\]\(#(\w+)\)", text)) - {"objects"} - set(anchors)) == []
+
+
 def headings(page: str, level: int) -> list[str]:
     return re.findall(rf"^{'#' * level} (.+)$", (FOLDER / page).read_text(), re.MULTILINE)
 

@@ -108,6 +108,12 @@ def test_every_example_that_is_shown_can_be_run(ksi: Ksi, daemon: RealDaemon) ->
         assert done.returncode == 0, done.stderr
 
 
+def test_an_event_is_explained_whole(ksi: Ksi) -> None:
+    explained = ksi("events", "show", "plugin:serve").stdout
+    assert '  The daemon sends {"type":"call","id":"d1"' in explained
+    assert "  a stream of plugin system\n  The daemon sends" in explained
+
+
 def test_events_are_listed_as_they_can_be_sent(ksi: Ksi) -> None:
     listed = _names(ksi("events", "ls").stdout)
     assert {"system:health", "state:set", "event:subscribe", "state:changed"} <= set(listed)

@@ -449,6 +449,8 @@ async def test_hook_ksi_cli(write_plugin: WritePlugin) -> None:
         shown = await run_ksi(ksi, "look-up", "a", "--json")
         assert json.loads(shown)["value"] == 7
         assert "Show what is stored under a key" in await run_ksi(ksi, "look-up", "--help")
+        listed = await run_ksi(ksi, "help")
+        assert "\nCommands of plugins:\n  look-up  Show what is stored under a key.\n" in listed
         assert "No such command" in await run_ksi(ksi, "look-upp")
         shown = await run_ksi(
             ksi, "--socket", str(ksi.paths.socket), "look-up", "a", "--json", KSI_SOCKET="/x"

@@ -246,6 +246,27 @@ def test_one_that_only_keeps_a_projection_does_something(check: Check) -> None:
     assert [each["text"] for each in check(source)][1:] == ["keeps total, names"]
 
 
+def test_a_service_that_does_not_open_is_named_and_not_what_takes_it(check: Check) -> None:
+    source = (
+        HEAD
+        + """\
+from contextlib import asynccontextmanager
+from ksi_daemon.plugin import Service
+class Dice: ...
+@asynccontextmanager
+async def dice():
+    raise ValueError("no dice")
+    yield Dice()
+@hookimpl
+def ksi_services():
+    return [Service(Dice, dice)]
+@handler
+async def ask(request: Ask, dice: Dice) -> Said: ...
+"""
+    )
+    assert [each["text"] for each in check(source)] == ["ValueError: no dice"]
+
+
 def test_one_that_does_nothing_is_told_so(check: Check) -> None:
     assert "it does nothing" in check("x = 1\n")[1]["text"]
 
@@ -272,3 +293,19 @@ def test_what_a_plugin_prints_is_not_taken_for_findings(check: Check) -> None:
 def test_what_its_children_print_and_its_last_words_are_not_taken_for_findings(check: Check) -> None:
     noisy = "import atexit, os\nos.system('echo {')\natexit.register(print, '{')\n"
     assert check(noisy + HEAD + GOOD)[0]["level"] == "ok"
+
+
+def test_tests_of_a_single_file_need_no_configuration(tmp_path: Path) -> None:
+    (tmp_path / "probe.py").write_text(HEAD + GOOD)
+    (tmp_path / "test_probe.py").write_text(
+        "import pytest\n"
+        "@pytest.mark.ksi(plugins=['probe.py'])\n"
+        "async def test_it_answers(ksi):\n"
+        "    assert await ksi.call_raw('probe:ask') == {'text': 'yes'}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "plugin", "test", "probe.py"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
+    assert "Warning" not in done.stdout + done.stderr

@@ -51,7 +51,7 @@ async def test_what_was_committed_is_there_after_a_crash_though_nobody_was_told(
 
 async def test_a_crash_that_nothing_leads_to_fails_the_test(ksi: RunningDaemon) -> None:
     with pytest.raises(AssertionError, match="no unit of work of queue:\\* was before_commit"):
-        async with ksi.crash("before_commit", "queue:*"):
+        async with ksi.crash("before_commit", "queue:*", patience_s=0.1):
             await ksi.call_raw("state:set", {"key": "color", "value": "red"})
     await ksi.call_raw("state:set", {"key": "color", "value": "blue"})
 
@@ -60,6 +60,29 @@ async def test_other_failures_within_the_block_are_not_hidden(ksi: RunningDaemon
     with pytest.raises(ZeroDivisionError):
         async with ksi.crash("before_commit", "state:set"):
             _ = 1 / 0
+
+
+async def test_a_crash_of_what_follows_from_the_block_is_waited_for(write_plugin: WritePlugin) -> None:
+    source = """
+    from ksi_common.events import state
+    from ksi_daemon.plugin import Database, Notification, Transaction, subscriber
+
+    class Copied(Notification, event="probe:copied"):
+        "A change was heard."
+
+    @subscriber(durable=True, start="beginning")
+    async def copy(told: state.Changed, database: Database) -> None:
+        def unit(tx: Transaction) -> None:
+            tx.tell(Copied())
+
+        await database.write(unit)
+    """
+    async with running_daemon(plugins=[write_plugin(source)]) as ksi:
+        first = ksi.daemon
+        async with ksi.crash("before_commit", "state:changed"):
+            await ksi.bus.notify(state.Changed(namespace="global", key="color", value="red"))
+        assert ksi.daemon is not first
+        assert await ksi.wait_emitted("probe:copied") == [{}]
 
 
 async def test_what_waits_in_a_handler_is_ended_by_a_crash(write_plugin: WritePlugin) -> None:

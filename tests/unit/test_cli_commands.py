@@ -46,6 +46,7 @@ def described(name: str, cls: type[Message], kind: str = "request") -> dict[str,
         "event": name,
         "kind": kind,
         "summary": "Do ``it``.",
+        "description": "Do ``it``.",
         "plugin": "demo",
         "parameters": {
             "key": {"type": "string", "required": True, "default": None, "description": "Which."},

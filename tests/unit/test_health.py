@@ -57,6 +57,37 @@ def answering(answer: Awaitable[Any]) -> Callable[..., Awaitable[Any]]:
     return read
 
 
+async def test_what_a_plugin_says_of_itself_is_part_of_the_health_of_plugins(
+    make: Make, clock: FakeClock
+) -> None:
+    health = make()
+    said: list[Status] = ["healthy"]
+    health.watch("shop", lambda: Check(status=said[-1], detail={"open": 1}))
+    found = (await health.checks()).plugins
+    assert found.status == "healthy"
+    assert found.detail["watched"] == {"shop": {"status": "healthy", "detail": {"open": 1}}}
+    said.append("unhealthy")
+    assert (await health.checks()).plugins.status == "healthy"  # it is asked once a second
+    clock.advance(FRESH_S + 0.1)
+    assert (await health.checks()).plugins.status == "unhealthy"
+
+
+async def test_a_plugin_that_fails_to_say_how_it_is_is_unhealthy(make: Make) -> None:
+    health = make()
+    health.watch("shop", lambda: Check(status="healthy", detail={"rate": 1 // 0}))
+    found = (await health.checks()).plugins
+    assert found.status == "unhealthy"
+    assert "ZeroDivisionError" in str(found.detail["watched"])
+
+
+async def test_a_plugin_that_does_not_run_is_not_asked(make: Make, catalog: Catalog) -> None:
+    health = make()
+    health.watch("shop", lambda: Check(status="unhealthy"))
+    catalog.plugins["shop"].status = "quarantined"
+    found = (await health.checks()).plugins
+    assert (found.status, "watched" in found.detail) == ("degraded", False)
+
+
 async def test_a_daemon_whose_parts_are_well_is_healthy(make: Make) -> None:
     checks = await make(disk_free_bytes=0).checks()
     statuses = {name: check["status"] for name, check in checks.model_dump().items()}

@@ -96,6 +96,21 @@ async def test_the_third_failure_within_a_minute_quarantines(monkeypatch: pytest
     assert run.runs == MAX_FAILURES
 
 
+BOTH = BaseExceptionGroup("two", [OSError("taken"), ValueError("wrong")])
+TAKEN = OSError("taken")
+
+
+@pytest.mark.parametrize(
+    ("raised", "named"), [(BaseExceptionGroup("a", [BaseExceptionGroup("b", [TAKEN])]), TAKEN), (BOTH, BOTH)]
+)
+async def test_the_one_error_of_a_task_group_is_named_in_its_place(
+    monkeypatch: pytest.MonkeyPatch, raised: BaseException, named: BaseException
+) -> None:
+    told: list[BaseException] = []
+    await supervised(Failing(99, raised), Time(monkeypatch), quarantine=lambda _, error: told.append(error))
+    assert told == [named]
+
+
 async def test_failures_that_are_rare_enough_do_not_quarantine(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Failing(20)
     await supervised(run, Time(monkeypatch, between=WINDOW_S / 2))

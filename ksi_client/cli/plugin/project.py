@@ -66,8 +66,8 @@ def read_project(path: Path) -> Project:
         raise NotFound(f"there is no {path}", hint="ksi plugin new NAME makes a plugin", reason="no_plugin")
     if not file.is_file():
         raise NotFound(
-            f"there is no plugin in {path}: neither pyproject.toml nor a .py file was given",
-            hint="ksi plugin new NAME makes one",
+            f"there is no pyproject.toml in {path}, and no .py file was given",
+            hint=_guessed(path),
             reason="no_plugin",
         )
     try:
@@ -76,6 +76,14 @@ def read_project(path: Path) -> Project:
         raise InvalidArgument(f"{file} is no TOML: {error}", reason="bad_pyproject") from error
     settings = table.get("tool", {}).get("ksi", {}).get("settings", {})
     return _project(path, table.get("project", {}), settings)
+
+
+def _guessed(folder: Path) -> str:
+    """Say what may have been meant by a folder that is no package."""
+    names = sorted(
+        path.name for path in folder.glob("*.py") if not path.name.startswith(("test_", "conftest."))
+    )
+    return f"name the file, as {names[0]}" if names else "ksi plugin new NAME makes a plugin"
 
 
 def _project(path: Path, table: Mapping[str, Any], settings: Mapping[str, Any]) -> Project:
