@@ -55,7 +55,12 @@ _HINTS: Final[Mapping[str, str]] = {
 def exit_code(error: KSIError) -> int:
     """Give the number that the shell gets."""
     by_reason = _BY_REASON.get(str(error.details.get("reason")))
-    return by_reason or _BY_CODE.get(error.code, FAILED)
+    return by_reason or (FAILED if _will_not_pass(error) else _BY_CODE.get(error.code, FAILED))
+
+
+def _will_not_pass(error: KSIError) -> bool:
+    """Tell whether a limit is met however often it is tried, as that of a reply's size."""
+    return error.code == "RESOURCE_EXHAUSTED" and not error.retryable
 
 
 def report(invocation: Invocation, error: KSIError) -> int:
@@ -70,7 +75,8 @@ def report(invocation: Invocation, error: KSIError) -> int:
 
 def four_lines(error: KSIError) -> list[str]:
     """Give the lines: what, why, what to do, and the code."""
-    hint = _typed(error.hint) if error.hint else _HINTS.get(error.code)
+    usual = None if _will_not_pass(error) else _HINTS.get(error.code)
+    hint = _typed(error.hint) if error.hint else usual
     notes = getattr(error, "__notes__", [])
     lines = [
         error.message,

@@ -98,7 +98,8 @@ def _not_running(standing: Standing) -> Outcome:
 
 def _left_behind(supervisor: Process) -> Outcome:
     reason = f"the supervisor (pid {supervisor.pid}) does not end"
-    return Outcome(Exit.FAILED, f"Not stopped: {reason}.", {"status": "not_stopped", "reason": reason})
+    text = f"Not stopped: {reason}.\n  End it: kill -KILL {supervisor.pid}"
+    return Outcome(Exit.FAILED, text, {"status": "not_stopped", "reason": reason})
 
 
 def _stopped(standing: Standing, *, killed: bool) -> Outcome:

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from ksi_client import call_raw
+from ksi_client.control import stopping
 from ksi_client.control.processes import Process
 from ksi_client.control.standing import look, read_supervisor
 from ksi_client.programs import of_checkout
@@ -505,6 +506,26 @@ def test_a_daemon_that_hangs_is_ended_all_the_same(control: Control) -> None:
         daemon.send(signal.SIGSTOP)
         assert control.json("stop", "--now") == {"status": "stopped", "pid": daemon.pid, "killed": True}
         assert daemon.wait(0)
+
+
+def test_a_supervisor_that_does_not_end_is_named_and_how_to_end_it(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit in ("SUPERVISOR_S", "DRAIN_S", "MARGIN_S"):
+        monkeypatch.setattr(stopping, limit, 0.1)
+    control("start")
+    with Process(control.supervisor_pid) as supervisor:
+        supervisor.send(signal.SIGSTOP)
+        stopped = stopping.stop(control.paths)
+        supervisor.send(signal.SIGCONT)
+        assert (stopped.code, stopped.text.splitlines()) == (
+            1,
+            [
+                f"Not stopped: the supervisor (pid {supervisor.pid}) does not end.",
+                f"  End it: kill -KILL {supervisor.pid}",
+            ],
+        )
+        assert supervisor.wait(PATIENCE_S)
 
 
 def test_a_thread_that_a_plugin_leaves_does_not_keep_the_daemon(control: Control) -> None:

@@ -417,6 +417,7 @@ def test_events_show_explains_an_event(daemon: FakeDaemon, capsys: Capture) -> N
         (PermissionDenied("m"), 4),
         (DeadlineExceeded("m"), 5),
         (ResourceExhausted("m"), 6),
+        (ResourceExhausted("m", retryable=False), 1),
         (FailedPrecondition("m", reason="protocol_mismatch"), 7),
         (InternalError("m"), 1),
     ],
@@ -435,6 +436,11 @@ def test_an_error_is_told_in_four_lines_that_are_harmless() -> None:
         "  NOT_FOUND  correlation id c1",
     ]
     assert four_lines(NotFound("m")) == ["m", "  NOT_FOUND"]
+
+
+def test_what_does_not_pass_is_not_to_be_tried_again() -> None:
+    assert four_lines(ResourceExhausted("m"))[1] == "  try: try again later"
+    assert four_lines(ResourceExhausted("m", retryable=False)) == ["m", "  RESOURCE_EXHAUSTED"]
 
 
 @pytest.mark.parametrize(
