@@ -52,6 +52,9 @@ class Command:
     def __post_init__(self) -> None:
         if not self.name.replace("-", "").isalnum() or not self.name.islower():
             raise ContributionError(f"a command is named in small letters, digits and -, not {self.name!r}")
+        for argument in self.arguments:
+            if not argument.isidentifier():
+                raise ContributionError(f"an argument is named as the field it is for, not {argument!r}")
         _check_event(self.event)
 
 

@@ -1,7 +1,7 @@
 """Commands that plugins give: the daemon is asked for them where `ksi` has none of a name."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 import click
@@ -16,21 +16,14 @@ from ksi_common.errors import KSIError
 ASK_S: Final = 1.0
 
 
-def contributed(name: str) -> click.Command | None:
-    """Give the command of a plugin; None: no plugin has it, or there is no daemon to ask."""
-    found = next((command for command in given() if command["name"] == name), None)
-    return None if found is None else _made(found)
-
-
-def given() -> Sequence[Mapping[str, Any]]:
-    """Ask for the commands of plugins; there are none where there is no daemon."""
+def contributed() -> Mapping[str, click.Command]:
+    """Give the commands of plugins by name; none where there is no daemon to ask."""
     invocation = click.get_current_context().ensure_object(Invocation)
     try:
         reply = call_raw("plugin:commands", socket=invocation.socket, timeout_s=ASK_S)
     except KSIError:
-        return ()
-    commands: Sequence[Mapping[str, Any]] = reply["commands"]
-    return commands
+        return {}
+    return {command["name"]: _made(command) for command in reply["commands"]}
 
 
 def _made(command: Mapping[str, Any]) -> click.Command:
@@ -41,6 +34,7 @@ def _made(command: Mapping[str, Any]) -> click.Command:
 
     made: click.Command = click.command(
         command["name"],
+        short_help=command["summary"],
         help=f"{command['summary']}\n\nOf plugin {command['plugin']}: sends {command['event']}.",
     )(common_options(send))
     made.params[:0] = [click.Argument([name], required=False) for name in command["arguments"]]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import click
 
-from ksi_client.cli.contributed import contributed, given
+from ksi_client.cli.contributed import contributed
 from ksi_client.cli.events import ls, show
 from ksi_client.cli.invocation import Invocation
 from ksi_client.cli.options import common_options
@@ -32,7 +32,7 @@ def help_(ctx: click.Context, words: Sequence[str]) -> None:
         ctx.invoke(ls, namespace=None)
     elif not words:
         write(invocation, root.get_help())
-        if commands := [(command["name"], command["summary"]) for command in given()]:
+        if commands := [(name, command.get_short_help_str()) for name, command in contributed().items()]:
             write(invocation, "\nCommands of plugins:")
             write_aligned(invocation, commands, indent="  ")
         write(invocation, "")
@@ -78,7 +78,7 @@ def _explained(root: click.Context, words: Sequence[str]) -> str | None:
         if command is None and group is not root.command:
             raise click.NoSuchCommand(word, possibilities=group.list_commands(context), ctx=context)
         if command is None and ":" not in word:
-            command = contributed(word)
+            command = contributed().get(word)
         if command is None:
             return None
         context = click.Context(command, info_name=word, parent=context)

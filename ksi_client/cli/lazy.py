@@ -11,14 +11,14 @@ import click
 class LazyGroup(click.Group):
     """A group that knows where its commands are: ``module:attribute``, by name.
 
-    ``otherwise`` is asked for a command that has no place here, before that is an error.
+    ``otherwise`` is asked for others where a command has no place here, before that is an error.
     """
 
     def __init__(
         self,
         *args: Any,
         commands_by_name: Mapping[str, str],
-        otherwise: Callable[[str], click.Command | None] = lambda _name: None,
+        otherwise: Callable[[], Mapping[str, click.Command]] = dict,
         **settings: Any,
     ) -> None:
         super().__init__(*args, **settings)
@@ -43,8 +43,8 @@ class LazyGroup(click.Group):
         """Find the command; where there is none, name those that are nearly called so."""
         with suppress(IndexError):
             if args[0] not in self._places and not args[0].startswith("-"):
-                command = self._otherwise(args[0])
-                if command is not None:
-                    return args[0], command, args[1:]
-                raise click.NoSuchCommand(args[0], possibilities=self._places, ctx=ctx)
+                others = self._otherwise()
+                if args[0] in others:
+                    return args[0], others[args[0]], args[1:]
+                raise click.NoSuchCommand(args[0], possibilities=[*self._places, *others], ctx=ctx)
         return super().resolve_command(ctx, args)

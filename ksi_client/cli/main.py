@@ -37,16 +37,16 @@ BROKEN_PIPE: Final = 141
 """What a shell reports of a command that SIGPIPE ended."""
 
 
-def _of_a_plugin(name: str) -> click.Command | None:
+def _of_plugins() -> Mapping[str, click.Command]:
     from ksi_client.cli.contributed import contributed  # noqa: PLC0415 -- only where a name is not known
 
-    return contributed(name)
+    return contributed()
 
 
 @click.group(
     cls=LazyGroup,
     commands_by_name=COMMANDS,
-    otherwise=_of_a_plugin,
+    otherwise=_of_plugins,
     epilog=EXIT_CODES,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -432,7 +432,14 @@ async def test_hook_ksi_cli(write_plugin: WritePlugin) -> None:
     def ksi_cli():
         return [Command("look-up", "state:get")]
     """
-    files = [EXAMPLES / "look_up.py", write_plugin(clash, "zclash")]
+    unnamed = """
+    from ksi_daemon.plugin import Command, hookimpl
+
+    @hookimpl
+    def ksi_cli():
+        return [Command("look-down", "state:get", ["the key"])]
+    """
+    files = [EXAMPLES / "look_up.py", write_plugin(clash, "zclash"), write_plugin(unnamed, "zunnamed")]
     async with running_daemon(plugins=files) as ksi:
         assert (await ksi.call_raw("plugin:commands"))["commands"] == [
             {
@@ -445,13 +452,15 @@ async def test_hook_ksi_cli(write_plugin: WritePlugin) -> None:
         ]
         refused = await ksi.call_raw("plugin:inspect", {"plugin_name": "zclash"})
         assert refused["error"] == "the command look-up is given by plugin look_up already"
+        refused = await ksi.call_raw("plugin:inspect", {"plugin_name": "zunnamed"})
+        assert "an argument is named as the field it is for, not 'the key'" in refused["error"]
         await ksi.call_raw("state:set", {"key": "a", "value": 7})
         shown = await run_ksi(ksi, "look-up", "a", "--json")
         assert json.loads(shown)["value"] == 7
         assert "Show what is stored under a key" in await run_ksi(ksi, "look-up", "--help")
         listed = await run_ksi(ksi, "help")
         assert "\nCommands of plugins:\n  look-up  Show what is stored under a key.\n" in listed
-        assert "No such command" in await run_ksi(ksi, "look-upp")
+        assert "No such command 'look-upp'. Did you mean 'look-up'?" in await run_ksi(ksi, "look-upp")
         shown = await run_ksi(
             ksi, "--socket", str(ksi.paths.socket), "look-up", "a", "--json", KSI_SOCKET="/x"
         )
