@@ -161,7 +161,8 @@ class Conductor:
         self._wake.set()
 
     def _take_up(self, row: Row) -> None:
-        self._enqueue(self._opened.add(Open(row.entry, row)), 0.0)
+        if row.request_id not in self._opened:  # else it is being cancelled, and ends
+            self._enqueue(self._opened.add(Open(row.entry, row)), 0.0)
 
     def _enqueue(self, one: Open, again_s: float) -> None:
         self._queue.add(one.entry, is_delayed=again_s > 0)

@@ -434,6 +434,36 @@ async def test_a_completion_that_is_set_aside_can_be_cancelled(
             assert (await status(ksi))["dead"] == []
 
 
+async def test_one_that_is_set_aside_and_cancelled_is_not_asked_though_it_is_to_be_tried_again(
+    monkeypatch: pytest.MonkeyPatch, log_file: Any
+) -> None:
+    broken = ["r1"]
+    break_the_end_of(monkeypatch, broken)
+    with log_file.written():
+        async with daemon(retry_delay_s=0.01) as ksi, ksi.connect() as wire, ksi.connect() as other:
+            await ask(wire, "echo: poisoned", "r1")
+            (added,) = await until(ksi, "deadletter:added")
+            broken.clear()
+            ending, gate, end = asyncio.Event(), asyncio.Event(), Ending.end
+
+            async def end_late(self: Ending, row: Row, outcome: Outcome) -> Any:
+                ending.set()
+                await gate.wait()
+                return await end(self, row, outcome)
+
+            monkeypatch.setattr(Ending, "end", end_late)
+            wire.send({"event": "completion:cancel", "id": "c", "data": {"request_id": "r1"}})
+            await ending.wait()
+            answer = await other.call("deadletter:redrive", {"ids": [added["id"]]})
+            assert answer["data"]["redriven"] == [added["id"]]
+            gate.set()
+            assert (await wire.receive())["data"]["status"] == "cancelled"
+            await ask(other, "echo: behind", "r2")  # its turn in the session is after that of r1
+            await until(ksi, "completion:result")
+            asked = [event["request_id"] for event in ksi.emitted("completion:started")]
+            assert asked == ["r1", "r1", "r1", "r2"]
+
+
 # Disks
 
 
