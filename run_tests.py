@@ -11,6 +11,7 @@ bootstrap.enter("dev")
 import argparse
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -29,6 +30,7 @@ def main() -> int:
     """Run the checks that the command line asks for and return the exit code."""
     options, pytest_args = parse_arguments()
     os.chdir(ROOT)
+    heed_ctrl_c()
     if options.providers or options.all:
         for extra in EXTRAS:
             add(extra)
@@ -41,6 +43,12 @@ def main() -> int:
     if pytest_args:  # a part of the tests says nothing about the coverage of the whole
         return run_pytest(pytest_args, full=options.all)[0]
     return run_pytest_with_coverage(full=options.all)
+
+
+def heed_ctrl_c() -> None:
+    """Have tests, and what they start, end at SIGINT, which a script's job in the background ignores."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:

@@ -117,7 +117,7 @@ def test_an_index_changes_no_answer(
                 await check_pages(log, everything, query)
             time_us = data.draw(st.integers(START_US - 30_000_000, START_US + 60_000_000))
             later = [event.seq for event in everything if event.time_us >= time_us]
-            assert await log.position_at(time_us) == ((later[0] or 0) - 1 if later else database.head)
+            assert await log.position_at(time_us) == ((later[0] or 0) - 1 if later else database._writer.head)
 
     folder = Path(tempfile.mkdtemp(prefix="ksi"))
     try:
