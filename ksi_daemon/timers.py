@@ -164,6 +164,8 @@ class DatabaseTimers:
         self._looking = False
         self._changed: set[str] = set()
         """Names whose timers are not any more what this look at the table has seen."""
+        self._sooner = math.inf
+        """The earliest time that one of them was set to."""
         self._fired = self._retried = self._failed = 0
 
     @property
@@ -240,6 +242,7 @@ class DatabaseTimers:
         """Start what is due, in order; give when the next one is."""
         while True:
             self._changed.clear()
+            self._sooner = math.inf
             # Taken before the read: a timer that is done with while we read is still in what we get.
             busy = frozenset(self._in_flight)
             found = await timer_rows.nearest(self._database, PAGE + len(busy), without=self._unknown)
@@ -247,9 +250,12 @@ class DatabaseTimers:
             for timer in timers:
                 if timer.due_us > self._clock.time_us():
                     return timer.due_us
+                if self._sooner < timer.due_us:
+                    break  # and read again: one that goes before it was set since
                 await self._start(timer, group)
-            if len(timers) < PAGE:
-                return math.inf
+            else:
+                if len(timers) < PAGE:
+                    return math.inf
 
     async def _sleep_until(self, due_us: float) -> None:
         self._next_due = due_us
@@ -264,6 +270,7 @@ class DatabaseTimers:
         """Take note that a timer was set or taken away."""
         if self._looking:
             self._changed.add(name)
+            self._sooner = min(self._sooner, due_us)
         if due_us < self._next_due:
             self._wake.set()
 

@@ -22,6 +22,7 @@ from ksi_common.errors import (
     Unavailable,
 )
 from ksi_common.messages import Message, Notification, Request, Stream
+from ksi_daemon import timer_rows
 from ksi_daemon.bus import LocalBus
 from ksi_daemon.database import Database, Transaction
 from ksi_daemon.database.transaction import MAX_EVENT_DATA
@@ -283,6 +284,29 @@ async def test_there_is_one_alarm_however_many_timers(w: World) -> None:
         await w.timers.schedule(f"t{n}", Rang(n=n), after_s=10 + n)
     await w.clock.wait_armed()
     assert len(w.clock.alarms) == 1
+
+
+async def test_one_that_is_set_while_the_due_are_read_fires_before_what_is_later(
+    w: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_read, is_set, nearest = asyncio.Event(), asyncio.Event(), timer_rows.nearest
+
+    async def read_early(*args: Any, **how: Any) -> Sequence[Timer]:
+        found = await nearest(*args, **how)
+        if not has_read.is_set():
+            has_read.set()
+            await is_set.wait()
+        return found
+
+    await w.timers.schedule("last", Rang(n=3), after_s=30)
+    await w.clock.wait_armed()
+    monkeypatch.setattr(timer_rows, "nearest", read_early)
+    await w.timers.schedule("first", Rang(n=1), after_s=10)
+    await has_read.wait()
+    await w.timers.schedule("between", Rang(n=2), after_s=20)
+    w.clock.advance(60)
+    is_set.set()
+    assert [(await w.next_told())[1]["n"] for _ in range(3)] == [1, 2, 3]
 
 
 async def test_timers_fire_in_order_of_time_then_of_setting(w: World) -> None:
