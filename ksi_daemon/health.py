@@ -2,8 +2,10 @@
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, Protocol
+
+from pydantic import JsonValue
 
 from ksi_common.clock import Clock
 from ksi_common.events.system import Check, Checks, Healthy, Status
@@ -18,6 +20,8 @@ from ksi_daemon.supervisor import attempt
 Watch = Callable[[], Check]
 """Look at a part; must not wait."""
 
+MAX_SAID: Final = 500
+"""Characters of what a plugin's check fails with."""
 FRESH_S: Final = 1.0
 CHECK_S: Final = 2.0
 """A part that does not answer within this is unhealthy."""
@@ -152,11 +156,7 @@ class Health:
                 "loaded": loaded,
                 "not_loaded": list(bad),
                 **({"stopped_projections": list(stopped)} if stopped else {}),
-                **(
-                    {"watched": {name: check.model_dump() for name, check in watched.items()}}
-                    if watched
-                    else {}
-                ),
+                **({"watched": _dumped(watched)} if watched else {}),
             },
         )
 
@@ -166,10 +166,15 @@ def _no_providers() -> Check:
 
 
 def _looked(watch: Watch) -> Check:
-    found = attempt(watch)
-    if isinstance(found, BaseException):
-        return Check(status="unhealthy", detail={"error": repr(found)})
-    return found
+    """Look at a plugin: its function is foreign, and may raise, or give what is no check."""
+    found: object = attempt(watch)
+    if isinstance(found, Check):
+        return found
+    return Check(status="unhealthy", detail={"error": repr(found)[:MAX_SAID]})
+
+
+def _dumped(watched: Mapping[str, Check]) -> dict[str, JsonValue]:
+    return {name: check.model_dump() for name, check in watched.items()}
 
 
 def _worst(checks: Checks) -> Status:

@@ -2,6 +2,8 @@
 
 import asyncio
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -218,15 +220,13 @@ async def test_attempts_are_counted_over_restarts(write_plugin: WritePlugin, tmp
         assert [told["attempts"] for told in ksi.emitted("deadletter:added")] == [3]
 
 
-async def test_a_letter_that_is_redriven_before_its_event_comes_skips_none_of_the_others(
-    write_plugin: WritePlugin, tmp_path: Path
-) -> None:
-    """The subscriber was deleted, and begins anew; what it has before it is more than it holds at once."""
-    home, large = tmp_path / "home" / "var", [str(n) * 900_000 for n in range(9)] + ["x" * 900_000] * 3
+@asynccontextmanager
+async def begun_anew(home: Path, write_plugin: WritePlugin, *values: Any) -> AsyncIterator[RunningDaemon]:
+    """Have "bad" become a letter, delete the subscriber, and redrive while it tries its first event again."""
     async with running_daemon(home=home, plugins=[write_plugin(LEDGER, "ledger")]) as ksi:
         module().broken.add("bad")
-        await set_(ksi, 1, *large, "bad")
-        await tried("book", len(large) + 4)
+        await set_(ksi, *values)
+        await tried("book", len(values) + 2)
         await settled(ksi, "ledger.book")
     (home.parent / "plugins" / "ledger.py").unlink()
     async with running_daemon(home=home) as ksi:
@@ -238,6 +238,15 @@ async def test_a_letter_that_is_redriven_before_its_event_comes_skips_none_of_th
         (letter,) = (await ksi.call_raw("deadletter:list"))["letters"]
         await ksi.call_raw("deadletter:redrive", {"ids": [letter["id"]]})
         module().gate.set()
+        yield ksi
+
+
+async def test_a_letter_that_is_redriven_before_its_event_comes_skips_none_of_the_others(
+    write_plugin: WritePlugin, tmp_path: Path
+) -> None:
+    """The subscriber was deleted, and begins anew; what it has before it is more than it holds at once."""
+    home, large = tmp_path / "home" / "var", [str(n) * 900_000 for n in range(9)] + ["x" * 900_000] * 3
+    async with begun_anew(home, write_plugin, 1, *large, "bad") as ksi:
         await settled(ksi, "ledger.book")
         assert [str(value)[:3] for value in await booked(ksi)] == [
             str(value)[:3] for value in (1, *large, "bad")
@@ -249,20 +258,7 @@ async def test_a_letter_that_is_redriven_while_its_event_is_tried_is_tried_after
     write_plugin: WritePlugin, tmp_path: Path
 ) -> None:
     home = tmp_path / "home" / "var"
-    async with running_daemon(home=home, plugins=[write_plugin(LEDGER, "ledger")]) as ksi:
-        module().broken.add("bad")
-        await set_(ksi, "bad")
-        await tried("book", 3)
-        await settled(ksi, "ledger.book")
-    (home.parent / "plugins" / "ledger.py").unlink()
-    async with running_daemon(home=home) as ksi:
-        await ksi.call_raw("event:consumer_delete", {"kind": "subscriber", "name": "ledger.book"})
-    closed = LEDGER.replace("gate.set()", "")
-    async with running_daemon(home=home, plugins=[write_plugin(closed, "ledger")]) as ksi:
-        await tried("book", 1)
-        (letter,) = (await ksi.call_raw("deadletter:list"))["letters"]
-        await ksi.call_raw("deadletter:redrive", {"ids": [letter["id"]]})
-        module().gate.set()
+    async with begun_anew(home, write_plugin, "bad"):
         assert await tried("book", 2) == ["bad", "bad"]
 
 

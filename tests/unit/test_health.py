@@ -13,7 +13,7 @@ from ksi_daemon import health as module
 from ksi_daemon.catalog import Catalog, Plugin
 from ksi_daemon.database import Database
 from ksi_daemon.eventlog import EventLog
-from ksi_daemon.health import FRESH_S, Health
+from ksi_daemon.health import FRESH_S, MAX_SAID, Health
 from ksi_daemon.hub import Hub
 from ksi_daemon.lifecycle import Lifecycle
 from ksi_daemon.projections import Projections
@@ -72,12 +72,24 @@ async def test_what_a_plugin_says_of_itself_is_part_of_the_health_of_plugins(
     assert (await health.checks()).plugins.status == "unhealthy"
 
 
-async def test_a_plugin_that_fails_to_say_how_it_is_is_unhealthy(make: Make) -> None:
+@pytest.mark.parametrize(
+    ("watch", "error"),
+    [
+        (lambda: Check(status="healthy", detail={"rate": 1 // 0}), "ZeroDivisionError"),
+        (lambda: None, "None"),
+        (lambda: {}["x" * 10_000], "KeyError"),
+    ],
+    ids=["raises", "gives no check", "says much"],
+)
+async def test_a_plugin_that_fails_to_say_how_it_is_is_unhealthy(
+    make: Make, watch: Callable[[], Check], error: str
+) -> None:
     health = make()
-    health.watch("shop", lambda: Check(status="healthy", detail={"rate": 1 // 0}))
+    health.watch("shop", watch)
     found = (await health.checks()).plugins
     assert found.status == "unhealthy"
-    assert "ZeroDivisionError" in str(found.detail["watched"])
+    assert error in str(found.detail["watched"])[:MAX_SAID]
+    assert len(str(found.detail["watched"])) < 2 * MAX_SAID
 
 
 async def test_a_plugin_that_does_not_run_is_not_asked(make: Make, catalog: Catalog) -> None:
