@@ -77,7 +77,7 @@ async def test_what_a_plugin_says_of_itself_is_part_of_the_health_of_plugins(
     [
         (lambda: Check(status="healthy", detail={"rate": 1 // 0}), "ZeroDivisionError"),
         (lambda: None, "None"),
-        (lambda: {}["x" * 10_000], "KeyError"),
+        (lambda: {"": Check(status="healthy")}["x" * 10_000], "KeyError"),
     ],
     ids=["raises", "gives no check", "says much"],
 )
