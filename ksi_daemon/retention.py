@@ -46,18 +46,21 @@ _JSON: Final = "iif(json_valid(reference), reference, '{}')"
 """A reference that is damaged ends no sweep."""
 _UNKNOWN: Final = '{"path":null}'
 """What is said of data that is gone, and whose reference was damaged."""
+_TIME: Final = "iif(typeof(time) = 'integer', time, 0)"
+"""A time that is damaged is that of the event after it: those are looked at one by one."""
 _WEIGH: Final = (
-    "SELECT CAST(name AS BLOB), max(time), "  # noqa: S608
+    f"SELECT CAST(name AS BLOB), max({_TIME}), "  # noqa: S608
     f"sum(coalesce(length(CAST(data AS BLOB)), json_extract({_JSON}, '$.length'))) "
     "FROM log WHERE seq > ? AND seq <= ? AND kind = 0 "
     'AND (data IS NOT NULL OR reference LIKE \'%"path":"%\') GROUP BY name'
 )
+_OLDEST: Final = f"SELECT min({_TIME}) FROM log WHERE seq > ? AND seq <= ?"  # noqa: S608
 _REFERRED: Final = (
     f"SELECT seq, json_valid(reference), json_extract({_JSON}, '$.path'), json_extract({_JSON}, '$.sha256') "  # noqa: S608
     "FROM log WHERE seq > ? AND seq <= ? AND reference IS NOT NULL"
 )
 _FULL: Final = (
-    "SELECT seq, CAST(name AS BLOB), time, CAST(data AS BLOB), CAST(reference AS BLOB) FROM log "
+    f"SELECT seq, CAST(name AS BLOB), {_TIME}, CAST(data AS BLOB), CAST(reference AS BLOB) FROM log "  # noqa: S608
     "WHERE seq > ? AND seq <= ? AND kind = 0 "
     'AND (data IS NOT NULL OR reference LIKE \'%"path":"%\') ORDER BY seq'
 )
@@ -65,6 +68,7 @@ _FIRST_FULL: Final = (
     "SELECT min(seq) FROM log WHERE seq > ? AND seq <= ? AND kind = 0 "
     'AND (data IS NOT NULL OR reference LIKE \'%"path":"%\')'
 )
+_YOUNG: Final = f"SELECT min(seq) FROM log WHERE {_TIME} >= ?"  # noqa: S608
 _LAST_CHAINED: Final = "SELECT max(seq) FROM log WHERE seq > ? AND seq <= ? AND typeof(chain) = 'blob'"
 """Where the log may begin: a row that is lost or damaged says nothing that it could be verified from."""
 
@@ -172,9 +176,7 @@ class Retention:
         """Weigh rows in one go; tell whether they have to be looked at one by one."""
         rows = await self._database.read(_WEIGH, (low, high))
         rules = [(allowances[id(self.rule_of(_name(name)))], time_us, size) for name, time_us, size in rows]
-        oldest = await self._database.read(
-            "SELECT min(time) FROM log WHERE seq > ? AND seq <= ?", (low, high)
-        )
+        oldest = await self._database.read(_OLDEST, (low, high))
         before = [allowance.kept_bytes for allowance, _, _ in rules]
         taken = [
             allowance.takes(min(time_us, oldest[0][0]), size or 0, now_us)
@@ -189,12 +191,14 @@ class Retention:
     async def _remove_from(
         self, low: int, high: int, allowances: dict[int, _Allowance], now_us: int, swept: Swept
     ) -> None:
+        time_us = now_us
         while high > low:
             first = max(low, high - SLICE)
             rows = await self._database.read(_FULL, (first, high))
             gone: list[tuple[str, int]] = []
-            for seq, stored, time_us, data, reference in reversed(rows):
+            for seq, stored, told_us, data, reference in reversed(rows):
                 size, stub = _stub(data, reference)
+                time_us = told_us or time_us
                 name = _name(stored)
                 if allowances[id(self.rule_of(name))].takes(time_us, size, now_us):
                     continue
@@ -242,7 +246,7 @@ class Retention:
     async def _oldest_stub_to_keep(self) -> int:
         """Give the position up to which stubs are too old, or too many."""
         oldest_us = self._clock.time_us() - int(self.settings.stubs_max_age_days * _DAY_US)
-        rows = await self._database.read("SELECT min(seq) FROM log WHERE time >= ?", (oldest_us,))
+        rows = await self._database.read(_YOUNG, (oldest_us,))
         young = int(rows[0][0]) - 1 if rows[0][0] is not None else self._database.head
         return max(young, self._database.head - self.settings.max_stubs)
 

@@ -103,6 +103,22 @@ async def test_an_event_whose_name_is_damaged_stops_no_sweep(clock: FakeClock, n
         assert await ids_with_data(ksi) == ["e3"]
 
 
+@pytest.mark.parametrize("time", ["'never'", "x'00'", "1e300"])
+async def test_an_event_whose_time_is_damaged_is_as_old_as_the_one_after_it(
+    clock: FakeClock, time: str
+) -> None:
+    async with keeping(clock, max_age_days=2, stubs_max_age_days=2) as ksi:
+        for number in (1, 2, 3):
+            await publish(ksi, number)
+        await damage(ksi, f"UPDATE log SET time = {time} WHERE event_id IN ('e1', 'e2')")
+        assert (await ksi.call_raw("event:sweep"))["removed"] == 0
+        clock.advance(3 * DAY_S)
+        await publish(ksi, 4)
+        swept = await ksi.call_raw("event:sweep")
+        assert (swept["removed"], swept["compacted"]) == (4, 5)  # system:started, and the first sweep
+        assert await ids_with_data(ksi) == ["e4"]
+
+
 async def test_an_event_whose_reference_is_no_text_any_more_stops_no_sweep(clock: FakeClock) -> None:
     async with keeping(clock, max_age_days=2) as ksi:
         for number in (1, 2):
