@@ -5,6 +5,7 @@ import logging.handlers
 import os
 import queue
 import re
+import sys
 import warnings
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager, suppress
@@ -83,10 +84,31 @@ def _log_warning(
 
 
 class _LogFile(logging.handlers.RotatingFileHandler):
-    """Goes on at its path where somebody has taken the file away, as logrotate does."""
+    """Goes on where somebody has taken the file away, as logrotate does, and where there is room again."""
+
+    _lost = 0
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record, to the file that is at the path now."""
+        lost = self._lost
+        self._emit(record)
+        if lost and lost == self._lost:
+            self._lost = 0
+            structlog.get_logger().warning("log.lines_lost", lines=lost)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 -- logging's name
+        """Say that lines are lost, but not of each of them: logging would print a traceback a line."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        if not self._lost:
+            said = f"{self.baseFilename} cannot be written: {error.strerror}; log lines are lost"
+            with suppress(OSError):  # what stderr is written to may be as full
+                print(said, file=sys.stderr)  # noqa: T201 -- the log has no room for it
+        self._lost += 1
+
+    def _emit(self, record: logging.LogRecord) -> None:
         stream = self.stream
         if stream is not None and not _is_at(self.baseFilename, stream.fileno()):
             with suppress(OSError):  # its folder may be gone, too

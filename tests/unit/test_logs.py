@@ -282,3 +282,35 @@ async def test_a_path_that_cannot_be_looked_at_for_a_while_stops_no_later_line(p
         away.rename(folder)
         by_structlog("third")
     assert [line["event"] for line in lines(path)] == ["first", "second", "third"]
+
+
+def lost(path: Path) -> int:
+    """Count the lines that are said to be lost, and those of the same kind that are there."""
+    found = lines(path) if path.exists() else ()
+    return sum(line.get("lines", line["event"] == "lost") for line in found)
+
+
+async def test_lines_that_cannot_be_written_are_counted_and_said_once(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = ""
+
+    async def is_said() -> bool:
+        nonlocal said
+        said += capsys.readouterr().err
+        return bool(said)
+
+    async def is_counted() -> bool:
+        return lost(path) == 3
+
+    await asyncio.to_thread(path.parent.mkdir, parents=True)
+    await asyncio.to_thread(path.symlink_to, "/dev/full")
+    with logging_to(path, LogSettings()):
+        for number in range(3):
+            by_structlog("lost", number=number)
+        await eventually(is_said)
+        await asyncio.to_thread(path.unlink)
+        by_structlog("written")
+        await eventually(is_counted)
+    said += capsys.readouterr().err
+    assert said == f"{path} cannot be written: No space left on device; log lines are lost\n"
