@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import click
 
+from ksi_client.cli.fields import Schema, alternatives
 from ksi_client.cli.invocation import Invocation
 from ksi_client.cli.options import common_options
 from ksi_client.cli.safety import one_line, visible
@@ -115,18 +116,59 @@ def _explain(invocation: Invocation, described: Described) -> None:
     write(invocation, f"  a {one_line(described['kind'])} of plugin {one_line(described['plugin'])}")
     for line in visible(described["description"].partition("\n")[2].strip()).splitlines():
         write(invocation, f"  {line.replace('``', '')}".rstrip())
-    rows = [_field(field, parameter) for field, parameter in described["parameters"].items()]
+    rows = list(_rows(described["parameters"], described.get("schema", {})))
     widths = [min(max(map(len, column)), WIDEST) for column in zip(*rows, strict=True)]
     for row in rows:
         write(invocation, "  " + columns(row, widths))
     write_aligned(invocation, list(_facts(described)), indent="  ")
 
 
+def _rows(parameters: Mapping[str, Described], schema: Schema) -> Iterator[tuple[str, str, str]]:
+    properties = schema.get("properties", {})
+    for name, parameter in parameters.items():
+        yield _field(name, parameter)
+        for held in _objects(properties.get(name, {}), schema):
+            for inner, field in held.get("properties", {}).items():
+                yield _inner_field(inner, field, schema, required=inner in held.get("required", ()))
+
+
+def _objects(field: Schema, root: Schema) -> Iterator[Schema]:
+    """Yield what a field may be that has fields of its own, or may be a list of."""
+    for kind in alternatives(field, root):
+        if "properties" in kind:
+            yield kind
+        elif kind.get("type") == "array":
+            yield from _objects(kind.get("items", {}), root)
+
+
 def _field(name: str, parameter: Mapping[str, Any]) -> tuple[str, str, str]:
-    need = "required" if parameter["required"] else f"default {text_of(parameter['default'])}"
+    need = "required" if parameter["required"] else _default(parameter["default"])
     allowed = parameter.get("allowed_values")
     kind = " | ".join(map(text_of, allowed)) if allowed else parameter["type"]
     return one_line(name), one_line(f"{kind}, {need}"), _plain(parameter["description"])
+
+
+def _inner_field(name: str, field: Schema, root: Schema, *, required: bool) -> tuple[str, str, str]:
+    need = "required" if required else _default(field["default"]) if "default" in field else "optional"
+    kind = _kind(field, root)
+    return f"  {one_line(name)}", one_line(f"{kind}, {need}"), _plain(field.get("description", ""))
+
+
+def _default(value: Any) -> str:
+    return f"default {'empty' if value == '' else text_of(value)}"
+
+
+def _kind(field: Schema, root: Schema) -> str:
+    kinds = dict.fromkeys(name for kind in alternatives(field, root) for name in _names(kind, root))
+    return " | ".join(kinds) or "any"
+
+
+def _names(kind: Schema, root: Schema) -> Sequence[str]:
+    if "const" in kind or "enum" in kind:
+        return [text_of(value) for value in kind.get("enum", [kind.get("const")])]
+    if kind["type"] == "array":
+        return [f"array of {_kind(kind.get('items', {}), root)}"]
+    return [kind["type"]]
 
 
 def _plain(text: str) -> str:

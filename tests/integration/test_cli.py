@@ -114,6 +114,29 @@ def test_an_event_is_explained_whole(ksi: Ksi) -> None:
     assert "  a stream of plugin system\n  The daemon sends" in explained
 
 
+@pytest.mark.parametrize(
+    ("event", "fields"),
+    [
+        (
+            "plugin:serve",
+            [
+                "events         array of object, required          What it handles.",
+                "  event        string, required                   Its name.",
+                "  summary      string, default empty              What it does, for people.",
+            ],
+        ),
+        ("event:append", ["  data            object, optional                  What it says."]),
+        ("completion:async", ["  role               system | user | assistant, required"]),
+    ],
+)
+def test_the_fields_of_objects_that_are_lists_or_fields_are_explained(
+    ksi: Ksi, event: str, fields: list[str]
+) -> None:
+    explained = ksi("events", "show", event).stdout.splitlines()
+    for field in fields:
+        assert f"  {field}" in explained
+
+
 def test_events_are_listed_as_they_can_be_sent(ksi: Ksi) -> None:
     listed = _names(ksi("events", "ls").stdout)
     assert {"system:health", "state:set", "event:subscribe", "state:changed"} <= set(listed)
