@@ -116,7 +116,7 @@ def _explain(invocation: Invocation, described: Described) -> None:
     write(invocation, f"  a {one_line(described['kind'])} of plugin {one_line(described['plugin'])}")
     for line in visible(described["description"].partition("\n")[2].strip()).splitlines():
         write(invocation, f"  {line.replace('``', '')}".rstrip())
-    rows = list(_rows(described["parameters"], described.get("schema", {})))
+    rows = list(_rows(described["parameters"], described["schema"]))
     widths = [min(max(map(len, column)), WIDEST) for column in zip(*rows, strict=True)]
     for row in rows:
         write(invocation, "  " + columns(row, widths))
@@ -124,12 +124,19 @@ def _explain(invocation: Invocation, described: Described) -> None:
 
 
 def _rows(parameters: Mapping[str, Described], schema: Schema) -> Iterator[tuple[str, str, str]]:
-    properties = schema.get("properties", {})
     for name, parameter in parameters.items():
-        yield _field(name, parameter)
-        for held in _objects(properties.get(name, {}), schema):
-            for inner, field in held.get("properties", {}).items():
-                yield _inner_field(inner, field, schema, required=inner in held.get("required", ()))
+        field = schema["properties"][name]
+        need = "required" if parameter["required"] else _default(parameter["default"])
+        yield _row(name, _kind(field, schema), need, parameter["description"])
+        for held in _objects(field, schema):
+            for inner, part in held["properties"].items():
+                need = _default(part["default"]) if "default" in part else "optional"
+                need = "required" if inner in held.get("required", ()) else need
+                yield _row(inner, _kind(part, schema), need, part.get("description", ""), indent="  ")
+
+
+def _row(name: str, kind: str, need: str, description: str, *, indent: str = "") -> tuple[str, str, str]:
+    return indent + one_line(name), one_line(f"{kind}, {need}"), _plain(description)
 
 
 def _objects(field: Schema, root: Schema) -> Iterator[Schema]:
@@ -139,19 +146,6 @@ def _objects(field: Schema, root: Schema) -> Iterator[Schema]:
             yield kind
         elif kind.get("type") == "array":
             yield from _objects(kind.get("items", {}), root)
-
-
-def _field(name: str, parameter: Mapping[str, Any]) -> tuple[str, str, str]:
-    need = "required" if parameter["required"] else _default(parameter["default"])
-    allowed = parameter.get("allowed_values")
-    kind = " | ".join(map(text_of, allowed)) if allowed else parameter["type"]
-    return one_line(name), one_line(f"{kind}, {need}"), _plain(parameter["description"])
-
-
-def _inner_field(name: str, field: Schema, root: Schema, *, required: bool) -> tuple[str, str, str]:
-    need = "required" if required else _default(field["default"]) if "default" in field else "optional"
-    kind = _kind(field, root)
-    return f"  {one_line(name)}", one_line(f"{kind}, {need}"), _plain(field.get("description", ""))
 
 
 def _default(value: Any) -> str:

@@ -125,7 +125,7 @@ def test_an_event_is_explained_whole(ksi: Ksi) -> None:
                 "  summary      string, default empty              What it does, for people.",
             ],
         ),
-        ("event:append", ["  data            object, optional                  What it says."]),
+        ("event:append", ["  data            object, optional                          What it says."]),
         ("completion:async", ["  role               system | user | assistant, required"]),
     ],
 )

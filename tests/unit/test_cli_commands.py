@@ -42,6 +42,8 @@ Run = Callable[[Callable[[], Any]], Any]
 
 
 def described(name: str, cls: type[Message], kind: str = "request") -> dict[str, Any]:
+    schema = cls.model_json_schema()
+    schema["properties"]["mode"] = {"enum": ["a", "b"], "type": "string"}
     return {
         "event": name,
         "kind": kind,
@@ -59,7 +61,7 @@ def described(name: str, cls: type[Message], kind: str = "request") -> dict[str,
             },
         },
         "reply": {"properties": {"status": {}}} if kind == "request" else None,
-        "schema": cls.model_json_schema(),
+        "schema": schema,
         "errors": ["NOT_FOUND"] if kind == "request" else [],
         "examples": [{"event": name, "data": {"key": "a b", "n": 1}}] if kind == "request" else [],
     }
