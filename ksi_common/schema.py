@@ -109,9 +109,10 @@ def _default(info: FieldInfo) -> Any:
 
 
 def _allowed(field: Mapping[str, Any]) -> list[Any] | None:
-    options = field.get("anyOf", [field])
-    values = [value for option in options for value in _literals(option)]
-    return values or None
+    """List the values that a field may have beside null; None: there are others."""
+    options = [option for option in field.get("anyOf", [field]) if option.get("type") != "null"]
+    literals = [_literals(option) for option in options]
+    return [value for values in literals for value in values] if all(literals) else None
 
 
 def _literals(option: Mapping[str, Any]) -> Sequence[Any]:

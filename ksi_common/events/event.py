@@ -262,13 +262,13 @@ class Subscribe(Stream[Subscribed], event="event:subscribe", safe=True, raises=(
         description="Names or beginnings of names.", examples=[["state:*"]]
     )
     stream: StreamName | None = Field(None, description="Of this stream only.")
-    start: Literal["now", "beginning"] | FromCursor | FromTime = Field("now", description="Where to begin.")
+    start: Literal["now", "beginning"] | FromCursor | FromTime = Field(
+        "now", description="Where to begin: now, beginning, {cursor} or {time}."
+    )
     overflow: Literal["log", "drop_oldest", "latest_per_key"] = Field(
         "log",
-        description=(
-            "When you do not keep up: log reads on from the log, so nothing durable is missed; drop_oldest "
-            "and latest_per_key (by stream, else by name) skip, and say so with a gap."
-        ),
+        description="When you do not keep up: log reads on from the log, so nothing durable is missed; "
+        "drop_oldest and latest_per_key (by stream, else by name) skip, and say so with a gap.",
     )
     consumer: Name | None = Field(
         None, description="Name whose cursor the daemon keeps; with group: the name of this member of it."

@@ -51,6 +51,7 @@ class Parameter(Message):
     default: JsonValue = None
     description: str = ""
     allowed_values: list[JsonValue] | None = None
+    """All that it may be, null apart; null: it may be others."""
 
 
 class EventHelp(Message):

@@ -57,6 +57,8 @@ class Buy(Request[Bought], event="shop:buy", idempotent=True, raises=(NotFound, 
     tags: dict[str, str] = Field(default_factory=dict)
     gift: bool = False
     kind: Literal["fruit"] = "fruit"
+    packing: Literal["box", "bag"] | None = None
+    pieces: Literal["all"] | int = "all"
     agent_id: str | None = renamed_from("client_id", "agent_id", None)
 
 
@@ -129,9 +131,19 @@ def test_a_field_without_a_default_is_required() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "values"), [("size", ["small", "large"]), ("kind", ["fruit"]), ("amount", None), ("price", None)]
+    ("name", "values"),
+    [
+        ("size", ["small", "large"]),
+        ("kind", ["fruit"]),
+        ("packing", ["box", "bag"]),
+        ("pieces", None),
+        ("amount", None),
+        ("price", None),
+    ],
 )
-def test_the_values_allowed_are_listed(name: str, values: list[JsonValue] | None) -> None:
+def test_the_values_allowed_are_listed_where_there_are_no_others(
+    name: str, values: list[JsonValue] | None
+) -> None:
     assert describe(Buy, "shop").parameters[name].allowed_values == values
 
 
