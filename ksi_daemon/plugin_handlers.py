@@ -27,9 +27,10 @@ from ksi_common.events.plugin import (
     Validate,
     Validated,
 )
+from ksi_common.messages import public_name
 from ksi_daemon.catalog import Catalog, Plugin
 from ksi_daemon.children import Tasks
-from ksi_daemon.contributions import Commands
+from ksi_daemon.contributions import Command, Commands
 from ksi_daemon.plugin import handler
 from ksi_daemon.remote import Remotes
 from ksi_daemon.remote.server import Line
@@ -113,7 +114,7 @@ async def relationships(_: GetRelationships, catalog: Catalog) -> Relationships:
 
 
 @handler
-async def list_commands(_: ListCommands, commands: Commands) -> CommandList:
+async def list_commands(_: ListCommands, commands: Commands, catalog: Catalog) -> CommandList:
     """List what plugins give."""
     return CommandList(
         commands=[
@@ -121,12 +122,20 @@ async def list_commands(_: ListCommands, commands: Commands) -> CommandList:
                 name=command.name,
                 event=command.event,
                 arguments=list(command.arguments),
+                required=_required(command, catalog),
                 summary=command.summary,
                 plugin=command.plugin,
             )
             for _, command in sorted(commands.by_name.items())
         ]
     )
+
+
+def _required(command: Command, catalog: Catalog) -> list[str]:
+    route = catalog.routes.get(command.event)
+    fields = route.message.model_fields if route is not None else {}
+    needed = [public_name(name, info) for name, info in fields.items() if info.is_required()]
+    return [argument for argument in command.arguments if argument in needed]
 
 
 @handler

@@ -37,5 +37,7 @@ def _made(command: Mapping[str, Any]) -> click.Command:
         short_help=command["summary"],
         help=f"{command['summary']}\n\nOf plugin {command['plugin']}: sends {command['event']}.",
     )(common_options(send))
-    made.params[:0] = [click.Argument([name], required=False) for name in command["arguments"]]
+    made.params[:0] = [
+        click.Argument([name], required=name in command["required"]) for name in command["arguments"]
+    ]
     return made

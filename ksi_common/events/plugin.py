@@ -156,6 +156,8 @@ class CommandOfPlugin(Message):
     event: str
     arguments: list[str]
     """Fields that its words fill, in order."""
+    required: list[str]
+    """Of these, the ones that its event cannot do without."""
     summary: str
     plugin: str
 

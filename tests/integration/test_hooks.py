@@ -446,6 +446,7 @@ async def test_hook_ksi_cli(write_plugin: WritePlugin) -> None:
                 "name": "look-up",
                 "event": "state:get",
                 "arguments": ["key"],
+                "required": ["key"],
                 "summary": "Show what is stored under a key.",
                 "plugin": "look_up",
             }
@@ -458,6 +459,7 @@ async def test_hook_ksi_cli(write_plugin: WritePlugin) -> None:
         shown = await run_ksi(ksi, "look-up", "a", "--json")
         assert json.loads(shown)["value"] == 7
         assert "Show what is stored under a key" in await run_ksi(ksi, "look-up", "--help")
+        assert "Missing argument 'KEY'" in await run_ksi(ksi, "look-up")
         listed = await run_ksi(ksi, "help")
         assert "\nCommands of plugins:\n  look-up  Show what is stored under a key.\n" in listed
         assert "No such command 'look-upp'. Did you mean 'look-up'?" in await run_ksi(ksi, "look-upp")
