@@ -15,8 +15,8 @@ T = TypeVar("T")
 
 MAX_FAILURES: Final = 3
 WINDOW_S: Final = 60.0
-FIRST_DELAY_S: Final = 0.1
-MAX_DELAY_S: Final = 10.0
+DELAYS_S: Final = (0.1, 3.0)
+"""After the first failure within the window, and after the second: what is busy has time to be free again."""
 
 
 class GaveUp(Exception):
@@ -30,7 +30,7 @@ async def supervise(
     quarantine: Callable[[str, BaseException], None] | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
-    """Run ``run`` until it returns. One that raises is restarted, after a delay that doubles, with jitter.
+    """Run ``run`` until it returns. One that raises is restarted, soon and then later, with jitter.
 
     After the third failure within 60 s ``quarantine`` is told, and this returns; where there is none, the
     child is one that the daemon cannot do without: GaveUp is raised.
@@ -46,8 +46,7 @@ async def supervise(
             quarantine(name, sole(error))
             return
         recent = sum(loop.time() - moment < WINDOW_S for moment in failures)
-        delay = min(FIRST_DELAY_S * 2 ** (recent - 1), MAX_DELAY_S)
-        await sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 -- jitter is no secret
+        await sleep(DELAYS_S[recent - 1] * random.uniform(0.5, 1.0))  # noqa: S311 -- jitter is no secret
 
 
 def sole(error: BaseException) -> BaseException:
