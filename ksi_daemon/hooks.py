@@ -203,10 +203,11 @@ class Relay:
         return [info.name for info in self.hooks() if name in info.plugins]
 
     def _ask(self, hook: str, name: str) -> Sequence[Any]:
-        found = self._implementations(hook, name)
-        if self._marks is None:
-            return [impl.function() or () for impl in found]
-        return [self._marks.during(name, impl.function) or () for impl in found]
+        """Give what a plugin's implementations give; one that gives None gives nothing."""
+        calls = [impl.function for impl in self._implementations(hook, name)]
+        if self._marks is not None:
+            calls = [partial(self._marks.during, name, call) for call in calls]
+        return [given for call in calls if (given := call()) is not None]
 
     def _listed(
         self, hook: str, name: str, of_what: str, fits: Callable[[Any], bool] = lambda _: True
