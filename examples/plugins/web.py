@@ -1,28 +1,21 @@
 """Serve the routes of plugins over HTTP to who knows the token: any page in a browser can reach a port.
-
-[plugins.web]
-port = 8090
-token_file = "/home/ada/.ksi-token"
-
-`curl -H "Authorization: Bearer $(cat ~/.ksi-token)" http://127.0.0.1:8090/health`
-"""
+In ksi.toml: plugins.web = {port = 8090, token_file = "/home/ada/token"}; ask with curl --oauth2-bearer."""
 
 import asyncio
 import json
 from contextlib import closing, suppress
 from email import message_from_bytes
 from hmac import compare_digest
-from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, FilePath
 
 from ksi_daemon.plugin import HttpRoute, HttpRoutes, KSIError, LocalBus, NotFound, Services, hookimpl
 
 
 class Web(BaseModel):
     port: int = Field(0, description="Of 127.0.0.1; 0: it serves nothing.")
-    token_file: Path | None = Field(None, description="What a request must say; without, it serves nothing.")
+    token_file: FilePath | None = Field(None, description="Its words must be said; none: it serves nothing.")
 
 
 @hookimpl
