@@ -4,16 +4,17 @@
 A fresh clone needs nothing but Python 3.11 and pip: the tools come into .venv first.
 """
 
+import sys
+
 import bootstrap
 
-bootstrap.enter("dev")
+bootstrap.enter("run" if {"-h", "--help"} & {*sys.argv} else "dev")
 
 import argparse
 import os
 import secrets
 import signal
 import subprocess
-import sys
 import sysconfig
 import time
 from pathlib import Path

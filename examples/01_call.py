@@ -1,6 +1,6 @@
 """Ask: store a value, read it back, and see what a refusal looks like.
 
-python examples/01_call.py
+.venv/bin/python examples/01_call.py
 """
 
 from ksi_client import Client

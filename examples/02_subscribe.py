@@ -1,6 +1,6 @@
 """Follow: hear what others change, and go on later from where you stopped.
 
-python examples/02_subscribe.py
+.venv/bin/python examples/02_subscribe.py
 """
 
 import asyncio

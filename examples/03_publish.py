@@ -1,6 +1,6 @@
 """Tell: events of your own, stored before the answer, in the order of the log.
 
-python examples/03_publish.py
+.venv/bin/python examples/03_publish.py
 """
 
 import uuid

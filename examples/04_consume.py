@@ -1,6 +1,6 @@
 """Consume: work through events under a name, and go on where you were, whatever is killed in between.
 
-python examples/04_consume.py
+.venv/bin/python examples/04_consume.py
 """
 
 import asyncio

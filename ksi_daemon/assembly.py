@@ -12,7 +12,7 @@ from ksi_common.errors import AlreadyExists
 from ksi_common.messages import Notification, spec_of
 from ksi_common.records import record
 from ksi_daemon.breadcrumb import Breadcrumb
-from ksi_daemon.catalog import Catalog, Plugin
+from ksi_daemon.catalog import Catalog, Heard, Plugin
 from ksi_daemon.contributions import Commands, HttpRoutes
 from ksi_daemon.database import Database
 from ksi_daemon.deprecations import Deprecations
@@ -210,7 +210,7 @@ class Assembly:
         self.observers.extend(observers)
         plugin.handled = sorted(routes)
         plugin.subscribed = [
-            f"{subscriber.name}({spec_of(subscriber.event).name})" for subscriber in subscribers
+            Heard(subscriber.name, spec_of(subscriber.event).name) for subscriber in subscribers
         ]
         plugin.middleware = [name_of(each.call) for each in layers]
         for notification in _told(plugin, routes):

@@ -2,13 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ksi_common.guessing import nearest
 from ksi_common.messages import Message, Notification, spec_of
 from ksi_daemon.router import Route
 
 Status = Literal["loaded", "refused", "quarantined", "disabled"]
+
+
+class Heard(NamedTuple):
+    """An event that a plugin hears, and the function that does."""
+
+    function: str
+    event: str
+
+    def __str__(self) -> str:
+        return f"{self.function}({self.event})"
 
 
 @dataclass(slots=True, eq=False)
@@ -48,7 +58,7 @@ class Plugin:
     handled: list[str] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
     """Notifications that it declares."""
-    subscribed: list[str] = field(default_factory=list)
+    subscribed: list[Heard] = field(default_factory=list)
     services: list[str] = field(default_factory=list)
     middleware: list[str] = field(default_factory=list)
 

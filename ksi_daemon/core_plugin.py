@@ -190,7 +190,7 @@ async def inspect_plugin(
     return PluginDetails(
         **_summary(plugin),
         handlers=plugin.handled,
-        subscribers=plugin.subscribed,
+        subscribers=list(map(str, plugin.subscribed)),
         services=plugin.services,
         middleware=plugin.middleware,
         hooks=list(relay.hooks_of(plugin.name)),

@@ -79,7 +79,9 @@ class Compiler:
             return self.services.get(kind)
         except ServiceError as error:
             wants = f"{function.__qualname__} takes {name}: {getattr(kind, '__name__', kind)}"
-            raise ServiceError(f"{wants}, but {error.message}{place_of(function)}") from error
+            raise ServiceError(
+                f"{wants}, but {error.message}{place_of(function)}", **error.details
+            ) from error
 
     def _bind(
         self, function: Function, call: Function | None = None

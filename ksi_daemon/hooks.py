@@ -23,11 +23,12 @@ from ksi_common.guessing import nearest
 from ksi_common.records import record
 from ksi_common.strict_json import dumps, non_finite
 from ksi_daemon import hookspecs
+from ksi_daemon.beside import Beside
 from ksi_daemon.contributions import Command, HttpRoute
 from ksi_daemon.explaining import PluginBug, explain
 from ksi_daemon.layers import Layer, layer_of
 from ksi_daemon.services import Service
-from ksi_daemon.supervisor import attempt, attempt_async
+from ksi_daemon.supervisor import attempt
 
 if TYPE_CHECKING:
     from ksi_daemon.children import Tasks
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 PROJECT = "ksi"
-
-MAX_OBSERVING: Final = 256
-"""Events that an observer that waits may have at work."""
 
 MAX_SHOWN: Final = 100
 """Characters of what a hook gives, where it does not fit."""
@@ -205,10 +203,11 @@ class Relay:
         return [info.name for info in self.hooks() if name in info.plugins]
 
     def _ask(self, hook: str, name: str) -> Sequence[Any]:
-        found = self._implementations(hook, name)
-        if self._marks is None:
-            return [impl.function() or () for impl in found]
-        return [self._marks.during(name, impl.function) or () for impl in found]
+        """Give what a plugin's implementations give; one that gives None gives nothing."""
+        calls = [impl.function for impl in self._implementations(hook, name)]
+        if self._marks is not None:
+            calls = [partial(self._marks.during, name, call) for call in calls]
+        return [given for call in calls if (given := call()) is not None]
 
     def _listed(
         self, hook: str, name: str, of_what: str, fits: Callable[[Any], bool] = lambda _: True
@@ -235,14 +234,15 @@ class Relay:
     def _observer(self, name: str, implementation: Any) -> Callable[[EventEnvelope, float, str], None]:
         wanted = set(implementation.argnames)
 
-        later = Beside(self, name) if inspect.iscoroutinefunction(implementation.function) else None
+        waits = inspect.iscoroutinefunction(implementation.function)
+        beside = Beside(name, partial(self._awaited, name), lambda: self.tasks) if waits else None
 
         def observe(envelope: EventEnvelope, took_s: float, code: str) -> None:
             arguments = {"envelope": _copy_of(envelope), "took_s": took_s, "code": code}
             given = {key: value for key, value in arguments.items() if key in wanted}
             call = partial(implementation.function, **given)
-            if later is not None:
-                later.start(call)
+            if beside is not None:
+                beside.start(call)
                 return
             error = attempt(call if self._marks is None else partial(self._marks.during, name, call))
             if isinstance(error, BaseException):
@@ -250,7 +250,7 @@ class Relay:
 
         return observe
 
-    async def awaited(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
+    async def _awaited(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
         """Await what a plugin does, noted as its own."""
         return await (call() if self._marks is None else self._marks.awaiting(name, call()))
 
@@ -303,36 +303,6 @@ def _are_scripts(given: object) -> bool:
 def _short(given: object) -> str:
     text = repr(given)
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
-
-
-class Beside:
-    """Runs an observer that waits, for many events at once; what is too much is passed over."""
-
-    def __init__(self, relay: Relay, plugin: str) -> None:
-        self._relay = relay
-        self._plugin = plugin
-        self._at_work = 0
-        self._passed_over = 0
-
-    def start(self, call: Callable[[], Awaitable[None]]) -> None:
-        """Run it for one event."""
-        if self._relay.tasks is None:
-            return
-        if self._at_work >= MAX_OBSERVING:
-            self._passed_over += 1
-            if self._passed_over == 1:
-                log.error("observer.full", plugin=self._plugin, at_work=MAX_OBSERVING)
-            return
-        self._at_work += 1
-        self._relay.tasks.create_task(self._run(call))
-
-    async def _run(self, call: Callable[[], Awaitable[None]]) -> None:
-        try:
-            error = await attempt_async(lambda: self._relay.awaited(self._plugin, call))
-            if isinstance(error, BaseException):
-                log.error("observer.failed", plugin=self._plugin, error=explain(error))
-        finally:
-            self._at_work -= 1
 
 
 def _copy_of(envelope: EventEnvelope) -> EventEnvelope:

@@ -160,7 +160,7 @@ def _problems(catalog: Catalog) -> Iterator[tuple[str, str]]:
 def _heard(catalog: Catalog) -> Iterator[tuple[str, str]]:
     for plugin in catalog.plugins.values():
         for heard in plugin.subscribed:
-            yield plugin.name, heard.partition("(")[2].rstrip(")")
+            yield plugin.name, heard.event
 
 
 def _heard_by(catalog: Catalog) -> Mapping[str, set[str]]:

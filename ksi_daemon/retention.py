@@ -22,7 +22,7 @@ from ksi_common.clock import Clock
 from ksi_common.errors import KSIError
 from ksi_common.events.event import Swept as SweptEvent
 from ksi_common.messages import matches
-from ksi_daemon import blob_files
+from ksi_daemon.blob_sweep import REFERENCE, remove_unnamed
 from ksi_daemon.database import Database, Transaction
 from ksi_daemon.database.log_index import drop_indexed
 from ksi_daemon.referrers import Referrers
@@ -38,36 +38,24 @@ SLICE: Final = 250
 """Rows of one unit."""
 PAGES: Final = 200
 """Pages given back in one unit."""
-GRACE_S: Final = 3600.0
-"""A blob that no row names is left for so long: its row may be on its way."""
 _DAY_US: Final = 86_400_000_000
 
-_JSON: Final = "iif(json_valid(reference), reference, '{}')"
-"""A reference that is damaged ends no sweep."""
 _UNKNOWN: Final = '{"path":null}'
 """What is said of data that is gone, and whose reference was damaged."""
+_HAS_DATA: Final = """kind = 0 AND (data IS NOT NULL OR reference LIKE '%"path":"%')"""
 _TIME: Final = "iif(typeof(time) = 'integer', time, 0)"
 """A time that is damaged is that of the event after it: those are looked at one by one."""
 _WEIGH: Final = (
     f"SELECT CAST(name AS BLOB), max({_TIME}), "  # noqa: S608
-    f"sum(coalesce(length(CAST(data AS BLOB)), json_extract({_JSON}, '$.length'))) "
-    "FROM log WHERE seq > ? AND seq <= ? AND kind = 0 "
-    'AND (data IS NOT NULL OR reference LIKE \'%"path":"%\') GROUP BY name'
+    f"sum(coalesce(length(CAST(data AS BLOB)), json_extract({REFERENCE}, '$.length'))) "
+    f"FROM log WHERE seq > ? AND seq <= ? AND {_HAS_DATA} GROUP BY name"
 )
 _OLDEST: Final = f"SELECT min({_TIME}) FROM log WHERE seq > ? AND seq <= ?"  # noqa: S608
-_REFERRED: Final = (
-    f"SELECT seq, json_valid(reference), json_extract({_JSON}, '$.path'), json_extract({_JSON}, '$.sha256') "  # noqa: S608
-    "FROM log WHERE seq > ? AND seq <= ? AND reference IS NOT NULL"
-)
 _FULL: Final = (
     f"SELECT seq, CAST(name AS BLOB), {_TIME}, CAST(data AS BLOB), CAST(reference AS BLOB) FROM log "  # noqa: S608
-    "WHERE seq > ? AND seq <= ? AND kind = 0 "
-    'AND (data IS NOT NULL OR reference LIKE \'%"path":"%\') ORDER BY seq'
+    f"WHERE seq > ? AND seq <= ? AND {_HAS_DATA} ORDER BY seq"
 )
-_FIRST_FULL: Final = (
-    "SELECT min(seq) FROM log WHERE seq > ? AND seq <= ? AND kind = 0 "
-    'AND (data IS NOT NULL OR reference LIKE \'%"path":"%\')'
-)
+_FIRST_FULL: Final = f"SELECT min(seq) FROM log WHERE seq > ? AND seq <= ? AND {_HAS_DATA}"  # noqa: S608
 _YOUNG: Final = f"SELECT min(seq) FROM log WHERE {_TIME} >= ?"  # noqa: S608
 _LAST_CHAINED: Final = "SELECT max(seq) FROM log WHERE seq > ? AND seq <= ? AND typeof(chain) = 'blob'"
 """Where the log may begin: a row that is lost or damaged says nothing that it could be verified from."""
@@ -90,18 +78,24 @@ class Swept:
     """Events that no rule keeps, and that are left because tables are made of them again."""
 
 
-@dataclass(slots=True)
-class _Allowance:
-    """What a rule still lets be kept, on the way from the newest event to the oldest."""
+class _Way:
+    """From the newest event to the oldest: what each rule still lets be kept."""
 
-    rule: RetentionRule
-    kept_bytes: int = 0
+    def __init__(self, now_us: int, snapshot_seq: int, rules: Sequence[RetentionRule]) -> None:
+        self.snapshot_seq = snapshot_seq
+        """What tables are made of up to here, a snapshot stands for."""
+        self.kept_bytes = [0] * len(rules)
+        """By rule, in their order."""
+        self.now_us = now_us
+        self._rules = rules
 
-    def takes(self, time_us: int, size: int, now_us: int) -> bool:
-        self.kept_bytes += size
-        rule = self.rule
-        old = rule.max_age_days is not None and time_us < now_us - rule.max_age_days * _DAY_US
-        return not old and (rule.max_bytes is None or self.kept_bytes <= rule.max_bytes)
+    def takes(self, name: str, time_us: int, size: int) -> bool:
+        """Count an event; tell whether its rule keeps it."""
+        index = next(index for index, rule in enumerate(self._rules) if matches(rule.pattern, name))
+        rule = self._rules[index]
+        self.kept_bytes[index] += size
+        old = rule.max_age_days is not None and time_us < self.now_us - rule.max_age_days * _DAY_US
+        return not old and (rule.max_bytes is None or self.kept_bytes[index] <= rule.max_bytes)
 
 
 class Retention:
@@ -118,7 +112,6 @@ class Retention:
         self._database = database
         self._referrers = referrers
         self._sandboxes = sandboxes
-        self._snapshot_seq = 0
         self._clock = clock
         self.settings = settings
         self.rules = settings.all_rules
@@ -146,7 +139,9 @@ class Retention:
             if swept.needed and await self._keep_snapshot(trust_live=trust_live):
                 await self._remove_data(swept)
             await self._compact(swept)
-            await self._collect(swept)
+            swept.blobs, swept.blob_bytes = await remove_unnamed(
+                self._database, self._referrers, self._clock.time_us()
+            )
             await self._return_pages(swept)
             self.last, self.swept_us = swept, self._clock.time_us()
             if replace(swept, needed=0) != Swept():
@@ -154,44 +149,33 @@ class Retention:
                 await self._database.write_apart(lambda tx: tx.tell(told))
         return swept
 
-    def rule_of(self, name: str) -> RetentionRule:
-        """Give the first rule that matches an event's name."""
-        return next(rule for rule in self.rules if matches(rule.pattern, name))
-
     async def _remove_data(self, swept: Swept) -> None:
         """Go from the newest events to the oldest: what fits is kept, what is beyond loses its data."""
         snapshot = await self._sandboxes.snapshot()
-        self._snapshot_seq = snapshot.seq if snapshot is not None else 0
         swept.needed = 0
-        now_us = self._clock.time_us()
-        allowances = {id(rule): _Allowance(rule) for rule in self.rules}
+        way = _Way(self._clock.time_us(), snapshot.seq if snapshot is not None else 0, self.rules)
         high = self._database.head
         while high > self._database.facts.horizon:
             low = max(self._database.facts.horizon, high - LOOK)
-            if await self._is_too_much(low, high, allowances, now_us):
-                await self._remove_from(low, high, allowances, now_us, swept)
+            if await self._is_too_much(low, high, way):
+                await self._remove_from(low, high, way, swept)
             high = low
 
-    async def _is_too_much(self, low: int, high: int, allowances: dict[int, _Allowance], now_us: int) -> bool:
+    async def _is_too_much(self, low: int, high: int, way: _Way) -> bool:
         """Weigh rows in one go; tell whether they have to be looked at one by one."""
         rows = await self._database.read(_WEIGH, (low, high))
-        rules = [(allowances[id(self.rule_of(_name(name)))], time_us, size) for name, time_us, size in rows]
         oldest = await self._database.read(_OLDEST, (low, high))
-        before = [allowance.kept_bytes for allowance, _, _ in rules]
+        before = tuple(way.kept_bytes)
         taken = [
-            allowance.takes(min(time_us, oldest[0][0]), size or 0, now_us)
-            for allowance, time_us, size in rules
+            way.takes(_name(name), min(time_us, oldest[0][0]), size or 0) for name, time_us, size in rows
         ]
         if all(taken):
             return False
-        for (allowance, _, _), kept in zip(reversed(rules), reversed(before), strict=True):
-            allowance.kept_bytes = kept
+        way.kept_bytes[:] = before
         return True
 
-    async def _remove_from(
-        self, low: int, high: int, allowances: dict[int, _Allowance], now_us: int, swept: Swept
-    ) -> None:
-        time_us = now_us
+    async def _remove_from(self, low: int, high: int, way: _Way, swept: Swept) -> None:
+        time_us = way.now_us
         while high > low:
             first = max(low, high - SLICE)
             rows = await self._database.read(_FULL, (first, high))
@@ -200,9 +184,9 @@ class Retention:
                 size, stub = _stub(data, reference)
                 time_us = told_us or time_us
                 name = _name(stored)
-                if allowances[id(self.rule_of(name))].takes(time_us, size, now_us):
+                if way.takes(name, time_us, size):
                     continue
-                if seq > self._snapshot_seq and name in self._sandboxes.needed:
+                if seq > way.snapshot_seq and name in self._sandboxes.needed:
                     swept.needed += 1
                 else:
                     gone.append((stub, seq))
@@ -263,31 +247,6 @@ class Retention:
         tx.execute("REPLACE INTO meta VALUES ('horizon', ?), ('horizon_chain', ?)", (until, chain.hex()))
         facts = self._database.facts
         tx.on_commit(lambda: setattr(facts, "horizon", until))
-
-    async def _collect(self, swept: Swept) -> None:
-        """Remove the blobs that no row of the log, and of no plugin, names."""
-        silent = await self._referrers.silent()
-        if silent:
-            log.warning("retention.blobs_kept", not_loaded=silent)
-            return
-        before_s = self._clock.time_us() / 1e6 - GRACE_S
-        known: set[str] = set()
-        async for referred in self._referrers.all():
-            # By its hash, too: of a damaged row one of them may be right.
-            known.update((referred.path, blob_files.path_of(str(referred.sha256))))
-        position = self._database.facts.horizon
-        while position < self._database.head:
-            until = position + LOOK
-            for seq, is_readable, path, digest in await self._database.read(_REFERRED, (position, until)):
-                if not is_readable:
-                    log.warning("retention.blobs_kept", damaged=seq)
-                    return
-                if path is not None:  # by its hash, too, as above
-                    known.update((str(path), blob_files.path_of(str(digest))))
-            position = until
-        removed, freed = await asyncio.to_thread(blob_files.collect, self._database.home, known, before_s)
-        swept.blobs += removed
-        swept.blob_bytes += freed
 
     async def _return_pages(self, swept: Swept) -> None:
         """Give free pages back, while there are more than a few."""

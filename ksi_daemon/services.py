@@ -75,7 +75,7 @@ class Services:
             near = nearest(name, known)
             guess = f"did you mean {near[0]}? " if near else ""
             raise ServiceError(
-                f"no plugin offers the service {name}; {guess}there are {', '.join(known)}"
+                f"no plugin offers the service {name}; {guess}there are {', '.join(known)}", service=name
             ) from None
         return instance
 

@@ -5,8 +5,7 @@ no memory beyond its own bounded one, and nobody else notices.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, Protocol
 
 from ksi_common.clock import parse_time
@@ -262,7 +261,7 @@ class _Feed:
                     self._position = self._hub.head
                     self._mark("heartbeat")
 
-    def _deliver_skipped(self, skipped: "_Skipping") -> None:
+    def _deliver_skipped(self, skipped: "_Skipped") -> None:
         self._hub.settle(self._channel)
         events, dropped = skipped.take()
         if dropped:  # from where it had everything: the events that were kept are still to come
@@ -297,62 +296,41 @@ def _gap(damage: Damage) -> dict[str, Any]:
     }
 
 
-class _Skipping(Protocol):
-    """What to keep for a subscriber that wants the newest rather than all."""
+class _Skipped:
+    """What a subscriber that wants the newest rather than all has yet to be given: one event of each key."""
 
-    def add(self, batch: Batch) -> None: ...
-
-    def take(self) -> tuple[Sequence[StoredEvent], int]: ...
-
-
-class _DropOldest:
-    def __init__(self) -> None:
-        self._events: deque[StoredEvent] = deque()
+    def __init__(self, key: Callable[[StoredEvent], object]) -> None:
+        self._key = key
+        self._kept: dict[object, StoredEvent] = {}
         self._bytes = 0
         self._dropped = 0
 
     def add(self, batch: Batch) -> None:
         for event in batch.events:
-            self._events.append(event)
-            self._bytes += len(event.data)
-            while len(self._events) > MAX_EVENTS or self._bytes > MAX_BYTES:
-                self._bytes -= len(self._events.popleft().data)
-                self._dropped += 1
-
-    def take(self) -> tuple[Sequence[StoredEvent], int]:
-        taken = tuple(self._events), self._dropped
-        self._events.clear()
-        self._bytes = self._dropped = 0
-        return taken
-
-
-class _LatestPerKey:
-    """The last event of each stream, or of each name where there is none."""
-
-    def __init__(self) -> None:
-        self._latest: dict[str, StoredEvent] = {}
-        self._bytes = 0
-        self._dropped = 0
-
-    def add(self, batch: Batch) -> None:
-        for event in batch.events:
-            key = event.stream or event.event
-            if key in self._latest:
+            key = self._key(event)
+            if key in self._kept:
                 self._drop(key)
-            self._latest[key] = event
+            self._kept[key] = event
             self._bytes += len(event.data)
-            while len(self._latest) > MAX_EVENTS or self._bytes > MAX_BYTES:
-                self._drop(next(iter(self._latest)))
+            while len(self._kept) > MAX_EVENTS or self._bytes > MAX_BYTES:
+                self._drop(next(iter(self._kept)))
 
     def take(self) -> tuple[Sequence[StoredEvent], int]:
-        taken = tuple(self._latest.values()), self._dropped
-        self._latest, self._bytes, self._dropped = {}, 0, 0
+        """Give what was kept, in order, and how many were dropped."""
+        taken = tuple(self._kept.values()), self._dropped
+        self._kept, self._bytes, self._dropped = {}, 0, 0
         return taken
 
-    def _drop(self, key: str) -> None:
-        self._bytes -= len(self._latest.pop(key).data)
+    def _drop(self, key: object) -> None:
+        self._bytes -= len(self._kept.pop(key).data)
         self._dropped += 1
 
 
-def _skipping(overflow: Overflow) -> _Skipping | None:
-    return {"log": None, "drop_oldest": _DropOldest(), "latest_per_key": _LatestPerKey()}[overflow]
+def _skipping(overflow: Overflow) -> _Skipped | None:
+    match overflow:
+        case "log":
+            return None
+        case "drop_oldest":
+            return _Skipped(id)
+        case "latest_per_key":
+            return _Skipped(lambda event: event.stream or event.event)

@@ -259,12 +259,8 @@ class DatabaseTimers:
 
     async def _sleep_until(self, due_us: float) -> None:
         self._next_due = due_us
-        delay = min((due_us - self._clock.time_us()) / 1e6, MAX_SLEEP_S)
-        alarm = self._call_later(max(delay, MIN_SLEEP_S), self._wake.set)
-        try:
-            await self._wake.wait()
-        finally:
-            alarm.cancel()
+        delay_s = min((due_us - self._clock.time_us()) / 1e6, MAX_SLEEP_S)
+        await self._wait(self._wake, max(delay_s, MIN_SLEEP_S))
 
     def _note(self, name: str, due_us: float = math.inf) -> None:
         """Take note that a timer was set or taken away."""
@@ -361,13 +357,13 @@ class DatabaseTimers:
                 if not error.retryable:
                     raise
                 log.warning("timer.deferred", error=error.message, retry_after_s=STORE_RETRY_S)
-            await self._pause(STORE_RETRY_S)
+            await self._wait(asyncio.Event(), STORE_RETRY_S)
 
-    async def _pause(self, seconds: float) -> None:
-        over = asyncio.Event()
-        alarm = self._call_later(seconds, over.set)
+    async def _wait(self, event: asyncio.Event, seconds: float) -> None:
+        """Wait for an event, or for so long; either way it is set then."""
+        alarm = self._call_later(seconds, event.set)
         try:
-            await over.wait()
+            await event.wait()
         finally:
             alarm.cancel()
 

@@ -1,6 +1,5 @@
 """Serve the routes of plugins over HTTP to who knows the token: any page in a browser can reach a port.
-In ksi.toml: plugins.web = {port = 8090, token = "a long secret"}. `curl -H "Authorization: Bearer $TOKEN"`
-"""
+In ksi.toml: plugins.web = {port = 8090, token_file = "/home/ada/token"}; ask with curl --oauth2-bearer."""
 
 import asyncio
 import json
@@ -9,14 +8,14 @@ from email import message_from_bytes
 from hmac import compare_digest
 from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, FilePath
 
 from ksi_daemon.plugin import HttpRoute, HttpRoutes, KSIError, LocalBus, NotFound, Services, hookimpl
 
 
 class Web(BaseModel):
     port: int = Field(0, description="Of 127.0.0.1; 0: it serves nothing.")
-    token: str = Field("", description="What a request must say; without one, it serves nothing.")
+    token_file: FilePath | None = Field(None, description="Its words must be said; none: it serves nothing.")
 
 
 @hookimpl
@@ -32,12 +31,13 @@ def ksi_routes() -> list[HttpRoute]:
 @hookimpl
 async def ksi_serve(services: Services) -> None:
     settings, bus, routes = services.get(Web), services.get(LocalBus), services.get(HttpRoutes)
+    token = settings.token_file.read_text().strip() if settings.token_file else ""
 
     async def answer(request: bytes) -> tuple[str, object]:
         line, _, headers = request.partition(b"\r\n")
         said = str(message_from_bytes(headers)["authorization"])
-        if not compare_digest(said.encode(errors="replace"), f"Bearer {settings.token}".encode()):
-            return "401 Unauthorized", {"message": "say the token of [plugins.web]"}
+        if not compare_digest(said.encode(errors="replace"), f"Bearer {token}".encode()):
+            return "401 Unauthorized", {"message": "say the token of plugins.web.token_file"}
         method, target, _ = line.decode().split()
         url = urlsplit(target)
         try:
@@ -55,6 +55,6 @@ async def ksi_serve(services: Services) -> None:
             text = f"HTTP/1.0 {status}\r\ncontent-type: application/json\r\n\r\n{json.dumps(body)}\n"
             writer.write(text.encode())
 
-    if settings.port and settings.token:
+    if settings.port and token:
         async with await asyncio.start_server(serve, "127.0.0.1", settings.port) as server:
             await server.serve_forever()

@@ -1,6 +1,6 @@
 """Handle events from a process of your own: it may crash or hang, and the daemon will not.
 
-python examples/remote/serve.py &
+.venv/bin/python examples/remote/serve.py &
 ksi call words:count text="to be or not to be"
 """
 

@@ -36,9 +36,10 @@ def call(invocation: Invocation, event: str, words: tuple[str, ...]) -> None:
         ask(invocation, event, fields)
     except InvalidArgument as error:
         explained = f"ksi events show {event}"
-        error.hint = error.hint or explained
-        if not error.hint.startswith((explained, "system:help ")):
-            error.add_note(explained)
+        if error.hint is None:
+            error.hint = explained
+        elif not error.hint.startswith((explained, "system:help ")):
+            error.hint = f"{error.hint}   |   {explained}"
         raise
 
 

@@ -21,7 +21,7 @@ _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.group()
 def contract() -> None:
-    """Keep what clients rely on: the discovery document, saved and compared.
+    """Save what clients rely on, and see what a change breaks.
 
     \b
     ksi contract save contract.json     what can be sent and followed now
@@ -35,7 +35,7 @@ def contract() -> None:
 @common_options
 @click.pass_obj
 def save(invocation: Invocation, file: Path, namespace: str | None) -> None:
-    """Write the discovery document of the daemon into a file, to be committed.
+    """Write the daemon's discovery document into a file. Commit that.
 
     \b
     ksi contract save contract.json --namespace weather
@@ -51,7 +51,9 @@ def save(invocation: Invocation, file: Path, namespace: str | None) -> None:
 @common_options
 @click.pass_obj
 def diff(invocation: Invocation, old: Path, new: Path | None) -> int:
-    """Compare two documents, or one with the daemon: exit code 1 where a client of the old one breaks.
+    """Compare two documents, or one with the daemon.
+
+    Exit code 1 where a client of the old one breaks.
 
     \b
     ksi contract diff contract.json

@@ -18,12 +18,13 @@ class Duration(click.ParamType[float]):
     """Seconds, or a number with its unit: 500ms, 10s, 5m, 2h, 1d."""
 
     name = "duration"
+    wanted = "is no duration: write 500ms, 10s, 5m, 2h or 1d"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Give seconds."""
         found = _DURATION.fullmatch(str(value))
         if found is None or float(found[1]) == 0:
-            self.fail(f"{value!r} is no duration: write 500ms, 10s, 5m, 2h or 1d", param, ctx)
+            self.fail(f"{value!r} {self.wanted}", param, ctx)
         return float(found[1]) * _UNITS[found[2] or "s"]
 
 

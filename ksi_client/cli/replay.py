@@ -17,7 +17,7 @@ from ksi_client.cli.writing import write, write_json
 @common_options
 @click.pass_obj
 def replay(invocation: Invocation, *, keep: bool) -> int:
-    """Replay the whole log into a sandbox, and compare it with what is live.
+    """Replay the log in a sandbox, and compare it with what is live.
 
     \b
     ksi replay

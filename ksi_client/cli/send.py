@@ -21,7 +21,7 @@ from ksi_client.cli.writing import write_fields
 def send(
     invocation: Invocation, event: str, words: tuple[str, ...], *, event_id: str | None, ephemeral: bool
 ) -> None:
-    """Tell an event to everyone who follows it; done once it is on disk.
+    """Tell an event to everyone who follows it. Done once it is on disk.
 
     \b
     ksi send build:finished branch=main ok:=true

@@ -22,6 +22,7 @@ class Moment(Duration):
     """A time: RFC 3339, or how long ago."""
 
     name = "moment"
+    wanted = "is no time: write how long ago, as 10m or 2h, or when, as 2026-01-31T12:00:00Z"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Give the time, RFC 3339."""

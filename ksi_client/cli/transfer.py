@@ -46,7 +46,7 @@ def export_(invocation: Invocation, file: str) -> int:
 @common_options
 @click.pass_obj
 def import_(invocation: Invocation, file: str) -> int:
-    """Make the log of an exported file that of $KSI_HOME, which must have none.
+    """Read an exported log into $KSI_HOME, which must have none.
 
     \b
     ksi import log.jsonl

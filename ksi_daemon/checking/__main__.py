@@ -126,7 +126,7 @@ def _loaded(plugin: Plugin, took_ms: float) -> Iterator[Finding]:
     done = {
         "answers": plugin.handled,
         "tells": plugin.told,
-        "hears": plugin.subscribed,
+        "hears": list(map(str, plugin.subscribed)),
         "keeps": declarations.kept_by(plugin),
     }
     for does, names in done.items():

@@ -16,6 +16,7 @@ from ksi_daemon.explaining import explain
 from ksi_daemon.handlers import Compiler
 from ksi_daemon.marks import HANDLER, PROJECTION, REBUILDER, SUBSCRIBER, UPCASTER
 from ksi_daemon.plugins import declared, modules_of, notifications_of
+from ksi_daemon.services import ServiceError
 from ksi_daemon.supervisor import attempt
 from ksi_daemon.threads import Threads
 
@@ -44,8 +45,8 @@ def handlers(daemon: Daemon, plugin: Plugin) -> Iterator[Finding]:
 
 def _lacks(error: BaseException, own: Set[str] | BaseException) -> bool:
     """Tell whether there is nothing wrong but that the plugin's own service did not open, which is said."""
-    words = str(error).partition("no plugin offers the service ")[2].partition(";")[0]
-    return not isinstance(own, BaseException) and words in own
+    missing = error.details.get("service") if isinstance(error, ServiceError) else None
+    return not isinstance(own, BaseException) and missing in own
 
 
 def events(daemon: Daemon, plugin: Plugin) -> Iterator[Finding]:

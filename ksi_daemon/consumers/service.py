@@ -274,10 +274,7 @@ class Consumers:
             )  # fmt: skip
             row = await rows.load(self.database, kind, name)
         assert row is not None
-        return ConsumerRow(
-            row.id, kind, name, row.stream, position, row.max_attempts, row.created_us, row.changed_us,
-            row.patterns,
-        ), gap  # fmt: skip
+        return replace(row, position=position), gap
 
     async def create(
         self, kind: str, name: str, *, patterns: Sequence[str], stream: str | None, position: int,

@@ -9,14 +9,13 @@ import structlog
 from ksi_common.events.completion import Failure, Proof, Step
 from ksi_completion.dead_completions import MAX_FAULTS, DeadCompletions
 from ksi_completion.ending import Ending
-from ksi_completion.next_tries import NextTries, Setback
-from ksi_completion.open_completions import MakeAttempt, Open, OpenCompletions
+from ksi_completion.next_tries import Setback
+from ksi_completion.open_completions import Open, OpenCompletions
 from ksi_completion.outcomes import Again, Outcome
 from ksi_completion.recovery import Recovery
-from ksi_completion.retry_manager import RetryManager
 from ksi_completion.rows import ONE, Row
-from ksi_completion.running import guarded
-from ksi_daemon.plugin import Database, LeaseLost, OperationalError, Transaction, event_context
+from ksi_completion.running import Attempt, Means, guarded
+from ksi_daemon.plugin import LeaseLost, OperationalError, Transaction, event_context
 
 log = structlog.get_logger()
 
@@ -30,23 +29,17 @@ class Advancing:
     def __init__(
         self,
         *,
-        database: Database,
+        means: Means,
         opened: OpenCompletions,
         ending: Ending,
         recovery: Recovery,
-        retries: RetryManager,
-        tries: NextTries,
         dead: DeadCompletions,
-        make_attempt: MakeAttempt,
     ) -> None:
-        self._database = database
+        self._means = means
         self._opened = opened
         self._ending = ending
         self._recovery = recovery
-        self._retries = retries
-        self._tries = tries
         self._dead = dead
-        self._make_attempt = make_attempt
 
     async def advance(self, one: Open, answered: Callable[[Open], None]) -> None:
         """Bring one a step further; a bug on the way is its own matter.
@@ -82,12 +75,12 @@ class Advancing:
                 proof = Proof(how="recovered", elapsed_s=0.0)
                 outcome: Outcome | Again = Outcome(row.attempts, 0, proof=proof, failures=row.failures)
             else:
-                one.attempt = self._make_attempt(row, live)
+                one.attempt = Attempt(row, live, self._means, unfit=one.unfit)
                 if one.is_unwanted:
                     one.attempt.cancel()
                 outcome = await one.attempt.outcome()
             if isinstance(outcome, Again):
-                one.row, one.again_s = outcome.row, outcome.delay_s
+                one.row, one.again_s, one.unfit = outcome.row, outcome.delay_s, outcome.unfit
             else:
                 await self._end(one, row, outcome, answered)
 
@@ -100,7 +93,7 @@ class Advancing:
             last = await self._ending.end(row, outcome)
         except LeaseLost as lost:
             setback = Setback(reason="lease_lost", message=lost.message, usage=one.usage)
-            one.row = await self._tries.note(replace(row, attempts=outcome.attempt), setback)
+            one.row = await self._means.tries.note(replace(row, attempts=outcome.attempt), setback)
             return
         self._opened.finish(one, last, row, outcome.answer.text if outcome.answer else None)
 
@@ -135,11 +128,11 @@ class Advancing:
         message = f"{type(bug).__name__}: see the log"
         with event_context(row.envelope()):
             if one.faults < MAX_FAULTS:
-                again_s = self._retries.delay_s(one.faults)
+                again_s = self._means.retries.delay_s(one.faults)
                 setback = Setback(
                     reason="bug", message=message, delay_s=again_s, lease=lease, usage=one.usage
                 )
-                one.row, one.again_s = await self._tries.note(row, setback), again_s
+                one.row, one.again_s = await self._means.tries.note(row, setback), again_s
                 return
             failure = Failure(reason="bug", message=message)
             outcome = Outcome(
@@ -155,4 +148,4 @@ class Advancing:
         def read(tx: Transaction) -> Row:
             return Row.of(tx.execute(ONE, (request_id,)).fetchone())
 
-        return await self._database.write_apart(read)
+        return await self._means.database.write_apart(read)

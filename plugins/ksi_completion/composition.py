@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any, Final
 
 from ksi_common.paths import Paths
@@ -31,7 +30,7 @@ from ksi_completion.recovery import Recovery
 from ksi_completion.response_cache import ResponseCache
 from ksi_completion.responses import Responses
 from ksi_completion.retry_manager import RetryManager
-from ksi_completion.running import Attempt
+from ksi_completion.running import Means
 from ksi_completion.session_manager import SessionManager
 from ksi_completion.settings import PROVIDER, CompletionSettings
 from ksi_completion.stall import Stall
@@ -227,49 +226,40 @@ async def _opened(jobs: Jobs) -> AsyncIterator[OpenCompletions]:
 
 
 @asynccontextmanager
-async def _advancing(
+async def _means(
     database: Database,
     bus: Bus,
     clock: Clock,
     settings: CompletionSettings,
     providers: ProviderManager,
     sessions: SessionManager,
-    ending: Ending,
-    storing: Storing,
     tries: NextTries,
-    dead: DeadCompletions,
-    recovery: Recovery,
+    storing: Storing,
+    jobs: Jobs,
     budgets: Budgets,
     cache: ResponseCache,
-    jobs: Jobs,
-    opened: OpenCompletions,
-) -> AsyncIterator[Advancing]:
-    retries = RetryManager(attempts=settings.attempts, first_delay_s=settings.retry_delay_s)
-    yield Advancing(
+) -> AsyncIterator[Means]:
+    yield Means(
         database=database,
-        opened=opened,
-        ending=ending,
-        recovery=recovery,
-        retries=retries,
+        bus=bus,
+        clock=clock,
+        providers=providers,
+        retries=RetryManager(attempts=settings.attempts, first_delay_s=settings.retry_delay_s),
+        sessions=sessions,
         tries=tries,
-        dead=dead,
-        make_attempt=partial(
-            Attempt,
-            database=database,
-            bus=bus,
-            clock=clock,
-            providers=providers,
-            retries=retries,
-            sessions=sessions,
-            tries=tries,
-            storing=storing,
-            make_job=jobs.make,
-            budgets=budgets,
-            cache=cache,
-            unfit={},
-            stall=Stall(first_s=settings.first_s, idle_s=settings.stall_s),
-        ),
+        storing=storing,
+        jobs=jobs,
+        budgets=budgets,
+        cache=cache,
+        stall=Stall(first_s=settings.first_s, idle_s=settings.stall_s),
     )
+
+
+@asynccontextmanager
+async def _advancing(
+    means: Means, opened: OpenCompletions, ending: Ending, recovery: Recovery, dead: DeadCompletions
+) -> AsyncIterator[Advancing]:
+    yield Advancing(means=means, opened=opened, ending=ending, recovery=recovery, dead=dead)
 
 
 @asynccontextmanager
@@ -347,6 +337,7 @@ PARTS: Final[Sequence[Service[Any]]] = (
     Service(Recovery, _recovery),
     Service(Jobs, _jobs),
     Service(OpenCompletions, _opened),
+    Service(Means, _means),
     Service(Advancing, _advancing),
     Service(Conductor, _conductor),
     Service(CompletionService, _service),

@@ -151,10 +151,6 @@ class Conversations:
                 turns.append(turn)
         return turns[::-1]
 
-    async def history(self, session_id: str) -> Sequence[ChatMessage]:
-        """Give what is said in the turns that a next prompt goes on from, oldest first."""
-        return [message for turn in await self.turns(session_id) for message in turn.messages]
-
     async def _said(self, row: Row, position: int) -> tuple[Said, str]:
         """Give a message, and where it is."""
         if position == _ANSWER:

@@ -1,8 +1,8 @@
 """What a provider is asked: the turns of a session and the prompt, from memory where they are at hand."""
 
 from collections import deque
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import orjson
 
@@ -21,16 +21,6 @@ TURN_BYTES: Final = 32 * 1024 * 1024
 
 _TOOLS: Final = "SELECT allowed, tools, response_schema FROM completion_tools WHERE request_id = ?"
 _INSERT_TOOLS: Final = "INSERT INTO completion_tools VALUES (?, ?, ?, ?)"
-
-
-class MakeJob(Protocol):
-    """Give what a provider is asked."""
-
-    def __call__(
-        self, row: Row, session: Session, *, attempt: int, keeps_sessions: bool, left_s: float
-    ) -> Awaitable[Job]:
-        """``keeps_sessions``: the provider does so itself; ``left_s``: the seconds that it may take."""
-        ...
 
 
 class History:
@@ -110,7 +100,10 @@ class Jobs:
     async def make(
         self, row: Row, session: Session, *, attempt: int, keeps_sessions: bool, left_s: float
     ) -> Job:
-        """Give what the provider is asked; a session that it keeps itself is not told again."""
+        """Give what the provider is asked; a session that it keeps itself is not told again.
+
+        ``left_s``: the seconds that it may take.
+        """
         prompt = await self._prompt(row.request_id)
         goes_on = keeps_sessions and session.is_bound_to(row.provider, row.model) and not is_whole(prompt)
         history = await self._history(row.session_id)

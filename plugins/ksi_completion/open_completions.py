@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from ksi_common.events.completion import Step, Usage
 from ksi_common.events.completion_parts import Pause
@@ -13,14 +12,6 @@ from ksi_completion.pauses import told
 from ksi_completion.queue_manager import Entry, QueueManager
 from ksi_completion.rows import Row, StoredMessage
 from ksi_completion.running import Attempt
-
-
-class MakeAttempt(Protocol):
-    """Make the work on a completion whose turn it is."""
-
-    def __call__(self, row: Row, live: Live) -> Attempt:
-        """Make it; nothing begins yet."""
-        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +32,8 @@ class Open:
     """It is known what comes of it."""
     is_recovered: bool = False
     """It was unwanted when the daemon before ended: nothing of it survived that."""
+    unfit: str | None = None
+    """An answer that did not fit, and is to be mended."""
     again_s: float = 0.0
     """How long it waits, where it is to be tried again."""
     faults: int = 0

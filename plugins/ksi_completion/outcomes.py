@@ -43,3 +43,5 @@ class Again:
     row: Row
     """As it is on disk now."""
     delay_s: float
+    unfit: str | None = None
+    """The answer that did not fit, where it is to be mended."""

@@ -17,9 +17,10 @@ from ksi_common.events.completion import (
     Proof,
     Usage,
 )
+from ksi_common.records import record
 from ksi_completion import structured
 from ksi_completion.budgets import Budgets
-from ksi_completion.jobs import MakeJob
+from ksi_completion.jobs import Jobs
 from ksi_completion.live import PIECE, Live
 from ksi_completion.next_tries import NextTries, Setback
 from ksi_completion.outcomes import Again, Outcome
@@ -53,46 +54,38 @@ _Came = Answer | ProviderFailure | OverBudget | Failure | None
 """What came of the work; None: it was stopped by wish."""
 
 
-class Attempt:
-    """Work once on a completion. ``outcome`` is awaited once; ``cancel`` may be called at any time."""
+@record(kw_only=True)
+class Means:
+    """What all attempts work with."""
 
-    def __init__(
-        self,
-        row: Row,
-        live: Live,
-        *,
-        database: Database,
-        bus: Bus,
-        clock: Clock,
-        providers: ProviderManager,
-        retries: RetryManager,
-        sessions: SessionManager,
-        tries: NextTries,
-        storing: Storing,
-        make_job: MakeJob,
-        budgets: Budgets,
-        cache: ResponseCache,
-        unfit: dict[str, str],
-        stall: Stall,
-    ) -> None:
+    database: Database
+    bus: Bus
+    clock: Clock
+    providers: ProviderManager
+    retries: RetryManager
+    sessions: SessionManager
+    tries: NextTries
+    storing: Storing
+    jobs: Jobs
+    budgets: Budgets
+    cache: ResponseCache
+    stall: Stall
+
+
+class Attempt:
+    """Work once on a completion. ``outcome`` is awaited once; ``cancel`` may be called at any time.
+
+    ``unfit``: the answer of the attempt before, where that did not fit.
+    """
+
+    def __init__(self, row: Row, live: Live, means: Means, *, unfit: str | None = None) -> None:
         self.row = row
         self._live = live
-        self._database = database
-        self._bus = bus
-        self._clock = clock
-        self._providers = providers
-        self._retries = retries
-        self._sessions = sessions
-        self._tries = tries
-        self._storing = storing
-        self._make_job = make_job
-        self._budgets = budgets
-        self._reservation = Reservation(row)
-        self._cache = cache
+        self._means = means
         self._unfit = unfit
-        self._stall = stall
+        self._reservation = Reservation(row)
         self._attempt = row.attempts
-        self._began = self._wished = clock.monotonic()
+        self._began = self._wished = means.clock.monotonic()
         self._generation: Generation | None = None
         self._session = Session()
         self._lease: Lease | None = None
@@ -114,7 +107,7 @@ class Attempt:
         """Stop the work, if there is any left."""
         if not self._is_unwanted:
             self._is_unwanted = True
-            self._wished = self._clock.monotonic()
+            self._wished = self._means.clock.monotonic()
             if self._scope is not None and not self._scope.expired():  # else it is being broken off already
                 self._scope.reschedule(asyncio.get_running_loop().time())
 
@@ -123,7 +116,7 @@ class Attempt:
         came: _Came = None
         try:
             if not self._is_unwanted:
-                came = await self._providers.routes.call(self.row.candidate, self._work)
+                came = await self._means.providers.routes.call(self.row.candidate, self._work)
         finally:
             # Not where the work is: there its time, or a wish, would break it off.
             stopped = await self._stop()
@@ -132,7 +125,7 @@ class Attempt:
             self._lease = None
             return self._end(failure=stopped)
         if came is None or (self._is_unwanted and isinstance(came, ProviderFailure)):
-            elapsed_s = round(self._clock.monotonic() - self._wished, 3)
+            elapsed_s = round(self._means.clock.monotonic() - self._wished, 3)
             return self._end(proof=stopped.model_copy(update={"elapsed_s": elapsed_s}))
         if isinstance(came, Answer):
             return self._end(answer=came)
@@ -144,15 +137,15 @@ class Attempt:
 
     def close(self) -> None:
         """Give back what is reserved for it yet: what came of it is on disk, and the ledger lacks nothing."""
-        self._budgets.give_back(self.row.request_id)
+        self._means.budgets.give_back(self.row.request_id)
 
     async def tell_progress(self) -> None:
         """Tell that it is at work, where nothing came since this was called before."""
         was_silent, self._is_silent = self._is_silent, True
         if was_silent:
-            elapsed_s = self._clock.monotonic() - self._began
+            elapsed_s = self._means.clock.monotonic() - self._began
             self._live.tell("progress", self._named() | {"elapsed_s": elapsed_s})
-            await self._bus.notify(CompletionProgress(**self._named(), elapsed_s=elapsed_s))
+            await self._means.bus.notify(CompletionProgress(**self._named(), elapsed_s=elapsed_s))
 
     async def _stop(self) -> Proof | Failure:
         """Return when nothing works on it any more, or where that cannot be had."""
@@ -166,9 +159,9 @@ class Attempt:
     async def _work(self) -> _Came:
         try:
             # Not broken off by anything: who has begun must know it.
-            self._session = await self._sessions.find(self.row.session_id)
+            self._session = await self._means.sessions.find(self.row.session_id)
             job = await self._job()
-            self._reservation = await self._budgets.reserve(self.row, job.characters)
+            self._reservation = await self._means.budgets.reserve(self.row, job.characters)
             await self._begin()
             if self._is_unwanted:
                 return None
@@ -197,23 +190,22 @@ class Attempt:
         if asyncio.get_running_loop().time() >= self._limit:
             message = f"no answer within {self.row.timeout_s:g} s"
             return Failure(reason="timed_out", message=message, retryable=True)
-        silent_s = self._stall.silent_s(is_first=not self._has_said)
+        silent_s = self._means.stall.silent_s(is_first=not self._has_said)
         message = f"{self.row.provider} gave no output for {silent_s:g} s and was ended"
         return ProviderFailure(message, reason="stalled", kind="stalled")
 
     async def _job(self) -> Job:
         """Give what the provider is asked; after an answer that does not fit, for a better one."""
-        row, provider = self.row, self._providers.get(self.row.provider)
-        job = await self._make_job(
+        row, provider = self.row, self._means.providers.get(self.row.provider)
+        job = await self._means.jobs.make(
             row,
             self._session,
             attempt=self._attempt + 1,
             keeps_sessions=provider.keeps_sessions,
             left_s=self._left_s(),
         )
-        bad = self._unfit.pop(row.request_id, None)
         if row.last_reason == structured.REASON:
-            repaired = structured.repaired(job.messages, bad, row.last_message or "")
+            repaired = structured.repaired(job.messages, self._unfit, row.last_message or "")
             job = replace(job, messages=repaired, counted=None)
         if job.allowed_tools is not None and not provider.restricts_tools:
             raise ProviderFailure(
@@ -226,11 +218,11 @@ class Attempt:
     async def _answer(self, scope: asyncio.Timeout, job: Job) -> Answer:
         self._limit = asyncio.get_running_loop().time() + self._left_s()
         scope.reschedule(self._limit)
-        cached = await self._cache.get(self.row.provider, job)
+        cached = await self._means.cache.get(self.row.provider, job)
         if cached is not None:
             await self._tell_text(0, cached.text)
             return await self._fitted(job, cached)
-        provider = self._providers.get(self.row.provider)
+        provider = self._means.providers.get(self.row.provider)
         self._generation = generation = await provider.start(job)
         self._hear(scope)
         index = 0
@@ -240,7 +232,7 @@ class Attempt:
             index = await self._tell_text(index, text)
             self._reservation.grow(len(text))
         answer = await self._fitted(job, generation.answer)
-        self._cache.put(self.row.provider, job, answer)
+        self._means.cache.put(self.row.provider, job, answer)
         return answer
 
     async def _fitted(self, job: Job, answer: Answer) -> Answer:
@@ -250,7 +242,7 @@ class Attempt:
         try:
             value = await structured.fit(job.response_schema, answer)
         except structured.Unfit as unfit:
-            self._unfit[self.row.request_id] = answer.text
+            self._unfit = answer.text
             raise ProviderFailure(
                 str(unfit), reason=structured.REASON, kind="invalid", usage=answer.usage
             ) from None
@@ -259,7 +251,7 @@ class Attempt:
     def _hear(self, scope: asyncio.Timeout) -> None:
         """Take a sign of life: from now on it may be silent for as long as it ever may."""
         if not self._is_unwanted:
-            silent_s = self._stall.silent_s(is_first=not self._has_said)
+            silent_s = self._means.stall.silent_s(is_first=not self._has_said)
             scope.reschedule(min(self._limit, asyncio.get_running_loop().time() + silent_s))
 
     async def _tell_text(self, index: int, text: str) -> int:
@@ -279,17 +271,19 @@ class Attempt:
             model=row.model,
         )
 
+        left_s = self._left_s()
+
         def begin(tx: Transaction) -> Lease | LeaseHeld:
             try:
-                lease = self._sessions.take_in(tx, row.session_id, row.request_id, work_s=self._left_s())
+                lease = self._means.sessions.take_in(tx, row.session_id, row.request_id, work_s=left_s)
             except LeaseHeld as held:
                 return held
-            tx.execute(_BEGIN, (attempt, self._clock.time_us(), row.request_id))
+            tx.execute(_BEGIN, (attempt, self._means.clock.time_us(), row.request_id))
             tx.tell(told, stream=f"completion/{row.request_id}")
             return lease
 
-        lease = await self._storing.stored(
-            lambda: self._database.write(begin), request_id=row.request_id, session_id=row.session_id
+        lease = await self._means.storing.stored(
+            lambda: self._means.database.write(begin), request_id=row.request_id, session_id=row.session_id
         )
         if isinstance(lease, LeaseHeld):
             # Whoever has it could not be ended: two at work on a session would spoil it.
@@ -309,7 +303,7 @@ class Attempt:
             failures=self.row.failures + was_called,
             worked_ms=self.row.worked_ms + self._elapsed_ms(),
         )
-        routes, delay_s = self._providers.routes, 0.0
+        routes, delay_s = self._means.providers.routes, 0.0
         is_lost = failure.reason == SESSION_LOST and self._session.provider_session is not None
         is_unfit = failure.reason == structured.REASON and row.last_reason != structured.REASON
         instead = routes.instead(row.alias, row.candidate, failure)
@@ -318,7 +312,7 @@ class Attempt:
         elif instead is not None:
             row = replace(row, provider=instead.provider, model=instead.model)
         else:
-            retry = self._retries.decide(failure, failures=row.failures)
+            retry = self._means.retries.decide(failure, failures=row.failures)
             if retry is None:
                 return self._end(failure=failure_of(failure), failures=row.failures, usage=failure.usage)
             first, delay_s = routes.again(row.alias, row.candidate), retry.delay_s
@@ -351,7 +345,7 @@ class Attempt:
         return await self._again(row, setback)
 
     async def _again(self, row: Row, setback: Setback) -> Again:
-        row = await self._tries.note(row, setback)
+        row = await self._means.tries.note(row, setback)
         told = self._named() | {"reason": setback.reason, "message": setback.message}
         if setback.over is not None:
             self._live.tell("paused", told)
@@ -359,12 +353,13 @@ class Attempt:
             self._live.tell("retrying", told | {"delay_s": setback.delay_s})
         if setback.asked not in {None, row.candidate}:
             self._live.tell("failover", told | {"provider": row.provider, "model": row.model})
-        return Again(row=row, delay_s=setback.delay_s)
+        unfit = self._unfit if setback.reason == structured.REASON else None
+        return Again(row=row, delay_s=setback.delay_s, unfit=unfit)
 
     async def _tell_delta(self, index: int, text: str) -> None:
         self._is_silent = False
         self._live.said(text)
-        await self._bus.notify(CompletionDelta(**self._named(), index=index, text=text))
+        await self._means.bus.notify(CompletionDelta(**self._named(), index=index, text=text))
 
     def _named(self) -> dict[str, Any]:
         return {
@@ -377,7 +372,7 @@ class Attempt:
         return max(0.0, self.row.timeout_s - self.row.worked_ms / 1000)
 
     def _elapsed_ms(self) -> int:
-        return round((self._clock.monotonic() - self._began) * 1000)
+        return round((self._means.clock.monotonic() - self._began) * 1000)
 
     def _end(self, *, failures: int | None = None, **how: Any) -> Outcome:
         return Outcome(

@@ -41,27 +41,17 @@ class Storing:
 
     async def stored(self, store: Callable[[], Awaitable[T]], *, request_id: str, session_id: str) -> T:
         """Store until it is done; what another try would not mend is raised."""
-        try:
-            return await store()
-        except OperationalError as error:
-            self._note(request_id, session_id, error)
         delay_s = FIRST_DELAY_S
         try:
             while True:
-                await asyncio.sleep(delay_s)
-                delay_s = min(delay_s * 2, MAX_DELAY_S)
                 try:
                     return await store()
                 except OperationalError as error:
                     self._note(request_id, session_id, error)
+                await asyncio.sleep(delay_s)
+                delay_s = min(delay_s * 2, MAX_DELAY_S)
         finally:
             self._owed.pop(request_id, None)
-
-    def __contains__(self, request_id: str) -> bool:
-        return request_id in self._owed
-
-    def __len__(self) -> int:
-        return len(self._owed)
 
     def unstored(self) -> Sequence[Unstored]:
         """Describe what the disk does not take, the oldest 100 at most."""

@@ -102,10 +102,11 @@ async def test_the_commands_of_the_quick_start_work(daemon: DaemonProcess) -> No
 
 
 async def test_the_commands_that_ask_a_model_are_answered(daemon: DaemonProcess) -> None:
-    lines = [line for program in ("python3 chat.py ", "head ", "tail ") for line in commands(program)]
+    lines = [line for program in ("python3 chat.py ", "date ", "tail ") for line in commands(program)]
     assert len(lines) == 5
-    first, second, as_json, _, line = [run(line, daemon) for line in lines]
+    first, second, as_json, year, line = [run(line, daemon) for line in lines]
     assert ("Paris" in first, "Rome" in second) == (True, True)
+    assert re.search(r"\b20\d\d\b", year)
     assert json.loads(as_json)["is_error"] is False
     assert json.loads(line)["ksi"]["outcome"] == "result"
 

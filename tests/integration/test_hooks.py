@@ -374,8 +374,15 @@ async def test_a_transport_that_cannot_be_opened_switches_its_plugin_off(tmp_pat
     assert "its transport cannot be opened: FileNotFoundError" in details["error"]
 
 
-async def test_hook_ksi_routes(unused_port: int) -> None:
-    settings = {"plugins": {"web": {"port": unused_port, "token": "s3cret"}}}
+def web(port: int, folder: Path) -> dict[str, Any]:
+    """Give the settings of the example that serves HTTP, with the token s3cret."""
+    file = folder / "token"
+    file.write_text("s3cret\n")
+    return {"plugins": {"web": {"port": port, "token_file": str(file)}}}
+
+
+async def test_hook_ksi_routes(unused_port: int, tmp_path: Path) -> None:
+    settings = web(unused_port, tmp_path)
     async with running_daemon(plugins=[EXAMPLES / "web.py"], settings=settings) as ksi:
         await ksi.call_raw("state:set", {"key": "a", "value": 7})
         assert (await fetched(unused_port, "/state?key=a"))[1]["value"] == 7
@@ -386,8 +393,10 @@ async def test_hook_ksi_routes(unused_port: int) -> None:
 
 
 @pytest.mark.parametrize("header", ["", "Origin: http://evil.example\r\n", "Authorization: Bearer \r\n"])
-async def test_who_does_not_say_the_token_gets_nothing_over_http(unused_port: int, header: str) -> None:
-    settings = {"plugins": {"web": {"port": unused_port, "token": "s3cret"}}}
+async def test_who_does_not_say_the_token_gets_nothing_over_http(
+    unused_port: int, tmp_path: Path, header: str
+) -> None:
+    settings = web(unused_port, tmp_path)
     async with running_daemon(plugins=[EXAMPLES / "web.py"], settings=settings) as ksi:
         await ksi.call_raw("state:set", {"key": "a", "value": 7})
         status, body = await fetched(unused_port, "/state?key=a", header)

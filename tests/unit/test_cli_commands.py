@@ -285,7 +285,10 @@ def test_since_is_a_time_or_how_long_ago(daemon: FakeDaemon, capsys: Capture) ->
     assert len(ago) == len("2026-01-31T12:00:00.000000Z")
 
 
-def test_since_refuses_what_no_calendar_has(capsys: Capture) -> None:
+def test_since_refuses_what_is_no_time(capsys: Capture) -> None:
+    assert (
+        "'yesterday' is no time: write how long ago" in ksi(capsys, "sub", "a:*", "--since", "yesterday")[2]
+    )
     for since in ("99999999d", "2026-99-01T00:00:00Z"):
         code, _, err = ksi(capsys, "sub", "a:*", "--since", since)
         assert code == 2
@@ -366,13 +369,16 @@ def test_data_that_is_refused_leads_to_the_explanation(daemon: FakeDaemon, capsy
         (
             "system:discover lists what there is",
             [
-                "  try: ksi events ls lists what there is",
-                "  INVALID_ARGUMENT  correlation id c1  ksi events show state:set",
+                "  try: ksi events ls lists what there is   |   ksi events show state:set",
+                "  INVALID_ARGUMENT  correlation id c1",
             ],
         ),
         (
             "did you mean b?",
-            ["  try: did you mean b?", "  INVALID_ARGUMENT  correlation id c1  ksi events show state:set"],
+            [
+                "  try: did you mean b?   |   ksi events show state:set",
+                "  INVALID_ARGUMENT  correlation id c1",
+            ],
         ),
     ],
 )
@@ -455,6 +461,14 @@ def test_durations_have_units(text: str, seconds: float) -> None:
 @pytest.mark.parametrize("text", ["", "0", "-1", "5w", "m", "1e3"])
 def test_what_is_no_duration_is_refused(text: str, capsys: Capture) -> None:
     assert ksi(capsys, "status", f"--timeout={text}")[0] == 2
+
+
+@pytest.mark.parametrize("group", [(), ("events",), ("plugin",), ("contract",)])
+def test_help_says_of_each_command_what_it_does_in_a_whole_sentence(
+    group: tuple[str, ...], capsys: Capture
+) -> None:
+    _, out, _ = ksi(capsys, *group, "--help")
+    assert "..." not in out.partition("Commands:")[2]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -158,6 +158,11 @@ def words(messages: Sequence[Said | ChatMessage]) -> list[tuple[str, str]]:
     return [(each.role, each.content) for each in messages]
 
 
+async def history(conversations: Conversations, session: str) -> list[ChatMessage]:
+    """Give what is said in the turns of a session that its next prompt goes on from."""
+    return [message for turn in await conversations.turns(session) for message in turn.messages]
+
+
 async def names(conversations: Conversations, **wanted: Any) -> list[str]:
     return [each.session_id for each in (await conversations.list(List(**wanted))).conversations]
 
@@ -360,7 +365,7 @@ async def test_the_history_is_what_was_answered_oldest_first(
     last = await desk.ask("s", said("system", "Be brief"), "long " * 100)
     await desk.end("s", last, "completed", response={"result": "2!"})
     await desk.ask("s", "open")
-    assert words(await conversations.history("s")) == [
+    assert words(await history(conversations, "s")) == [
         ("user", "1?"),
         ("assistant", "1!"),
         ("system", "Be brief"),
@@ -370,7 +375,7 @@ async def test_the_history_is_what_was_answered_oldest_first(
 
 
 async def test_a_session_that_is_new_has_no_history(conversations: Conversations) -> None:
-    assert await conversations.history("new") == []
+    assert await history(conversations, "new") == []
 
 
 async def test_a_whole_conversation_takes_the_place_of_what_was_before(
@@ -380,8 +385,8 @@ async def test_a_whole_conversation_takes_the_place_of_what_was_before(
     brought = [said("user", "Hi"), said("assistant", "Hello"), said("user", "And?")]
     await desk.end("s", await desk.ask("s", *brought), "completed", response={"result": "Bye"})
     await desk.talk("s", ("2?", "2!"))
-    history = await conversations.history("s")
-    assert [each.content for each in history] == ["Hi", "Hello", "And?", "Bye", "2?", "2!"]
+    told = await history(conversations, "s")
+    assert [each.content for each in told] == ["Hi", "Hello", "And?", "Bye", "2?", "2!"]
 
 
 async def test_a_history_has_a_limit_of_messages_in_whole_turns(
@@ -389,10 +394,17 @@ async def test_a_history_has_a_limit_of_messages_in_whole_turns(
 ) -> None:
     monkeypatch.setattr(module, "HISTORY_MESSAGES", 6)
     await desk.talk("s", *[(f"{number}?", f"{number}!") for number in range(5)])
-    assert [each.content for each in await conversations.history("s")] == ["2?", "2!", "3?", "3!", "4?", "4!"]
+    assert [each.content for each in await history(conversations, "s")] == [
+        "2?",
+        "2!",
+        "3?",
+        "3!",
+        "4?",
+        "4!",
+    ]
     last = await desk.ask("s", said("system", "Be brief"), "5?")
     await desk.end("s", last, "completed", response={"result": "5!"})
-    assert [each.content for each in await conversations.history("s")] == [
+    assert [each.content for each in await history(conversations, "s")] == [
         "4?",
         "4!",
         "Be brief",
@@ -407,9 +419,9 @@ async def test_a_history_has_a_limit_of_bytes_in_whole_turns(
     """Of prompts in blobs, too, and of turns that are not large themselves."""
     monkeypatch.setattr(module, "HISTORY_BYTES", 3000)
     await desk.talk("s", ("é" * 500, "1!"), ("é" * 500, "2!"), ("3?", "x" * 500))
-    assert [each.content[:2] for each in await conversations.history("s")] == ["éé", "2!", "3?", "xx"]
+    assert [each.content[:2] for each in await history(conversations, "s")] == ["éé", "2!", "3?", "xx"]
     await desk.talk("s", ("x" * 3000, "4!"))
-    assert await conversations.history("s") == []
+    assert await history(conversations, "s") == []
 
 
 async def test_a_damaged_turn_is_left_out_of_the_history(
@@ -418,4 +430,4 @@ async def test_a_damaged_turn_is_left_out_of_the_history(
     await desk.talk("s", ("1?", "1!"), ("2?", "2!"), ("3?", "3!"))
     file = tmp_path / "logs/responses/s.jsonl"
     file.write_bytes(file.read_bytes().replace(b'"2!"', b'"4!"'))
-    assert [each.content for each in await conversations.history("s")] == ["1?", "1!", "3?", "3!"]
+    assert [each.content for each in await history(conversations, "s")] == ["1?", "1!", "3?", "3!"]

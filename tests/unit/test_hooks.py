@@ -287,3 +287,19 @@ def test_a_hook_may_be_implemented_under_another_name(relay: Relay) -> None:
 
     relay.register(SimpleNamespace(mine=hookimpl(specname="ksi_handlers")(mine)), "a")
     assert relay.handlers("a") == [handle]
+
+
+@pytest.mark.parametrize(
+    ("hook", "ask"),
+    [
+        ("ksi_settings", Relay.settings),
+        ("ksi_migrations", Relay.migrations),
+        ("ksi_services", Relay.services),
+        ("ksi_cli", Relay.commands),
+    ],
+)
+def test_a_hook_that_gives_none_gives_nothing(
+    relay: Relay, hook: str, ask: Callable[[Relay, str], object]
+) -> None:
+    relay.register(SimpleNamespace(**{hook: hookimpl(lambda: None)}), "a")
+    assert not ask(relay, "a")

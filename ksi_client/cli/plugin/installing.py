@@ -25,7 +25,7 @@ _RESTART = f"Restart the daemon: {control('restart')}"
 @click.argument("requirements", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_obj
 def install(invocation: Invocation, requirements: tuple[str, ...]) -> int:
-    """Install plugins with pip, into the environment of this KSI; pip's options are passed on.
+    """Install plugins with pip, into the environment of this KSI. Its options are passed on.
 
     \b
     ksi plugin install ksi-weather

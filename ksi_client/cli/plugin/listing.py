@@ -28,7 +28,7 @@ _LISTS: Final = (
 @common_options
 @click.pass_obj
 def ls(invocation: Invocation) -> None:
-    """List the plugins of the daemon, the refused ones too, with the reason.
+    """List the plugins of the daemon, and why some were refused.
 
     \b
     ksi plugin ls

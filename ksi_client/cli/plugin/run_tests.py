@@ -20,7 +20,7 @@ AS_A_PACKAGE: Final = ("-o", "asyncio_mode=auto", "-o", "asyncio_default_fixture
 @click.argument("pytest_arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def test(invocation: Invocation, path: Path, pytest_arguments: tuple[str, ...]) -> int:
-    """Run the tests of a plugin, with pytest; it need not be installed.
+    """Run the tests of a plugin, with pytest. It need not be installed.
 
     \b
     ksi plugin test

@@ -35,7 +35,7 @@ def enable(invocation: Invocation, name: str) -> None:
 @common_options
 @click.pass_obj
 def disable(invocation: Invocation, name: str) -> None:
-    """Leave a plugin out, from the next start on; its settings and data stay.
+    """Leave a plugin out, from the next start on. Its settings and data stay.
 
     \b
     ksi plugin disable weather

@@ -18,7 +18,7 @@ from ksi_client.cli.writing import text_of, write, write_json_line
 @common_options
 @click.pass_obj
 def trace(invocation: Invocation, name: str, count: int | None) -> None:
-    """Follow a plugin: each event that it answers, with what came of it, and each that it tells.
+    """Follow what a plugin answers and tells, with what came of it.
 
     \b
     ksi plugin trace weather

@@ -15,8 +15,9 @@ from typing import Final
 from ksi_completion.providers.asking import asked, told
 from ksi_completion.providers.claude_reading import ClaudeReading
 from ksi_completion.providers.claude_settings import TOOL, ClaudeCliSettings
-from ksi_completion.providers.command import MAX_ARGUMENT_BYTES, CommandGeneration, Commands, Invocation
+from ksi_completion.providers.command import MAX_ARGUMENT_BYTES, Commands, Invocation
 from ksi_completion.providers.environment import ALWAYS, NETWORK, chosen, key_of
+from ksi_completion.providers.generation import FedGeneration
 from ksi_completion.providers.installed import Found, advice, on_path, packaged
 from ksi_completion.providers.interface import Job, ProviderFailure
 from ksi_daemon.plugin import Processes
@@ -84,7 +85,7 @@ class ClaudeCliProvider:
             return None
         return f"the Claude CLI is not installed; {advice(*INSTALL)}"
 
-    async def start(self, job: Job) -> CommandGeneration:
+    async def start(self, job: Job) -> FedGeneration:
         """Begin an answer; raise ProviderFailure. Cancelling it leaves nothing at work."""
         if problem := self.missing():
             raise ProviderFailure(problem, reason="not_installed", kind="not_deployed")

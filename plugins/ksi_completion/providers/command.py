@@ -101,20 +101,16 @@ def parsed(line: bytes) -> Any:
         return None
 
 
-class CommandGeneration(FedGeneration):
-    """One answer, and the process that makes it."""
-
-
 class Commands:
     """The programs of one provider that run. A run ends with everything that it has started."""
 
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
-        self._runs: dict[asyncio.Task[None], CommandGeneration] = {}
+        self._runs: dict[asyncio.Task[None], FedGeneration] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._is_closed = False
 
-    async def start(self, invocation: Invocation, reading: Reading) -> CommandGeneration:
+    async def start(self, invocation: Invocation, reading: Reading) -> FedGeneration:
         """Run a program. Raises ProviderFailure; cancelling it leaves nothing at work."""
         if self._is_closed:
             raise ProviderFailure("the daemon is stopping", reason="stopping")
@@ -193,7 +189,7 @@ class _Run:
     """One process from its first line to the proof of its end."""
 
     def __init__(self, process: Process, invocation: Invocation, reading: Reading) -> None:
-        self.generation = CommandGeneration(self._stop)
+        self.generation = FedGeneration(self._stop)
         self._process = process
         self._invocation = invocation
         self._reading = reading

@@ -6,8 +6,9 @@ from pathlib import Path
 from string import Formatter
 
 from ksi_completion.providers.asking import asked, told
-from ksi_completion.providers.command import MAX_ARGUMENT_BYTES, CommandGeneration, Commands, Invocation
+from ksi_completion.providers.command import MAX_ARGUMENT_BYTES, Commands, Invocation
 from ksi_completion.providers.environment import ALWAYS, NETWORK, chosen
+from ksi_completion.providers.generation import FedGeneration
 from ksi_completion.providers.installed import Found, on_path
 from ksi_completion.providers.interface import Job, ProviderFailure
 from ksi_completion.providers.jsonl_reading import JsonlReading
@@ -36,7 +37,7 @@ class JsonlCliProvider:
             return None
         return f"there is no program {self._settings.command[0]!r}; jsonl-cli.{self.name}.command names it"
 
-    async def start(self, job: Job) -> CommandGeneration:
+    async def start(self, job: Job) -> FedGeneration:
         """Begin an answer; raise ProviderFailure. Cancelling it leaves nothing at work."""
         if problem := self.missing():
             raise ProviderFailure(problem, reason="not_installed", kind="not_deployed")
