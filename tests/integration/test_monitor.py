@@ -369,6 +369,16 @@ async def test_a_trace_of_something_told_has_its_data(ksi: RunningDaemon) -> Non
     assert (trace["event_name"], trace["data"], trace["parent_id"]) == ("demo:told", {"n": 1}, "before")
 
 
+async def test_the_error_of_a_trace_is_what_was_said_last(ksi: RunningDaemon) -> None:
+    errors = []
+    async with ksi.connect() as wire:
+        for event, data in (("job:failed", {"n": 1}), ("job:cancelled", {"n": 2}), ("job:failed", {})):
+            told = {"event": event, "data": data}
+            assert (await wire.call("event:publish", told, correlation_id="c"))["type"] == "reply"
+            errors.append((await call(wire, "correlation:trace", correlation_id="c"))["error"])
+    assert errors == [{"n": 1}, {"n": 2}, {}]
+
+
 async def test_what_leaves_no_trace_has_none(ksi: RunningDaemon) -> None:
     async with ksi.connect() as wire:
         assert (await wire.call("correlation:trace"))["error"]["details"]["reason"] == "unknown_correlation"
