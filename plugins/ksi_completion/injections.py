@@ -96,7 +96,7 @@ class Blocked(ResourceExhausted):
 
 
 class Injections:
-    """Keep what waits."""
+    """Keep the texts that wait for a prompt, or to be one."""
 
     def __init__(self, database: Database, clock: Clock, settings: InjectionSettings) -> None:
         self._database = database
