@@ -42,7 +42,10 @@ def parse_time(text: str) -> int:
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None:
         raise ValueError(f"time {text!r} has no UTC offset; write it like 2026-01-31T12:00:00Z")
-    return (moment - _EPOCH) // timedelta(microseconds=1)
+    try:
+        return (moment.astimezone(UTC) - _EPOCH) // timedelta(microseconds=1)
+    except OverflowError:
+        raise ValueError(f"time {text!r} is before year 1 or after year 9999 in UTC") from None
 
 
 class _SecondCache:
@@ -62,6 +65,6 @@ def _format_second(second: int) -> str:
     """Render seconds since 1970 as RFC 3339 without its offset."""
     known, text = _last.pair
     if second != known:
-        text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        text = datetime.fromtimestamp(second, UTC).replace(tzinfo=None).isoformat()
         _last.pair = second, text
     return text

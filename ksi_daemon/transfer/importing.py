@@ -2,7 +2,8 @@
 
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import asdict
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -20,6 +21,7 @@ from ksi_daemon.database.apart import apart
 from ksi_daemon.database.log_writer import KINDS
 from ksi_daemon.projections.rebuilders import declared_by
 from ksi_daemon.replay.rebuilding import Rebuilding
+from ksi_daemon.replay.snapshots import Snapshot, keep
 from ksi_daemon.transfer.kept import SEQUENCE, Kept, KeptReader
 from ksi_daemon.transfer.lines import FINISHED, STARTED, BadLine, Line, event_in, mark_in, parse_line
 
@@ -84,7 +86,11 @@ async def import_(paths: Paths, daemon: Daemon, file: Path, *, clock: Clock, pro
         database.start()
         await _insert(database, export, file, progress)
     made = Paths(folder)
+    tables = [table for each in declared_by(daemon.assembly.loaded)[0] for table in each.tables]
     with apart(made.database, migrations, lasting=True) as connection:
+        _put_kept(connection, export, tables)
+        if export.kept.seq:
+            _keep_snapshot(connection, keep(paths, made, migrations, tables, export.kept.seq))
         work = _rebuild(connection, folder, export, daemon)
     shutil.rmtree(folder / "run", ignore_errors=True)
     (folder / "db").rename(paths.home / "db")
@@ -143,18 +149,29 @@ async def _insert(database: Database, export: Export, file: Path, progress: Prog
     await database.write_apart(facts)
 
 
-def _rebuild(connection: Connection, home: Path, export: Export, daemon: Daemon) -> Rebuilding:
-    """Make tables of what was kept and of the log; from the beginning, whatever a former run has done."""
-    rebuilders, upcast = declared_by(daemon.assembly.loaded)
-    tables = {table for each in rebuilders for table in each.tables}
+def _put_kept(connection: Connection, export: Export, tables: Collection[str]) -> None:
+    """Let tables be what was kept, whatever a former run has done."""
     connection.execute("BEGIN")
-    for table in (*sorted(tables), SEQUENCE):
+    for table in (*tables, SEQUENCE):
         connection.execute(f"DELETE FROM {table}")  # noqa: S608 -- tables of plugins
     for table, columns in export.kept.rows:
         if table == SEQUENCE:  # rows have left another number there
             connection.execute("DELETE FROM sqlite_sequence WHERE name = ?", (columns.get("name"),))
         if table in tables or (table == SEQUENCE and columns.get("name") in tables):
             _put(connection, table, columns)
+    connection.execute("COMMIT")
+
+
+def _keep_snapshot(connection: Connection, snapshot: Snapshot) -> None:
+    """Let the tables that were kept stand for the events before them here, too."""
+    text = orjson.dumps(asdict(snapshot)).decode()
+    connection.execute("REPLACE INTO meta VALUES ('snapshot', ?)", (text,))
+
+
+def _rebuild(connection: Connection, home: Path, export: Export, daemon: Daemon) -> Rebuilding:
+    """Make tables of what was kept and of the log."""
+    rebuilders, upcast = declared_by(daemon.assembly.loaded)
+    connection.execute("BEGIN")
     work = Rebuilding(connection, home, rebuilders, upcast, begin=export.kept.seq, horizon=export.after)
     while work.position < export.head:
         work.advance(export.head)

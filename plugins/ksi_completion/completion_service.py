@@ -128,7 +128,7 @@ class CompletionService:
         if await self._database.write(_wish(request_id)):
             self._conductor.stop(row)
             await self._wait_ended(row)
-            row = await self._row(request_id)
+        row = await self._row(request_id)
         if row.state != "cancelled":
             return CancelReply(status="too_late", request_id=request_id, state=row.state)
         return CancelReply(status="cancelled", request_id=request_id, state=row.state, proof=row.proof)

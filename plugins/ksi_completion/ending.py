@@ -27,6 +27,7 @@ from ksi_daemon.plugin import (
     Database,
     InvalidArgument,
     JsonValue,
+    Lease,
     Notification,
     Reference,
     Transaction,
@@ -94,14 +95,14 @@ class Ending:
             async with self._sessions.writing(row.session_id):
                 session = await self._sessions.find(row.session_id)
                 written = await self._responses.store(row.session_id, line, at=session.file_end)
-                return await self.commit(row, line, written, outcome)
+                return await self.commit(row, line, written, outcome.lease)
 
         return await self._storing.stored(store, request_id=row.request_id, session_id=row.session_id)
 
-    async def commit(self, row: Row, line: Line, written: Written, outcome: Outcome | None = None) -> Step:
+    async def commit(self, row: Row, line: Line, written: Written, lease: Lease | None = None) -> Step:
         """Make a line that stands in the file the end of its completion; under the session's lock.
 
-        ``outcome``: None where a daemon before wrote the line.
+        ``lease``: the right to the session, which is given back.
         """
         before = await self._sessions.find(row.session_id)
         changed = before.changes_with(line.provider, line.model) if line.outcome == "result" else None
@@ -112,16 +113,16 @@ class Ending:
         def end(tx: Transaction) -> None:
             tx.before_commit(written.reference.path, written.sync)
             now = self._clock.time_us()
-            failures = row.failures if outcome is None else outcome.failures
+            failures = row.failures if line.failures is None else line.failures
             if not tx.execute(_END, _columns(row, line, step, failures=failures, time_us=now)).rowcount:
                 raise AssertionError(f"completion {row.request_id} has ended before")
             self._sessions.answered_in(tx, row.session_id, session, time_us=now)
-            usage = step.usage or (outcome.usage if outcome else None)
+            usage = step.usage or line.usage
             if usage is not None and not is_cached(line.response):
                 how: CallOutcome = "answered" if line.outcome == "result" else "failed"
                 self._tokens.account_in(tx, row, usage, attempt=line.attempt, time_us=now, outcome=how)
-            if outcome is not None and outcome.lease is not None:
-                self._sessions.give_back_in(tx, outcome.lease)
+            if lease is not None:
+                self._sessions.give_back_in(tx, lease)
             tx.tell(told, stream=f"completion/{row.request_id}")
 
         await self._database.write(end)
@@ -137,10 +138,12 @@ class Ending:
             timestamp=format_time(self._clock.time_us()),
             duration_ms=outcome.duration_ms,
             attempt=outcome.attempt,
+            failures=outcome.failures,
             outcome=outcome.name,
             response=answer.response if answer else None,
             error=outcome.failure,
             proof=outcome.proof,
+            usage=outcome.usage,
             client_id=row.agent_id,
             provider_session=answer.provider_session if answer else None,
             resume_at=answer.resume_at if answer else None,

@@ -96,19 +96,13 @@ class Blocked(ResourceExhausted):
 
 
 class Injections:
-    """Keep what waits. ``waiting``: sessions that may have some; prompts of the others cost nothing more."""
+    """Keep the texts that wait for a prompt, or to be one."""
 
     def __init__(self, database: Database, clock: Clock, settings: InjectionSettings) -> None:
         self._database = database
         self._clock = clock
         self._settings = settings
-        self._waiting: set[str] = set()
         self._blocked = 0
-
-    async def load(self) -> None:
-        """Find which sessions have something waiting."""
-        query = "SELECT DISTINCT session_id FROM injections WHERE request_id IS NULL AND mode = 'next'"
-        self._waiting = {row[0] for row in await self._database.read(query)}
 
     def note_blocked(self, count: int = 1) -> None:
         """Count what breakers refused: outside of the unit, which may be run twice."""
@@ -132,9 +126,6 @@ class Injections:
             "depth": depth,
         }
         tx.tell(InjectionQueued(**named), stream=f"injection/{asked.session_id}")
-        if asked.mode == "next":
-            self._waiting.add(asked.session_id)  # now, too: a prompt that follows may be in the same commit
-            tx.on_commit(lambda: self._waiting.add(asked.session_id))
         return Injected(**named, request_id=None if asked.mode == "next" else f"{DIRECT}{injection_id}")
 
     def join_in(
@@ -145,9 +136,11 @@ class Injections:
         A prompt that is a blob is left as it is, and what waits waits for the next. So does what one event
         has no room for.
         """
-        if session_id not in self._waiting or prompt[-1].text is None:
+        if prompt[-1].text is None:
             return prompt
         found = tx.execute(_NEXT, (session_id, self._clock.time_us())).fetchall()
+        if not found:
+            return prompt
         before: list[str] = []
         after: list[str] = []
         size = 0
@@ -160,8 +153,6 @@ class Injections:
             tx.execute(_TAKE, (request_id, injection_id))
             taken = InjectionTaken(injection_id=injection_id, session_id=session_id, request_id=request_id)
             tx.tell(taken, stream=f"injection/{session_id}")
-        if len(before) + len(after) == len(found):
-            tx.on_commit(lambda: self._waiting.discard(session_id))
         text = "\n\n".join([*before, prompt[-1].text, *after])
         return [*prompt[:-1], replace(prompt[-1], text=text)]
 

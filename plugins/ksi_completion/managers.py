@@ -78,7 +78,6 @@ async def take_up(services: Services) -> None:
     await services.get(ChildRegistry).bury(services.get(Processes).reaped)
     await services.get(CircuitBreakers).load()
     await services.get(Budgets).load()
-    await services.get(Injections).load()
     services.get(Budgets).hold_with(services.get(BudgetHolds))
 
 

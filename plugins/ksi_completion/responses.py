@@ -26,7 +26,7 @@ import orjson
 import structlog
 from pydantic import TypeAdapter, ValidationError
 
-from ksi_common.events.completion import Failure, Proof
+from ksi_common.events.completion import Failure, Proof, Usage
 from ksi_common.records import record
 from ksi_completion.batches import Batches
 from ksi_completion.response_files import PARTS, ResponseFile, ResponseFolder
@@ -50,7 +50,7 @@ SYNCS: Final = 8
 """Files of answers that are synced at once; where there are more, each thread has a share of them."""
 MAX_LINE_BYTES: Final = 16 * 1024 * 1024
 
-_BESIDE: Final = ("response", "error", "proof")
+_BESIDE: Final = ("response", "error", "proof", "usage")
 """Fields that stand beside ``ksi``."""
 
 
@@ -67,6 +67,8 @@ class Line:
     """When it ended; RFC 3339."""
     duration_ms: int
     attempt: int = 1
+    failures: int | None = None
+    """Attempts that a provider failed; None in files of before."""
     outcome: Literal["result", "failed", "cancelled"] = "result"
     client_id: str | None = None
     """The agent that it is for."""
@@ -76,6 +78,8 @@ class Line:
     response: Mapping[str, JsonValue] | None = None
     error: Failure | None = None
     proof: Proof | None = None
+    usage: Usage | None = None
+    """Of an attempt that failed, and cost something all the same."""
 
     def __post_init__(self) -> None:
         told = {"result": self.response, "failed": self.error, "cancelled": self.proof}
@@ -91,12 +95,13 @@ class Line:
     def to_bytes(self) -> bytes:
         """Give the line with its end; raise InvalidArgument (``not_json``). NaN becomes null."""
         about = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in _BESIDE}
-        for name in ("client_id", "provider_session", "resume_at"):
+        for name in ("failures", "client_id", "provider_session", "resume_at"):
             if about[name] is None:
                 del about[name]
         line = {"ksi": about, "response": None if self.response is None else dict(self.response)}
         line |= {"error": self.error.model_dump()} if self.error else {}
         line |= {"proof": self.proof.model_dump()} if self.proof else {}
+        line |= {"usage": self.usage.model_dump()} if self.usage else {}
         try:
             return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
         except TypeError as error:

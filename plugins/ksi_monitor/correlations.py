@@ -49,7 +49,7 @@ class Correlation:
     truncated: bool = False
     damaged: list[Damage] = field(default_factory=list)
     last_words: dict[str, bytes] = field(default_factory=dict)
-    """Data by the last part of the event's name: result, failed, cancelled."""
+    """Data of the last result and of the last error."""
     began_us: int = 0
     """The earliest time."""
     ended_us: int = 0
@@ -80,7 +80,8 @@ class Correlation:
         }
 
 
-_LAST_WORDS: Final = frozenset(("result", "failed", "cancelled"))
+_LAST_WORDS: Final = {"result": "result", "failed": "error", "cancelled": "error"}
+"""What an event says, by the last part of its name."""
 
 
 async def gather(log: EventLog, correlation_id: str, limit: int = MAX_EVENTS) -> Correlation:
@@ -91,9 +92,9 @@ async def gather(log: EventLog, correlation_id: str, limit: int = MAX_EVENTS) ->
             found.truncated = True
             break
         found.nodes.append(_node(event))
-        last = event.event.rpartition(":")[2]
-        if last in _LAST_WORDS and event.kind == "notification":
-            found.last_words[last] = event.data
+        word = _LAST_WORDS.get(event.event.rpartition(":")[2])
+        if word is not None and event.kind == "notification":
+            found.last_words[word] = event.data
     find_causes(found.nodes)
     times = [node.time_us for node in found.nodes]
     found.began_us, found.ended_us = min(times, default=0), max(times, default=0)

@@ -54,7 +54,7 @@ async def trace(request: GetTrace, envelope: EventEnvelope, log: EventLog) -> Tr
         children=[found.step(node) for node in children],
         events=len(found.nodes),
         result=_last_word(found, "result"),
-        error=_last_word(found, "failed") or _last_word(found, "cancelled"),
+        error=_last_word(found, "error"),
         truncated=found.truncated,
         damaged=len(found.damaged),
     )

@@ -438,6 +438,26 @@ async def test_cancelling_twice_gives_the_same_proof_and_an_ended_one_is_too_lat
         assert len(ksi.emitted("completion:cancelled")) == 1
 
 
+async def test_a_cancel_that_an_answer_overtakes_tells_of_that(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gate, find = tmp_path / "gate", CompletionService._row
+    async with daemon() as ksi, ksi.connect() as wire:
+        await wire.call("completion:async", {"prompt": f"mode:gate {gate}", "request_id": "r1"})
+        await ksi.wait_emitted("completion:started")
+
+        async def find_slowly(self: CompletionService, request_id: str) -> Row:
+            row = await find(self, request_id)
+            if not gate.exists():
+                gate.touch()
+                await ksi.wait_emitted("completion:result")
+            return row
+
+        monkeypatch.setattr(CompletionService, "_row", find_slowly)
+        reply = (await wire.call("completion:cancel", {"request_id": "r1"}))["data"]
+    assert (reply["status"], reply["state"]) == ("too_late", "completed")
+
+
 # Failures
 
 

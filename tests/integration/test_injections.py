@@ -1,5 +1,6 @@
 """Text that is put into what sessions are asked, and the breakers that keep that from going on forever."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,23 @@ async def test_what_is_injected_joins_a_prompt_that_follows_at_once() -> None:
         for _ in range(40):
             assert (await wire.receive())["type"] == "reply"
         assert (await ksi.call_raw("injection:list"))["count"] == 0
+
+
+async def test_what_is_injected_while_prompts_take_what_was_before_joins_the_one_that_follows() -> None:
+    """The commit of a prompt was told while the next injection, and its prompt, were in the next one."""
+    async with (
+        running_daemon(settings=table(session_queue=1000, injection={"max_per_minute": 1000})) as ksi,
+        ksi.connect() as wire,
+    ):
+        for number in range(300):
+            data = {"session_id": "s", "content": f"first {number}"}
+            prompt = {"session_id": "s", "prompt": f"then {number}"}
+            wire.send({"event": "injection:inject", "data": data, "id": f"i{number}"})
+            wire.send({"event": "completion:async", "data": prompt, "id": f"c{number}"})
+            await asyncio.sleep(0)
+        accepted = await ksi.wait_emitted("completion:accepted", 300)
+    said = [one["messages"][-1]["content"] for one in accepted]
+    assert said == [f"first {number}\n\nthen {number}" for number in range(300)]
 
 
 async def test_what_waits_is_there_after_a_restart_until_its_time_is_over(tmp_path: Path) -> None:

@@ -99,6 +99,12 @@ async def test_a_time_is_text_or_seconds_since_1970(write_plugin: WritePlugin) -
     assert (number["events"], number["query"]) == (text["events"], text["query"])
 
 
+async def test_a_time_of_long_ago_is_a_time(ksi: RunningDaemon) -> None:
+    async with ksi.connect() as wire:
+        found = await call(wire, "monitor:get_events", since="0900-01-01T00:00:00Z")
+    assert found["query"]["since"] == "0900-01-01T00:00:00.000000Z"
+
+
 async def test_client_id_is_the_old_name_of_agent_id(ksi: RunningDaemon) -> None:
     async with ksi.connect() as wire:
         await fill(wire, 1)
@@ -122,8 +128,9 @@ async def test_a_reply_ends_where_it_has_bytes_enough_and_can_be_read_on(ksi: Ru
 
 @pytest.mark.parametrize(
     "fields",
-    [{"since": "yesterday"}, {"since": -1}, {"until": 1e300}, {"event_patterns": ["A"]}, {"cursor": "x"},
-     {"cursor": "00000000-1"}, {"limit": 0}, {"query": "SELECT 1"}],
+    [{"since": "yesterday"}, {"since": -1}, {"since": "0001-01-01T00:00:00+01:00"}, {"until": 1e300},
+     {"event_patterns": ["A"]}, {"cursor": "x"}, {"cursor": "00000000-1"}, {"limit": 0},
+     {"query": "SELECT 1"}],
 )  # fmt: skip
 async def test_what_is_no_question_is_refused(ksi: RunningDaemon, fields: dict[str, Any]) -> None:
     async with ksi.connect() as wire:
@@ -360,6 +367,16 @@ async def test_a_trace_of_something_told_has_its_data(ksi: RunningDaemon) -> Non
         await wire.receive()
         trace = await call(wire, "correlation:trace", correlation_id="mine")
     assert (trace["event_name"], trace["data"], trace["parent_id"]) == ("demo:told", {"n": 1}, "before")
+
+
+async def test_the_error_of_a_trace_is_what_was_said_last(ksi: RunningDaemon) -> None:
+    errors = []
+    async with ksi.connect() as wire:
+        for event, data in (("job:failed", {"n": 1}), ("job:cancelled", {"n": 2}), ("job:failed", {})):
+            told = {"event": event, "data": data}
+            assert (await wire.call("event:publish", told, correlation_id="c"))["type"] == "reply"
+            errors.append((await call(wire, "correlation:trace", correlation_id="c"))["error"])
+    assert errors == [{"n": 1}, {"n": 2}, {}]
 
 
 async def test_what_leaves_no_trace_has_none(ksi: RunningDaemon) -> None:

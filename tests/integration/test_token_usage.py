@@ -1,8 +1,12 @@
 """What was used is in the ledger, once for each call, and added up as it is asked for."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
+
+from ksi_completion.ending import Ending
 from ksi_daemon.testing import FakeClock, RunningDaemon, running_daemon
 from tests.support.asking import ask, table
 
@@ -105,3 +109,26 @@ async def test_a_budget_without_a_limit_or_of_somebody_in_all_is_refused() -> No
             refused = await wire.call("budget:set", data)
             assert refused["error"]["code"] == "INVALID_ARGUMENT"
             assert said in str(refused["error"])
+
+
+async def test_a_failure_whose_line_is_adopted_is_paid_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash between the line and the commit took the cost of the last attempt."""
+    mock = {"failure_rate": 1, "failures_cost": True}
+    written, gate, commit = asyncio.Event(), asyncio.Event(), Ending.commit
+
+    async def commit_late(self: Ending, *args: Any) -> Any:
+        written.set()
+        await gate.wait()
+        return await commit(self, *args)
+
+    monkeypatch.setattr(Ending, "commit", commit_late)
+    async with running_daemon(settings=table(mock=mock, attempts=2, retry_delay_s=0.01)) as ksi:
+        await ksi.call_raw("completion:async", {"prompt": "x" * 40, "request_id": "r1"})
+        await written.wait()
+        async with ksi.crash("before_commit", "completion:async"):
+            gate.set()
+        await ksi.wait_emitted("completion:failed")
+        total = (await usage(ksi))["total"]
+        assert (total["calls"], total["failed_calls"], total["prompt_tokens"]) == (2, 2, 20)
+        found = (await ksi.call_raw("completion:status", {"request_id": "r1"}))["completion"]
+        assert found["attempts"] == 2

@@ -187,6 +187,13 @@ async def test_an_export_behind_a_horizon_carries_what_stands_for_the_rest(tmp_p
             "event:append", {"stream": "demo/1", "events": [{"event": "demo:told"}]}
         )
         assert appended["version"] == 4
+        *_, last = await items(ksi, "event:replay")
+        assert {table["difference"] for table in last["tables"]} == {None}
+    transfer("export", tmp_path / "again.jsonl", new)
+    (imported,) = transfer("import", tmp_path / "again.jsonl", tmp_path / "newer")
+    assert imported["done"]["missing"] == 0
+    async with running_daemon(home=tmp_path / "newer") as ksi:
+        assert await tables_of(ksi) == live
 
 
 async def test_an_import_that_is_killed_is_gone_on_with(tmp_path: Path) -> None:

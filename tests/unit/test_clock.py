@@ -19,6 +19,8 @@ SECOND = 1_000_000
         (1_767_225_599 * SECOND + 999_999, "2025-12-31T23:59:59.999999Z"),
         (-1, "1969-12-31T23:59:59.999999Z"),
         (-SECOND, "1969-12-31T23:59:59.000000Z"),
+        (-62_135_596_800 * SECOND, "0001-01-01T00:00:00.000000Z"),
+        (253_402_300_800 * SECOND - 1, "9999-12-31T23:59:59.999999Z"),
     ],
 )
 def test_time_is_rendered_with_six_decimals_and_z(time_us: int, text: str) -> None:
@@ -61,6 +63,12 @@ def test_a_time_without_an_offset_is_refused_with_an_example() -> None:
 @pytest.mark.parametrize("text", ["", "yesterday", "2026-13-01T00:00:00Z", "2026-01-31T25:00:00Z"])
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
+        parse_time(text)
+
+
+@pytest.mark.parametrize("text", ["0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59-01:00"])
+def test_a_time_that_utc_has_no_year_for_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="before year 1 or after year 9999 in UTC"):
         parse_time(text)
 
 

@@ -15,7 +15,7 @@ import orjson
 import pytest
 
 from ksi_common.errors import DataLoss, InvalidArgument, Unavailable
-from ksi_common.events.completion import Failure, Proof
+from ksi_common.events.completion import Failure, Proof, Usage
 from ksi_common.references import Reference
 from ksi_completion.responses import MAX_LINE_BYTES, Line, Recovered, Responses, Written, text_of
 from ksi_daemon.blobs import FileBlobs
@@ -115,8 +115,15 @@ def test_a_line_of_a_result_is_the_format_that_users_know() -> None:
         RESULT,
         line(outcome="failed", response=None, error=Failure(reason="stalled", message="no output")),
         line(outcome="cancelled", response=None, proof=Proof(how="killed", elapsed_s=0.5, pids_gone=[7])),
+        line(
+            outcome="failed",
+            response=None,
+            error=Failure(reason="mocked", message="no luck"),
+            failures=3,
+            usage=Usage(prompt_tokens=7, cost_usd=0.5),
+        ),
     ],
-    ids=lambda each: each.outcome,
+    ids=["result", "failed", "cancelled", "failed and paid for"],
 )
 def test_what_is_written_is_read(ended: Line) -> None:
     assert Line.parse(ended.to_bytes()) == ended
