@@ -91,7 +91,7 @@ class Database:
         self._writer = Writer(
             connection,
             self._clock,
-            self.path.with_name(self.path.name + "-wal"),
+            self.path,
             deliver=self._deliver,
             fail=lambda error: self._threadsafe(self._failed, error),
             head=HeadFile(head, self.log_id),

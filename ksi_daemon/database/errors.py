@@ -45,6 +45,15 @@ def file_refused(error: OSError) -> StoreUnavailable:
     return refused
 
 
+def file_removed() -> StoreUnavailable:
+    """Give the KSIError for a database that was taken from its place while it is in use."""
+    return StoreUnavailable(
+        "cannot store: the file of the database was moved, removed or replaced",
+        reason="store_unavailable",
+        hint="put it back; until KSI is restarted, what it holds can be read",
+    )
+
+
 def translate(error: Exception) -> Exception:
     """Give the KSIError for what SQLite refused to do; others (a bug in a unit's SQL) stay as they are."""
     if not isinstance(error, sqlite3.Error):
