@@ -6,6 +6,7 @@ to who packages KSI, and KSI_VENV=PATH puts it elsewhere. Python 3.6 can read th
 is too old.
 """
 
+import _signal  # type: ignore[import-not-found]  # what signal is made of, without all that it imports
 import os
 import sys
 
@@ -25,18 +26,14 @@ def enter(profile: str = "run") -> None:
     sys.excepthook = _say_unless_ctrl_c
     if not os.environ.get("KSI_NO_BOOTSTRAP"):
         _go_in(profile)
-    import signal
-
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # whoever began us may ignore it
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:  # whoever began us may ignore it
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
 
 def imported() -> None:
     """Have Ctrl-C raise KeyboardInterrupt again."""
-    import signal
-
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if _signal.getsignal(_signal.SIGINT) == _signal.SIG_DFL:
+        _signal.signal(_signal.SIGINT, _signal.default_int_handler)
 
 
 def _go_in(profile: str) -> None:
