@@ -6,6 +6,7 @@ to who packages KSI, and KSI_VENV=PATH puts it elsewhere. Python 3.6 can read th
 is too old.
 """
 
+import _signal  # type: ignore[import-not-found]  # what signal is made of, without all that it imports
 import os
 import sys
 
@@ -17,10 +18,25 @@ PROFILES = ("run", "dev")  # each holds what is before it, at the same versions
 
 
 def enter(profile: str = "run") -> None:
-    """Return in an environment that has a profile's packages; the program may be started again in it."""
+    """Return in an environment that has a profile's packages; the program may be started again in it.
+
+    Ctrl-C ends the program at once until it says that it has ``imported``: what a module of C or Rust
+    imports as it is loaded may not raise, or the process ends by SIGSEGV.
+    """
     sys.excepthook = _say_unless_ctrl_c
-    if os.environ.get("KSI_NO_BOOTSTRAP"):
-        return
+    if not os.environ.get("KSI_NO_BOOTSTRAP"):
+        _go_in(profile)
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:  # whoever began us may ignore it
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
+
+def imported() -> None:
+    """Have Ctrl-C raise KeyboardInterrupt again."""
+    if _signal.getsignal(_signal.SIGINT) == _signal.SIG_DFL:
+        _signal.signal(_signal.SIGINT, _signal.default_int_handler)
+
+
+def _go_in(profile: str) -> None:
     inside = os.path.realpath(sys.prefix) == os.path.realpath(VENV)
     if not is_ready(profile):
         outer = getattr(sys, "_base_executable", sys.executable)
@@ -57,7 +73,7 @@ def read(*path: str) -> str:
 
 
 def _say_unless_ctrl_c(kind: "type[BaseException]", error: BaseException, _: object) -> None:
-    """Show what ends the program; at Ctrl-C, while it still imports, there is nothing to be shown."""
+    """Show what ends the program; at Ctrl-C, before it has begun, there is nothing to be shown."""
     if not issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, error.__traceback__)
 

@@ -8,4 +8,5 @@ bootstrap.enter()
 from ksi_client.chat.main import main
 
 if __name__ == "__main__":
+    bootstrap.imported()
     main()

@@ -10,4 +10,5 @@ bootstrap.enter("dev" if "--reload" in sys.argv else "run")
 from ksi_client.control.main import main
 
 if __name__ == "__main__":
+    bootstrap.imported()
     sys.exit(main())

@@ -48,8 +48,7 @@ def main() -> int:
 
 def heed_ctrl_c() -> None:
     """Have tests, and what they start, end at SIGINT, which a script's job in the background ignores."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:

@@ -20,6 +20,7 @@ def home_lock(paths: Paths) -> Iterator[bool]:
 
     Taken before the socket is touched: asyncio would take a live daemon's socket without a word.
     """
+    _refuse_what_is_no_text(paths)
     try:
         for folder in (paths.home, paths.run):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -44,6 +45,15 @@ def home_lock(paths: Paths) -> Iterator[bool]:
             paths.pid_file.unlink(missing_ok=True)
     finally:
         _close(held)
+
+
+def _refuse_what_is_no_text(paths: Paths) -> None:
+    try:
+        str(paths.home).encode()
+    except UnicodeEncodeError:  # no JSON could hold a path of it: no answer, no line of the log
+        raise FailedPrecondition(
+            f"the path of the home is no UTF-8: {os.fsencode(paths.home)!r}", hint="set KSI_HOME"
+        ) from None
 
 
 def _close(held: list[int]) -> None:

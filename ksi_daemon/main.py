@@ -19,6 +19,7 @@ from typing import Any, Final
 from ksi_common.async_db import SchemaTooNew
 from ksi_common.errors import FailedPrecondition, KSIError
 from ksi_common.paths import Paths, default_home
+from ksi_common.standard_streams import make_usable
 from ksi_daemon import notify
 from ksi_daemon.bare_structlog import structlog
 from ksi_daemon.daemon import RESERVED_FILES, Daemon
@@ -41,6 +42,7 @@ _SETTLE_S: Final = 1.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the settings, take the home, serve; give the exit code."""
+    make_usable()
     options = _options(arguments)
     paths = Paths(default_home())
     try:

@@ -240,6 +240,8 @@ class Supervisor:
         return CANNOT_START
 
     def _leave(self, code: int) -> int:
+        # One that came now, as from a second stop, would find no handler: the interpreter takes ours away.
+        signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
         with suppress(OSError, ValueError, KeyError, TypeError), io.FileIO(self._state_file) as file:
             if json.loads(file.read())["pid"] == os.getpid():  # not that of who has a home in its place
                 os.unlink(self._state_file)

@@ -18,9 +18,9 @@ from ksi_client.chat.talking import talk
 from ksi_client.cli.failures import INTERRUPTED, USAGE, report_file
 from ksi_client.cli.main import BROKEN_PIPE
 from ksi_client.cli.safety import json_visible
-from ksi_client.standard_streams import make_usable
 from ksi_common.errors import KSIError
 from ksi_common.paths import Paths, default_home
+from ksi_common.standard_streams import make_usable
 
 
 def main() -> None:

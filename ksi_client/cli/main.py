@@ -14,8 +14,8 @@ from ksi_client.cli.lazy import LazyGroup
 from ksi_client.cli.options import common_options
 from ksi_client.cli.safety import one_line
 from ksi_client.cli.writing import ReaderGone
-from ksi_client.standard_streams import make_usable
 from ksi_common.errors import KSIError
+from ksi_common.standard_streams import make_usable
 
 COMMANDS: Final[Mapping[str, str]] = {
     "daemon": "ksi_client.cli.daemon:daemon",

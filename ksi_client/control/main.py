@@ -15,9 +15,9 @@ from ksi_client.control.status import health, status
 from ksi_client.control.stopping import stop
 from ksi_client.control.watching import keep_reloading
 from ksi_client.control.wording import Exit, Outcome, Tell, complain, tell_nobody, tell_people
-from ksi_client.standard_streams import make_usable
 from ksi_common.errors import KSIError, PermissionDenied
 from ksi_common.paths import Paths, default_home
+from ksi_common.standard_streams import make_usable
 
 LINES: Final = 50
 LONGEST_S: Final = 86_400.0

@@ -15,6 +15,7 @@ from ksi_common.errors import FailedPrecondition, InternalError, KSIError, Resou
 from ksi_common.records import record
 from ksi_common.strict_json import dumps
 from ksi_daemon import blob_files
+from ksi_daemon.database.errors import not_opened
 from ksi_daemon.database.head_file import HeadFile
 from ksi_daemon.database.log_facts import LogFacts, LostTail, keep_lost_tail, read_facts
 from ksi_daemon.database.migrations import CORE, migrate, refuse_newer, scripts
@@ -75,7 +76,10 @@ class Database:
         self._loop = asyncio.get_running_loop()
         self._exit = AsyncExitStack()
         blob_files.prepare(self.home)
-        self._migrating = self._open()
+        try:
+            self._migrating = self._open()
+        except sqlite3.Error as error:
+            raise not_opened(error, self.path) from error
         try:
             await self._begin(self._migrating)
         except BaseException:
@@ -91,7 +95,7 @@ class Database:
         self._writer = Writer(
             connection,
             self._clock,
-            self.path.with_name(self.path.name + "-wal"),
+            self.path,
             deliver=self._deliver,
             fail=lambda error: self._threadsafe(self._failed, error),
             head=HeadFile(head, self.log_id),

@@ -2,8 +2,9 @@
 
 import errno
 import sqlite3
+from pathlib import Path
 
-from ksi_common.errors import DeadlineExceeded, OperationalError, Unavailable
+from ksi_common.errors import DeadlineExceeded, FailedPrecondition, OperationalError, Unavailable
 
 FSYNC_FAILED = frozenset((sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC))
 """After these nobody knows what is on disk; a second fsync may lie. The daemon must stop."""
@@ -19,6 +20,8 @@ _STORE = frozenset(
         sqlite3.SQLITE_NOMEM,
     )
 )
+
+_UNFIT = frozenset((sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT))
 
 
 class StoreUnavailable(Unavailable):
@@ -43,6 +46,26 @@ def file_refused(error: OSError) -> StoreUnavailable:
     refused = StoreUnavailable(f"cannot store: {error}", reason="store_unavailable", hint=hint)
     refused.__cause__ = error
     return refused
+
+
+def file_removed() -> StoreUnavailable:
+    """Give the KSIError for a database that was taken from its place while it is in use."""
+    return StoreUnavailable(
+        "cannot store: the file of the database was moved, removed or replaced",
+        reason="store_unavailable",
+        hint="put it back; until KSI is restarted, what it holds can be read",
+    )
+
+
+def not_opened(error: sqlite3.Error, file: Path) -> Exception:
+    """Give the KSIError for a file that is no database, or none that can be read; others as they are."""
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _UNFIT:
+        return error
+    unfit = FailedPrecondition(
+        f"cannot open {file}: {error}", hint="move it away, or put a good one in its place"
+    )
+    unfit.__cause__ = error
+    return unfit
 
 
 def translate(error: Exception) -> Exception:

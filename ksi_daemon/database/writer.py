@@ -12,12 +12,13 @@ from typing import Any, Final
 from ksi_common.clock import Clock
 from ksi_common.envelope import EventEnvelope, StoredEvent, set_current
 from ksi_daemon.database.conditions import Conditions
-from ksi_daemon.database.errors import is_fsync_failure, translate
+from ksi_daemon.database.errors import StoreUnavailable, file_removed, is_fsync_failure, translate
 from ksi_daemon.database.head_file import HeadFile
 from ksi_daemon.database.log_writer import LogWriter
 from ksi_daemon.database.transaction import Telling, Transaction, Unit
 from ksi_daemon.database.upkeep import Upkeep
 from ksi_daemon.database.wal import WalFile
+from ksi_daemon.presence import Presence
 
 MAX_GROUP: Final = 512
 UNIT_LIMIT_S: Final = 0.25
@@ -25,7 +26,7 @@ _IDLE_S: Final = 0.2
 FORCED_CHECKPOINT_BYTES: Final = 64 * 1024 * 1024
 _FORCE_AGAIN_S: Final = 1.0
 _LOOK_AGAIN_S: Final = 0.01
-"""Between looks at the length of the log while it is busy: each gives the GIL away."""
+"""Between looks at the files while they are busy: each gives the GIL away."""
 _FULL: Final = 2
 """What PRAGMA synchronous says."""
 _NEVER: Final = float("inf")
@@ -75,7 +76,7 @@ class Writer(threading.Thread):
         self,
         connection: sqlite3.Connection,
         clock: Clock,
-        wal: Path,
+        file: Path,
         *,
         deliver: Callable[[Sequence[Job], int], None],
         fail: Callable[[Exception], None],
@@ -85,10 +86,12 @@ class Writer(threading.Thread):
         super().__init__(name="ksi-writer", daemon=True)
         self._connection = connection
         self._clock = clock
-        self._wal = WalFile(wal)
+        self._file = Presence(file)
+        self._wal = WalFile(file.with_name(file.name + "-wal"))
         self._uncheckpointed = False
         self._force_after = 0.0
         self._look_after = 0.0
+        self._present_until = 0.0
         self._deliver = deliver
         self._fail = fail
         self._queue: SimpleQueue[Sequence[Job] | None] = SimpleQueue()
@@ -223,13 +226,23 @@ class Writer(threading.Thread):
         """Open a transaction; where that fails no unit is to blame, and one by one would fare no better."""
         self._conditions.begin()
         try:
+            self._look_at_file()
             self._connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.Error as error:
+        except (sqlite3.Error, StoreUnavailable) as error:
             self._stop_if_unsynced(error)
             for job in group:
                 job.error = translate(error)
             return False
         return True
+
+    def _look_at_file(self) -> None:
+        """Refuse to write to a file that nobody will find: SQLite looks for it without a WAL only."""
+        now = monotonic()
+        if now < self._present_until:
+            return
+        if not self._file.lasts:
+            raise file_removed()
+        self._present_until = now + _LOOK_AGAIN_S
 
     def _give_up(self, error: BaseException | None) -> None:
         self._stop_if_unsynced(error)

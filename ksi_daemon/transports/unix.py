@@ -174,7 +174,12 @@ def peer_uid(sock: socket.socket) -> int:
 
 
 def _listen(path: Path) -> socket.socket:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"cannot use {path.parent}: {error.strerror}", hint="set KSI_HOME or KSI_SOCKET"
+        ) from error
     owner = path.parent.stat().st_uid
     if owner != os.getuid():
         raise PermissionDenied(f"{path.parent} belongs to uid {owner}", hint="set KSI_HOME or KSI_SOCKET")

@@ -114,6 +114,20 @@ async def test_a_start_with_the_database_on_a_full_disk_says_what_to_do() -> Non
     )
 
 
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("kind", ["garbage", "folder"])
+async def test_a_start_with_a_database_that_is_none_names_its_file(kind: str) -> None:
+    daemon = DaemonProcess()
+    daemon.database.parent.mkdir(parents=True)
+    if kind == "folder":
+        daemon.database.mkdir()
+    else:
+        daemon.database.write_bytes(b"garbage" * 1000)
+    with pytest.raises(Died, match=f"KSI cannot run: cannot open {daemon.database}: .*\n  move it away"):
+        async with daemon:
+            pass
+
+
 @pytest.mark.root
 @pytest.mark.timeout(120)
 @pytest.mark.skipif(not can_mount(), reason="only root mounts a small disk")

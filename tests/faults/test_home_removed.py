@@ -1,12 +1,14 @@
-"""A daemon whose home was taken away ends by itself, and with it the supervisor above it."""
+"""A daemon whose home was taken away ends by itself; one whose database was, takes nothing more."""
 
 import shutil
 
 import pytest
 
 from ksi_client import AsyncClient
+from ksi_common.errors import Unavailable
 from ksi_common.events import state
 from tests.support.daemon_process import DaemonProcess
+from tests.support.waiting import eventually
 
 
 @pytest.mark.timeout(120)
@@ -45,3 +47,24 @@ async def test_a_daemon_whose_home_was_moved_takes_nothing_of_the_one_in_its_pla
             await second.start()
             async with AsyncClient(second.socket) as ksi:
                 assert (await ksi.call(state.Get(key="color"))).found
+
+
+@pytest.mark.timeout(120)
+async def test_nothing_is_stored_in_a_database_that_was_taken_away_until_it_is_back() -> None:
+    async with DaemonProcess() as daemon, AsyncClient(daemon.socket) as ksi:
+
+        async def refused() -> bool:
+            try:
+                await ksi.call(state.Set(key="color", value="green"))
+            except Unavailable as error:
+                return "was moved, removed or replaced" in error.message
+            return False
+
+        away = daemon.database.rename(daemon.base / "away.db")
+        await eventually(refused)
+        assert (await ksi.call(state.Get(key="size"))).found is False
+        away.rename(daemon.database)
+        await ksi.call(state.Set(key="size", value="large"))
+        await daemon.kill()
+        await daemon.start()
+        assert (await ksi.call(state.Get(key="size"))).found

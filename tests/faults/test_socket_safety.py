@@ -109,6 +109,13 @@ async def test_a_folder_of_another_user_is_refused() -> None:
             pass
 
 
+async def test_a_folder_that_cannot_be_is_named_with_what_to_do() -> None:
+    """As of an XDG_RUNTIME_DIR that is another user's, or of a session that is over."""
+    with pytest.raises(Died, match=r"exit code 1: KSI cannot run: cannot use /proc/none: .*\n  set KSI_HOME"):
+        async with DaemonProcess(environ={"KSI_SOCKET": "/proc/none/ksi.sock"}):
+            pass
+
+
 async def test_socket_and_database_are_the_owners_alone() -> None:
     async with DaemonProcess() as daemon:
         private = {daemon.socket: 0o600, daemon.socket.parent: 0o700}

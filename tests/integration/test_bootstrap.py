@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -413,6 +414,29 @@ def test_a_fresh_clone_is_set_up_from_the_real_locks(tmp_path: Path) -> None:
         )  # fmt: skip
         assert done.returncode == 3, done
         assert said.fullmatch(done.stderr), done.stderr
+
+
+PRESS = """
+import os, signal, sys
+
+class Press:
+    def find_spec(self, name, *_):
+        if "orjson" in sys.modules and not name.startswith("orjson"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Press())
+"""
+
+
+@pytest.mark.parametrize("program", ["ksi", "chat.py", "daemon_control.py"])
+def test_ctrl_c_in_the_middle_of_a_module_of_rust_ends_it(program: str, tmp_path: Path) -> None:
+    """That module crashes where what it imports raises KeyboardInterrupt."""
+    run = f"{PRESS}import runpy; runpy.run_path({program!r}, run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", run], cwd=ROOT, env={**os.environ, "KSI_HOME": str(tmp_path)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The programs where stdin, stdout or stderr is closed, or takes no character beyond ASCII."""
+"""Programs and daemon where stdin, stdout or stderr is closed, or takes no character beyond ASCII."""
 
 import os
 import subprocess
@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from ksi_common.paths import Paths
+from ksi_daemon.lock import home_lock
+
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 60.0
 NOT_RUNNING = 3
+HOME_LOCKED = 4
 
 
 def run(line: str, home: Path, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -33,6 +37,12 @@ def run(line: str, home: Path, **environ: str) -> subprocess.CompletedProcess[st
 def test_a_stream_that_is_closed_changes_no_code(words: str, stream: str, tmp_path: Path) -> None:
     done = run(f"$PYTHON {words} {stream}", tmp_path)
     assert (done.returncode, "Traceback" in done.stderr) == (NOT_RUNNING, False)
+
+
+@pytest.mark.parametrize("stream", ["2>&-", "<&- >&- 2>&-"])
+def test_a_daemon_whose_stderr_is_closed_ends_with_its_code(stream: str, tmp_path: Path) -> None:
+    with home_lock(Paths(tmp_path)):
+        assert run(f"$PYTHON -m ksi_daemon {stream}", tmp_path).returncode == HOME_LOCKED
 
 
 def test_what_cannot_be_written_is_a_question_mark(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ class Bench:
         self.writer = Writer(
             connection,
             clock or SystemClock(),
-            path.with_name(path.name + "-wal"),
+            path,
             deliver=lambda jobs, head: self.done.put((jobs, head)),
             fail=self.failures.append,
         )

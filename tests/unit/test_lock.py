@@ -175,3 +175,11 @@ def test_a_process_that_was_forked_off_does_not_hold_the_home(paths: Paths) -> N
                 assert recovered is True
         finally:
             os.kill(child, signal.SIGKILL)
+
+
+def test_a_home_whose_path_is_no_text_is_refused(tmp_path: Path) -> None:
+    """Whatever names a file of it would fail at its answer."""
+    home = Path(os.fsdecode(bytes(tmp_path) + b"/\xff"))
+    with pytest.raises(FailedPrecondition, match=r"is no UTF-8: .*\\xff"), home_lock(Paths(home)):
+        pass
+    assert not home.exists()

@@ -424,3 +424,20 @@ def test_it_stays_under_12_mb(supervised: Supervised) -> None:
     status = Path(f"/proc/{supervised.running.pid}/status").read_text()
     (resident_kb,) = (int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
     assert resident_kb < 12 * 1024
+
+
+def test_who_is_told_to_end_as_it_ends_leaves_with_the_code_of_the_daemon(tmp_path: Path) -> None:
+    """A start that waits for it would say that it failed, and said nothing."""
+    program = """
+import os, signal, sys
+from ksi_daemon.process_supervisor import main
+
+class Late:
+    def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGTERM):
+        kill(pid, number)
+
+sys.late = Late()
+sys.exit(main([sys.argv[1], "--", "true"]))
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False, timeout=PATIENCE_S)
+    assert done.returncode == 0
