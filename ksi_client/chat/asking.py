@@ -1,5 +1,6 @@
 """Ask for one completion and follow it to its end, whatever happens to the connection."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -22,8 +23,8 @@ class Asking:
     """One question. ``options``: other fields of completion:stream.
 
     ``timeout_s``: seconds for all of it; then the completion is stopped, and DeadlineExceeded raised.
-    ``lost`` is called whenever the connection was lost, before it is made again; ``slow``: when a stop takes
-    its time, from a signal handler perhaps.
+    ``lost`` is called when the connection was lost, once however often it is tried to make it again;
+    ``slow``: when a stop takes its time, from a signal handler perhaps.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Asking:
                 call_raw("completion:cancel", self._id, timeout_s=CANCEL_S)
 
     def _steps(self) -> Iterator[Step]:
+        told = -math.inf
         while True:
             try:
                 yield from self._stream()
@@ -80,7 +82,9 @@ class Asking:
                     raise
             else:
                 return
-            self._lost()
+            if told < self._heard:
+                self._lost()
+                told = time.monotonic()
             self._course.begin_anew()
             # A daemon that ends refuses until it is gone, and nothing tells when that is.
             time.sleep(RETRY_S)

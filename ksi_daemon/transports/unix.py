@@ -145,9 +145,8 @@ class _Let(Connection):
         if refusal is not None:
             self.refuse(refusal)
         elif len(self._unix.connections) > self._limit:
-            self.refuse(
-                ResourceExhausted(f"{self._limit} connections", reason="connections", retry_after_s=1)
-            )
+            full = f"the daemon has {self._limit} connections, as many as it takes"
+            self.refuse(ResourceExhausted(full, reason="connections", retry_after_s=1))
 
     def _refusal_of(self, transport: asyncio.BaseTransport) -> PermissionDenied | None:
         del transport

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from ksi_client.chat import asking as module
 from ksi_client.chat.asking import Asking
 from ksi_client.chat.prompt import Prompt
-from ksi_common.errors import DeadlineExceeded
+from ksi_common.errors import DeadlineExceeded, KSIError, NotFound, Unavailable
 from tests.unit.test_client_fake import fake_in_thread
 
 
@@ -30,6 +31,26 @@ def test_a_deadline_is_told_whoever_set_it(
         asking = Asking("r1", prompt, {}, timeout_s=timeout_s, lost=_nothing, slow=_nothing)
         with pytest.raises(DeadlineExceeded, match=said):
             list(asking.steps())
+
+
+def test_a_daemon_that_refuses_again_and_again_is_said_to_be_gone_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    refusals: list[KSIError] = [Unavailable("not now", reason="shutting_down") for _ in range(3)]
+
+    def refuse(_: Mapping[str, Any]) -> Any:
+        raise refusals.pop() if refusals else NotFound("it has ended")
+
+    monkeypatch.setattr(module, "RETRY_S", 0)
+    with fake_in_thread() as (daemon, _):
+        daemon.handlers["completion:stream"] = refuse
+        monkeypatch.setenv("KSI_SOCKET", str(daemon.path))
+        prompt = Prompt("hi", tmp_path, "r1")
+        asking = Asking("r1", prompt, {}, timeout_s=None, lost=lambda: said.append("lost"), slow=_nothing)
+        with pytest.raises(NotFound):
+            list(asking.steps())
+    assert (said, refusals) == (["lost"], [])
 
 
 def _nothing() -> None:
