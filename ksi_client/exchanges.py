@@ -204,13 +204,17 @@ class Feed(Exchange):
 
 
 class Subscription(Feed):
-    """A feed that goes on after its last cursor: on a new connection, and after it was full."""
+    """A feed that goes on after its last cursor: on a new connection, and after it was full.
 
-    __slots__ = ("cursor", "paused")
+    ``asked``: when it was, in RFC 3339. Before a cursor came, the next connection is told "now" by it.
+    """
 
-    def __init__(self, call: Call) -> None:
+    __slots__ = ("_asked", "cursor", "paused")
+
+    def __init__(self, call: Call, *, asked: str) -> None:
         super().__init__(call)
         self.resend = True
+        self._asked = asked
         self.cursor: str | None = None
         """That of the last entry that came, heartbeats included."""
         self.paused = False
@@ -227,8 +231,9 @@ class Subscription(Feed):
     def rewind(self) -> None:
         """Make the request begin after what came already."""
         if self.cursor is not None:
-            self.call.data = {**self.call.data, "start": {"cursor": self.cursor}}
-            self.line = encode(self.call)
+            _begin_at(self, {"cursor": self.cursor})
+        elif self.call.data["start"] == "now":
+            _begin_at(self, {"time": self._asked})
 
     def _keep(self, entry: Entry, size: int) -> None:
         if entry.cursor is not None:
@@ -241,23 +246,31 @@ class Subscription(Feed):
 class Consumption(Feed):
     """A feed whose cursor the daemon keeps: on a new connection it goes on with what is not acknowledged.
 
-    What waits here is bounded by what may be given and not acknowledged.
+    What waits here is bounded by what may be given and not acknowledged. ``asked``: as of a subscription.
     """
 
-    __slots__ = ()
+    __slots__ = ("_asked",)
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, *, asked: str) -> None:
         super().__init__(call)
         self.resend = True
+        self._asked = asked
 
     def rewind(self) -> None:
         """Forget what waits: the daemon has taken it back, and gives it again."""
         self._waiting.clear()
         self._bytes = 0
+        if self.call.data["start"] == "now":
+            _begin_at(self, {"time": self._asked})
 
     def _keep(self, entry: Entry, size: int) -> None:
         super()._keep(entry, size)
         self.full = False
+
+
+def _begin_at(feed: Feed, start: dict[str, str]) -> None:
+    feed.call.data = {**feed.call.data, "start": start}
+    feed.line = encode(feed.call)
 
 
 def _is_heartbeat(entry: Entry) -> bool:

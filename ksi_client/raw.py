@@ -13,6 +13,7 @@ from ksi_client.items import Items
 from ksi_client.keys import key_source, make_repeatable
 from ksi_client.session import ClientStatistics
 from ksi_client.timeouts import CONNECT_TIMEOUT_S, GRACE_S, TIMEOUT_S, late
+from ksi_common.clock import SystemClock, format_time
 from ksi_common.errors import Unavailable
 from ksi_common.frames import Call, Item, Mark
 
@@ -98,7 +99,9 @@ class RawClient:
         self, patterns: str | Sequence[str], *, start: Start = "now", timeout_s: float | None = None
     ) -> Items[Item | Mark]:
         """Follow events: items and marks as they are on the wire; a lost connection is made again."""
-        return self._follow(Subscription(subscribe_call(patterns, start, timeout_s)), _as_it_is)
+        return self._follow(
+            Subscription(subscribe_call(patterns, start, timeout_s), asked=time_now()), _as_it_is
+        )
 
     def statistics(self) -> ClientStatistics:
         """Give figures."""
@@ -140,6 +143,11 @@ def subscribe_call(patterns: str | Sequence[str], start: Start, timeout_s: float
     listed = [patterns] if isinstance(patterns, str) else list(patterns)
     given = start if isinstance(start, str) else dict(start)
     return Call("event:subscribe", {"patterns": listed, "start": given}, timeout_s=timeout_s)
+
+
+def time_now() -> str:
+    """Give the time of day, as a subscription may begin at."""
+    return format_time(SystemClock().time_us())
 
 
 def deadline_of(exchange: Exchange) -> float:

@@ -164,7 +164,9 @@ class _Desk:
             except KSIError as error:
                 answer = ServedAnswer(asked.id, "error", error.to_wire())
             return encode_answer(answer)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                raise
             log.exception("the handler of %s failed", asked.event)
             bug = InternalError(f"{type(error).__name__} ({_place(error, served.handle)})")
             return ServedAnswer(asked.id, "error", bug.to_wire()).encode()
@@ -229,6 +231,12 @@ def _message(served: Served, asked: Asked) -> Any:
         return served.kind_of.model_validate(asked.data)
     except ValidationError as error:
         raise refusal(error, served.kind_of, asked.event, asked.data) from None
+
+
+def _is_cancelled() -> bool:
+    """Tell whether this task was to stop, rather than something else that its handler waited for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _plain(value: Any) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 from pydantic import ValidationError
 
 from ksi_client.exchanges import Consumption, Entry, Feed, Question, Subscription
-from ksi_client.raw import Start, keyed, subscribe_call
+from ksi_client.raw import Start, keyed, subscribe_call, time_now
 from ksi_common.bus import Delivered
 from ksi_common.errors import FailedPrecondition
 from ksi_common.frames import Call, Item, Mark
@@ -67,7 +67,7 @@ def told(notification: Notification, timeout_s: float | None) -> Question:
 
 def subscription(patterns: Any, start: Start) -> Subscription:
     """Make the exchange of a subscription."""
-    return Subscription(subscribe_call(patterns, start))
+    return Subscription(subscribe_call(patterns, start), asked=time_now())
 
 
 def consumption(
@@ -77,7 +77,7 @@ def consumption(
     call = subscribe_call(patterns, start)
     wish = {"consumer": name, "group": group, "max_inflight": max_inflight}
     call.data = {**call.data, **{key: value for key, value in wish.items() if value is not None}}
-    return Consumption(call)
+    return Consumption(call, asked=time_now())
 
 
 def report(feed: Consumption, cursor: str, timeout_s: float, **refusal: Any) -> Question:

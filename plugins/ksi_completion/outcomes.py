@@ -22,7 +22,7 @@ class Outcome:
     failures: int = 0
     """Attempts that a provider failed."""
     usage: Usage | None = None
-    """Of an attempt that failed, and cost something all the same."""
+    """Of an attempt that gave no answer, and cost something all the same."""
     lease: Lease | None = None
     """Of the session, held by the attempt."""
     provider_changed: bool = False

@@ -126,7 +126,8 @@ class Attempt:
             return self._end(failure=stopped)
         if came is None or (self._is_unwanted and isinstance(came, ProviderFailure)):
             elapsed_s = round(self._means.clock.monotonic() - self._wished, 3)
-            return self._end(proof=stopped.model_copy(update={"elapsed_s": elapsed_s}))
+            proof = stopped.model_copy(update={"elapsed_s": elapsed_s})
+            return self._end(proof=proof, usage=came.usage if came is not None else None)
         if isinstance(came, Answer):
             return self._end(answer=came)
         if isinstance(came, Failure):

@@ -511,6 +511,18 @@ async def test_a_bug_is_placed_in_the_program_of_its_author(
     assert bug.message == f"plugin math failed in math:double: {error} (test_remote_handlers.py:{line})"
 
 
+async def test_python_answers_where_what_a_handler_waits_for_was_cancelled(ksi: RunningDaemon) -> None:
+    async def wait(request: Double) -> Doubled:
+        work = asyncio.get_running_loop().create_future()
+        work.cancel()
+        return Doubled(n=await work)
+
+    async with serving(ksi, wait), ksi.connect() as wire:
+        error = (await wire.call("math:double", {"n": 2}))["error"]
+    assert error["code"] == "INTERNAL"
+    assert "CancelledError" in error["message"]
+
+
 async def test_python_serves_on_after_an_answer_that_is_no_json(ksi: RunningDaemon) -> None:
     async def say(data: dict[str, Any]) -> dict[str, Any]:
         if data["how"] == "raised":

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from ksi_completion.ending import Ending
+from ksi_completion.running import Attempt
 from ksi_daemon.testing import FakeClock, RunningDaemon, running_daemon
 from tests.support.asking import ask, table
 
@@ -132,3 +133,19 @@ async def test_a_failure_whose_line_is_adopted_is_paid_for(monkeypatch: pytest.M
         assert (total["calls"], total["failed_calls"], total["prompt_tokens"]) == (2, 2, 20)
         found = (await ksi.call_raw("completion:status", {"request_id": "r1"}))["completion"]
         assert found["attempts"] == 2
+
+
+async def test_a_failure_that_a_cancel_overtakes_is_paid_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    mock = {"failure_rate": 1, "failures_cost": True}
+    stop = Attempt._stop
+
+    async def cancelled_by_now(self: Attempt) -> Any:
+        self.cancel()
+        return await stop(self)
+
+    monkeypatch.setattr(Attempt, "_stop", cancelled_by_now)
+    async with running_daemon(settings=table(mock=mock)) as ksi:
+        await ksi.call_raw("completion:async", {"prompt": "x" * 40})
+        await ksi.wait_emitted("completion:cancelled")
+        total = (await usage(ksi))["total"]
+    assert (total["calls"], total["failed_calls"], total["prompt_tokens"]) == (1, 1, 10)

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ksi_client.exchanges import MAX_BUFFERED_BYTES, MAX_LOSSES, Exchange, Feed, Question, Subscription
+from ksi_client.exchanges import (
+    MAX_BUFFERED_BYTES,
+    MAX_LOSSES,
+    Consumption,
+    Exchange,
+    Feed,
+    Question,
+    Subscription,
+)
 from ksi_client.session import MAX_IN_FLIGHT, Session
 from ksi_common.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from ksi_common.frames import Call
@@ -42,8 +50,11 @@ def health(*, safe: bool = False) -> Question:
     return Question(Call("system:health", {}, timeout_s=1.0), resend=safe)
 
 
+ASKED = "2026-01-31T12:00:00.000000Z"
+
+
 def subscription() -> Subscription:
-    return Subscription(Call("event:subscribe", {"patterns": ["a:*"], "start": "now"}))
+    return Subscription(Call("event:subscribe", {"patterns": ["a:*"], "start": "now"}), asked=ASKED)
 
 
 def test_a_request_is_a_line_with_an_id(session: Session) -> None:
@@ -185,12 +196,17 @@ def test_what_is_cancelled_while_it_waits_for_the_next_daemon_is_not_sent(
     assert session.data_to_send() == b""
 
 
-def test_a_subscription_without_a_cursor_yet_begins_as_it_was_asked(session: Session) -> None:
-    session.start(subscription())
-    sent(session)
+@pytest.mark.parametrize("kind", [Subscription, Consumption])
+@pytest.mark.parametrize(("start", "again"), [("now", {"time": ASKED}), ("beginning", "beginning")])
+def test_what_has_no_cursor_yet_begins_where_it_was_asked_to(
+    session: Session, kind: type[Subscription | Consumption], start: str, again: object
+) -> None:
+    """The second "now" would be after what this client told since, which the daemon may have stored."""
+    session.start(kind(Call("event:subscribe", {"patterns": ["a:*"], "start": start}), asked=ASKED))
+    assert sent(session)[0]["data"]["start"] == start
     session.lost()
     session.connected()
-    assert sent(session)[0]["data"]["start"] == "now"
+    assert sent(session)[0]["data"]["start"] == again
 
 
 def test_a_subscription_pauses_by_bytes_and_resumes_after_the_last_that_it_kept(session: Session) -> None:
