@@ -99,6 +99,20 @@ async def test_what_waits_for_a_budget_is_still_there_after_a_restart(tmp_path: 
         assert (await until(wire, "result", "failed"))["type"] == "result"
 
 
+async def test_a_budget_that_was_set_holds_after_a_restart_and_removed_gives_back_that_of_the_file(
+    tmp_path: Path,
+) -> None:
+    home, settings = tmp_path / "var", table(budgets=[{"subject": "s1", "tokens": 300}])
+    async with running_daemon(home=home, settings=settings) as ksi:
+        await ksi.call_raw("budget:set", {"subject": "s1", "tokens": 30})
+    async with running_daemon(home=home, settings=settings) as ksi:
+        (budget,) = (await ksi.call_raw("budget:list"))["budgets"]
+        assert (budget["tokens"], budget["by"]) == (30, "request")
+        await ksi.call_raw("budget:remove", {"subject": "s1"})
+        (budget,) = (await ksi.call_raw("budget:list"))["budgets"]
+        assert (budget["tokens"], budget["by"]) == (300, "settings")
+
+
 async def test_an_answer_that_grows_out_of_a_budget_is_stopped_and_paid_for() -> None:
     mock = {"answer": "y" * 4000, "delta_characters": 40}
     async with running_daemon(settings=table(mock=mock)) as ksi, ksi.connect() as wire:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ksi_common.events.completion import Proof
 from ksi_completion.providers.interface import Job, ProviderFailure, size_of
 from ksi_completion.providers.mock import MockGeneration, MockProvider
 from ksi_daemon.plugin import Leases
@@ -226,6 +227,23 @@ async def test_nobody_begins_on_a_session_that_another_may_be_at_work_on() -> No
         assert (retrying["reason"], retrying["delay_s"] > 30) == ("session_busy", True)
         assert (await ask(wire, "beside", session_id="t"))["type"] == "result"
         assert [event["session_id"] for event in ksi.emitted("completion:started")] == ["t"]
+
+
+async def test_who_begins_after_one_that_could_not_be_ended_waits_until_that_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def cannot(_: MockGeneration) -> Proof:
+        raise ProviderFailure("process 7 cannot be killed", reason="not_killed")
+
+    monkeypatch.setattr(MockGeneration, "cancel", cannot)
+    async with daemon() as ksi, ksi.connect() as wire:
+        last = await ask(wire, "one", request_id="r1")
+        assert (last["type"], last["failure"]["reason"]) == ("failed", "not_killed")
+        asked = {"prompt": "two", "session_id": "s", "request_id": "r2"}
+        wire.send({"event": "completion:stream", "data": asked, "id": "two"})
+        while (step := (await wire.receive())["data"])["type"] not in {"retrying", "failed", "result"}:
+            assert step["type"] != "started"
+        assert (step["type"], step["reason"]) == ("retrying", "session_busy")
 
 
 async def test_what_one_did_who_lost_the_session_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:

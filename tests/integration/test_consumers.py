@@ -104,6 +104,24 @@ async def letters(ksi: RunningDaemon, **wanted: Any) -> list[dict[str, Any]]:
     return list((await ksi.call_raw("deadletter:list", wanted))["letters"])
 
 
+async def test_one_that_holds_all_it_may_is_given_the_rest_of_the_log_once_that_is_done(
+    ksi: RunningDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ksi_daemon.consumers.ledger.MAX_HELD", 4)
+    async with following(ksi, consumer="c") as follower:
+        await follower.mark("caught_up")
+        for first in range(0, 48, 12):
+            await tell(ksi, *range(first, first + 4))
+            held = await follower.items(4)
+            await tell(ksi, *range(first + 4, first + 12))
+            assert await follower.is_given_nothing()
+            await follower.ack(*held)
+            rest = await follower.items(8)
+            assert [item["data"]["data"]["n"] for item in rest] == list(range(first + 4, first + 12))
+            await follower.ack(*rest)
+    assert (await state(ksi, "c"))["lag"] == 0
+
+
 async def test_a_consumer_goes_on_with_what_is_not_acknowledged(ksi: RunningDaemon) -> None:
     await tell(ksi, *range(5))
     async with following(ksi, consumer="c", start="beginning") as first:

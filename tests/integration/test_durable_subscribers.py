@@ -262,6 +262,25 @@ async def test_a_letter_that_is_redriven_while_its_event_is_tried_is_tried_after
         assert await tried("book", 2) == ["bad", "bad"]
 
 
+async def test_a_letter_that_was_being_tried_when_the_daemon_ended_is_tried_by_the_next(
+    write_plugin: WritePlugin, tmp_path: Path
+) -> None:
+    home = tmp_path / "home" / "var"
+    async with running_daemon(home=home, plugins=[write_plugin(LEDGER, "ledger")]) as ksi:
+        module().broken.add("bad")
+        await set_(ksi, "bad", 1)
+        await settled(ksi, "ledger.book")
+        module().gate.clear()
+        (letter,) = (await ksi.call_raw("deadletter:list"))["letters"]
+        await ksi.call_raw("deadletter:redrive", {"ids": [letter["id"]]})
+        assert await tried("book", 5) == ["bad", "bad", "bad", 1, "bad"]
+    async with running_daemon(home=home, plugins=[write_plugin(LEDGER, "ledger")]) as ksi:
+        assert await tried("book", 1) == ["bad"]
+        await set_(ksi, 2)
+        await settled(ksi, "ledger.book")
+        assert await booked(ksi) == [1, "bad", 2]
+
+
 async def test_a_clock_that_was_set_back_keeps_no_event_from_its_next_attempt(
     write_plugin: WritePlugin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,12 +11,14 @@ import pytest
 from ksi_common.envelope import StoredEvent
 from ksi_common.errors import AlreadyExists, FailedPrecondition
 from ksi_daemon.database.log_writer import (
+    CLAIM_CHECKED,
     EMPTY_CHAIN,
     READ,
     ExpectedVersion,
     LogWriter,
     digest_of,
     from_row,
+    reference_to,
 )
 from ksi_daemon.database.migrations import CORE, migrate, scripts
 
@@ -262,3 +264,18 @@ def test_known_streams_have_a_bound(log: LogWriter) -> None:
     log.committed()
     assert log._versions == {}
     assert log.version("s1") == 0
+
+
+def test_data_that_is_taken_back_is_not_that_of_the_event_with_its_number(
+    connection: sqlite3.Connection, tmp_path: Path
+) -> None:
+    kept, lost = (b'"%b"' % (letter * CLAIM_CHECKED) for letter in (b"k", b"l"))
+    log = LogWriter(connection, tmp_path)
+    log.append(event("kept", data=kept))
+    mark = log.mark()
+    log.append(event("lost", data=lost))
+    log.take_back(mark)
+    append(log, "next")
+    commit(log)
+    rows = connection.execute("SELECT event_id, nullif(data, ''), reference FROM log ORDER BY seq").fetchall()
+    assert rows == [("kept", None, reference_to(kept)), ("next", '{"n":1}', None)]

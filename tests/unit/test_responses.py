@@ -1,6 +1,7 @@
 """Answers in real files: one line each, named by a row, whole or cut."""
 
 import asyncio
+import errno
 import gc
 import hashlib
 import os
@@ -256,6 +257,31 @@ async def test_a_pipe_in_the_place_of_a_file_is_refused(responses: Responses, tm
     os.mkfifo(file_of(tmp_path))
     with pytest.raises(Unavailable, match="not a regular file"):
         await responses.store("s", line(), at=0)
+
+
+@pytest.mark.parametrize("refuses", ["to be opened", "to be synced"])
+async def test_a_file_that_refuses_is_no_matter_of_the_answers_beside_it(
+    responses: Responses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: str
+) -> None:
+    bad, good = file_of(tmp_path, "bad.jsonl"), file_of(tmp_path, "good.jsonl")
+    bad.parent.mkdir(parents=True)
+    synced = os.fdatasync
+
+    def sync(descriptor: int) -> None:
+        if os.path.realpath(f"/proc/self/fd/{descriptor}") == str(bad.resolve()):
+            raise OSError(errno.EIO, "the disk is broken")
+        synced(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", sync)
+    if refuses == "to be opened":
+        os.mkfifo(bad)
+    refused = responses.store("bad", line(session_id="bad"), at=0)
+    stored = responses.store("good", line(session_id="good"), at=0)
+    with pytest.raises(Unavailable) as error:
+        await refused
+    assert error.value.details["reason"] == "store_unavailable"
+    assert good.read_bytes() == line(session_id="good").to_bytes()
+    assert (await stored).end == good.stat().st_size
 
 
 async def test_a_line_that_no_row_came_to_name_makes_room(responses: Responses, tmp_path: Path) -> None:
