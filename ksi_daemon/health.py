@@ -119,6 +119,8 @@ class Health:
                 await self._database.read("SELECT 1")
         except TimeoutError:
             return Check(status="unhealthy", detail={"error": f"no answer within {CHECK_S:g} s"})
+        if not self._database.in_place:
+            return Check(status="unhealthy", detail={"error": "its file was moved, removed or replaced"})
         took_ms = round((self._clock.monotonic() - start) * 1000, 3)
         head = self._subscriptions.hub.head
         lost = self._database.facts.lost_tail

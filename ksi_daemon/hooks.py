@@ -23,10 +23,10 @@ from ksi_common.guessing import nearest
 from ksi_common.records import record
 from ksi_common.strict_json import dumps, non_finite
 from ksi_daemon import hookspecs
-from ksi_daemon.beside import Beside
 from ksi_daemon.contributions import Command, HttpRoute
 from ksi_daemon.explaining import PluginBug, explain
 from ksi_daemon.layers import Layer, layer_of
+from ksi_daemon.observers import WaitingObserver
 from ksi_daemon.services import Service
 from ksi_daemon.supervisor import attempt
 
@@ -235,14 +235,14 @@ class Relay:
         wanted = set(implementation.argnames)
 
         waits = inspect.iscoroutinefunction(implementation.function)
-        beside = Beside(name, partial(self._awaited, name), lambda: self.tasks) if waits else None
+        waiting = WaitingObserver(name, partial(self._awaited, name), lambda: self.tasks) if waits else None
 
         def observe(envelope: EventEnvelope, took_s: float, code: str) -> None:
             arguments = {"envelope": _copy_of(envelope), "took_s": took_s, "code": code}
             given = {key: value for key, value in arguments.items() if key in wanted}
             call = partial(implementation.function, **given)
-            if beside is not None:
-                beside.start(call)
+            if waiting is not None:
+                waiting.start(call)
                 return
             error = attempt(call if self._marks is None else partial(self._marks.during, name, call))
             if isinstance(error, BaseException):

@@ -136,6 +136,11 @@ class Database:
         return self.facts.log_id
 
     @property
+    def in_place(self) -> bool:
+        """Tell whether its file is where it was opened; while it is not, nothing is stored."""
+        return self._writer.file.lasts
+
+    @property
     def head(self) -> int:
         """The last seq that is surely on disk: what the writer has in hand has higher ones already."""
         return self._head

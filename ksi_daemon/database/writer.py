@@ -86,7 +86,7 @@ class Writer(threading.Thread):
         super().__init__(name="ksi-writer", daemon=True)
         self._connection = connection
         self._clock = clock
-        self._file = Presence(file)
+        self.file = Presence(file)
         self._wal = WalFile(file.with_name(file.name + "-wal"))
         self._uncheckpointed = False
         self._force_after = 0.0
@@ -240,7 +240,7 @@ class Writer(threading.Thread):
         now = monotonic()
         if now < self._present_until:
             return
-        if not self._file.lasts:
+        if not self.file.lasts:
             raise file_removed()
         self._present_until = now + _LOOK_AGAIN_S
 

@@ -6,7 +6,7 @@ import pytest
 
 from ksi_client import AsyncClient
 from ksi_common.errors import Unavailable
-from ksi_common.events import state
+from ksi_common.events import state, system
 from tests.support.daemon_process import DaemonProcess
 from tests.support.waiting import eventually
 
@@ -60,9 +60,15 @@ async def test_nothing_is_stored_in_a_database_that_was_taken_away_until_it_is_b
                 return "was moved, removed or replaced" in error.message
             return False
 
+        async def ill() -> bool:
+            check = (await ksi.call(system.Health())).checks.database
+            return check.status == "unhealthy" and "replaced" in str(check.detail["error"])
+
         away = daemon.database.rename(daemon.base / "away.db")
+        shutil.copy(daemon.base / "away.db", daemon.database)  # another file in its place is not it
         await eventually(refused)
         assert (await ksi.call(state.Get(key="size"))).found is False
+        await eventually(ill)
         away.rename(daemon.database)
         await ksi.call(state.Set(key="size", value="large"))
         await daemon.kill()

@@ -19,7 +19,7 @@ MAX_OBSERVING: Final = 256
 Call = Callable[[], Awaitable[None]]
 
 
-class Beside:
+class WaitingObserver:
     """Runs one observer of a plugin for many events at once; what is too much is passed over.
 
     ``run`` awaits a call of it; ``tasks`` gives where that is done, or None before the daemon serves.
